@@ -1,0 +1,58 @@
+# `make` alone lists the targets. Everything runs in .venv, which the first target that needs it makes.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Nothing here reports home, and DVC's pickled caches stay where no one else can write.
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help install repro test lint types unit smoke ui timing preset clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmcore needs Python 3.11 or newer; say which: make PYTHON=python3.12")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## make .venv with the tested versions
+
+repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
+	dvc repro
+	@echo; python -m flows.timing
+	@echo "report: reports/index.html"
+
+test: lint types unit ## lint, types, all tests
+
+lint: $(READY) ## ruff
+	ruff check .
+	ruff format --check .
+
+types: $(READY) ## mypy
+	mypy
+
+unit: $(READY) ## the tests alone
+	pytest
+
+smoke: $(READY) ## the whole graph on a tiny preset, about a minute
+	pytest tests/test_pipeline.py
+
+ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them
+	python -m flows.ui
+
+timing: $(READY) ## where the last run's time went
+	@python -m flows.timing
+
+preset: $(READY) ## params.yaml := the defaults overlaid with presets/NAME.yaml
+	@python -m flows.preset $(NAME)
+
+clean: ## remove what the pipeline made (not DVC's cache, not mlflow.db)
+	rm -rf features models couplings curves scores reports work params.checked.json dvc_plots

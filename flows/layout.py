@@ -1,0 +1,32 @@
+"""Where the stages' outputs lie, relative to the repository's root."""
+
+from pathlib import Path
+
+CHECKED = Path("params.checked.json")
+FEATURES = Path("features")
+MODELS = Path("models")
+COUPLINGS = Path("couplings")
+CURVES = Path("curves")
+SCORES = Path("scores")
+REPORTS = Path("reports")
+WORK = Path("work")
+
+
+def model(name: str) -> Path:
+    """The folder of a model."""
+    return MODELS / name
+
+
+def couplings(name: str) -> Path:
+    """The folder of the couplings that round `name` trains on."""
+    return COUPLINGS / name
+
+
+def curve(name: str) -> Path:
+    """The training curve of a model."""
+    return CURVES / f"{name}.csv"
+
+
+def scores(name: str) -> Path:
+    """The folder of a model's scores."""
+    return SCORES / name

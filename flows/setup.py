@@ -1,0 +1,29 @@
+"""What several stages start with: the device, the data on it, and a model's place in the family."""
+
+import torch
+
+from flows.params import Params
+from fmcore.data import Dataset
+
+
+def device_of(params: Params) -> torch.device:
+    """The device that params ask for.
+
+    Raises:
+        ValueError: if cuda is asked for and there is none.
+    """
+    there = torch.cuda.is_available()
+    if params.device == "cuda" and not there:
+        raise ValueError("device: cuda was asked for, but torch sees no CUDA device; expected auto or cpu here")
+    return torch.device("cuda" if there and params.device != "cpu" else "cpu")
+
+
+def classes_of(params: Params, data: Dataset) -> int | None:
+    """The number of classes models are conditioned on, None for unconditional ones.
+
+    Raises:
+        ValueError: if conditional models are asked for and the data has no classes.
+    """
+    if params.conditional and data.num_classes is None:
+        raise ValueError(f"conditional: true needs data with classes, {params.data.name} has none; expected false")
+    return data.num_classes if params.conditional else None

@@ -1,0 +1,57 @@
+"""Where the time of the last pipeline run went: `python -m flows.timing`.
+
+Each stage appends one line to `work/timing.jsonl`, which is no DVC output: clocks must not change hashes.
+Work is training, sampling and scoring, as their progress bars count it; the rest is orchestration: DVC,
+starting processes, imports, data loading, hashing, records for Prefect and MLflow.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from flows import tracking
+from flows.layout import WORK
+from flows.work import root
+
+
+def record(root: Path, stage: str, worked: float) -> None:
+    """Notes that this process ran `stage`, with `worked` seconds of work."""
+    path = root / WORK / "timing.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    line = {
+        "pipeline": tracking.pipeline_key(),
+        "pipeline_started": tracking.pipeline_started(),
+        "stage": stage,
+        "started": psutil.Process().create_time(),
+        "ended": time.time(),
+        "worked": worked,
+    }
+    with path.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def table(path: Path) -> str:
+    """The split of the last pipeline run, a line per stage; a ValueError if none was recorded."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing: no stage has run yet")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    last = [line for line in lines if line["pipeline"] == lines[-1]["pipeline"]]
+    rows = [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}"]
+    for line in last:
+        wall = line["ended"] - line["started"]
+        rows.append(f"{line['stage']:<20}{wall:>9.1f}{line['worked']:>9.1f}{wall - line['worked']:>9.1f}")
+    wall = last[-1]["ended"] - last[0]["pipeline_started"]
+    worked = sum(line["worked"] for line in last)
+    rows.append(f"{'all, with DVC':<20}{wall:>9.1f}{worked:>9.1f}{wall - worked:>9.1f}")
+    rows.append(f"orchestration: {100 * (wall - worked) / wall:.1f} % of {wall:.0f} s")
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    try:
+        print(table(root() / WORK / "timing.jsonl"))
+    except ValueError as error:
+        sys.exit(str(error))

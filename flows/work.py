@@ -1,0 +1,84 @@
+"""Work in progress: a folder a stage can come back to, and the publishing of finished outputs.
+
+DVC deletes a stage's outputs before it runs the stage, so what must survive a kill lies elsewhere: in
+`work/<stage>/<key>/`, where the key is a digest of all that decides the result (parameters, inputs, code).
+The same command resumes there; another recipe has another folder. It is removed when the stage is done.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import fmcore
+from flows.layout import WORK
+
+CODE = Path(fmcore.__file__).parent
+
+
+class BusyError(RuntimeError):
+    """Another process is at the same work."""
+
+
+def root() -> Path:
+    """The repository's root, also in DVC experiments, which run in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def recipe_key(recipe: Mapping[str, Any], inputs: Sequence[Path]) -> str:
+    """A digest of all that decides a stage's result."""
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
+    for path in inputs:
+        digest.update((path / "manifest.json").read_bytes())
+    for path in sorted(CODE.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def workspace(stage: str, recipe: Mapping[str, Any], inputs: Sequence[Path] = ()) -> Iterator[Path]:
+    """The folder where this stage with this recipe keeps its unfinished work; removed on success.
+
+    Raises:
+        BusyError: if another process holds it.
+    """
+    folder = root() / WORK / stage.replace("@", "-") / recipe_key(recipe, inputs)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BusyError(f"{stage} is already running (process {lock.read().strip()}); wait for it") from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        for part in folder.rglob(".*.part"):  # what a killed writer left
+            part.unlink()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def publish(finished: Path, out: Path) -> None:
+    """Moves a finished file or folder to its place in one rename, replacing what was there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        shutil.rmtree(out)
+    try:
+        finished.replace(out)
+    except OSError as error:
+        if error.errno != 18:  # EXDEV: DVC's experiments may run on another file system
+            raise
+        shutil.move(finished, out)
+
+
+def need_space(folder: Path, size: int, what: str) -> None:
+    """Raises OSError if the disk that holds `folder` has less than `size` bytes free, with 5 % to spare."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.05 * size:
+        raise OSError(f"no space for {what}: it needs {size / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free")

@@ -1,0 +1,39 @@
+"""fmcore: conditional flow matching, reflow and few-step distillation.
+
+Time runs from noise to data: x_0 ~ N(0, I) at t = 0, data x_1 at t = 1, and a velocity field v carries
+one to the other along dx = v(x, t) dt. The whole package is three nouns (a path, a coupling, a velocity
+field) and one verb (`integrate`); see `docs/conventions.md`.
+
+`import fmcore` is cheap: torch and the submodules load when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fmcore.reflow import generate_pairs as generate_pairs
+    from fmcore.solvers import integrate as integrate
+    from fmcore.solvers import trajectory as trajectory
+    from fmcore.store import Model as Model
+    from fmcore.store import load_model as load
+    from fmcore.training import train as train
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "generate_pairs": ("fmcore.reflow", "generate_pairs"),
+    "integrate": ("fmcore.solvers", "integrate"),
+    "trajectory": ("fmcore.solvers", "trajectory"),
+    "Model": ("fmcore.store", "Model"),
+    "load": ("fmcore.store", "load_model"),
+    "train": ("fmcore.training", "train"),
+}
+
+__all__ = ["Model", "generate_pairs", "integrate", "load", "train", "trajectory"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fmcore' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _HOMES[name]
+    return getattr(import_module(module), attribute)

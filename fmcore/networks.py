@@ -1,0 +1,166 @@
+"""Networks that predict a velocity: a residual MLP for points and small flat images, a U-Net for images.
+
+Every network maps x (B, *D), t (B,) in [0, 1] and a class (B,) or None to a velocity (B, *D). Its
+configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt.
+"""
+
+from dataclasses import dataclass
+from math import pi, prod
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+TIME_FEATURES = 64
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Residual MLP on flattened data.
+
+    Main arguments:
+        width: hidden units.
+        depth: residual blocks of two linear layers each.
+        fourier: octaves of sin/cos features of each coordinate, for points; 0 for none. They resolve the
+            sharp edges of 2-D densities, which a plain MLP blurs.
+    """
+
+    width: int = 512
+    depth: int = 3
+    fourier: int = 0
+    name: Literal["mlp"] = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1 or self.fourier < 0:
+            raise ValueError(f"mlp needs width >= 1, depth >= 1 and fourier >= 0, got {self}")
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network for data of this shape."""
+        return ResidualMLP(self, prod(shape), num_classes)
+
+
+@dataclass(frozen=True)
+class UNet:
+    """diffusers' UNet2DModel.
+
+    Main arguments:
+        channels: width of each resolution level; each level after the first halves the image.
+        layers: residual blocks a level.
+        attention: self-attention on the levels after the first, and in the middle.
+        dropout: in the residual blocks.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    layers: int = 1
+    attention: bool = False
+    dropout: float = 0.0
+    name: Literal["unet"] = "unet"
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
+            raise ValueError(
+                f"unet needs layers >= 1 and channels that are multiples of 8, got {list(self.channels)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"unet needs 0 <= dropout < 1, got {self.dropout}")
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network for images of shape (C, H, W)."""
+        if len(shape) != 3:
+            raise ValueError(f"unet needs images (C, H, W), got data of shape {shape}: use mlp for points")
+        shrink = 2 ** (len(self.channels) - 1)
+        if shape[1] % shrink or shape[2] % shrink:
+            raise ValueError(
+                f"unet with {len(self.channels)} levels needs sides divisible by {shrink}, got {shape[1:]}"
+            )
+        return VelocityUNet(self, shape, num_classes)
+
+
+Network = MLP | UNet
+NETWORKS = {config.name: config for config in get_args(Network)}
+
+
+def initialised(config: Network, shape: tuple[int, ...], num_classes: int | None, seed: int) -> nn.Module:
+    """The network with initial weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.build(shape, num_classes)
+
+
+def time_features(t: Float[Tensor, " B"]) -> Float[Tensor, "B features"]:
+    """Sines and cosines of t at geometric frequencies from half a period to 16 periods over [0, 1]."""
+    octaves = torch.linspace(0, 5, TIME_FEATURES // 2, device=t.device)
+    angle = pi * t[:, None] * 2.0**octaves
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualMLP(nn.Module):
+    """x + time (+ class) -> velocity through pre-norm residual blocks; see `MLP` for the parameters."""
+
+    def __init__(self, config: MLP, dims: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.fourier = config.fourier
+        width = config.width
+        self.enter = nn.Linear(dims * (1 + 2 * config.fourier), width)
+        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, width)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, dims)
+        for layer in (*self.outer, self.leave):  # start as the identity, and at velocity 0
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B *D"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B *D"]:
+        """See the module's docstring."""
+        flat = x.flatten(1)
+        if self.fourier:
+            # Half a period spans 8 units at the first octave: the 2-D sets live in about [-4, 4].
+            octaves = pi / 8 * 2.0 ** torch.arange(self.fourier, device=x.device)
+            angle = (flat[:, :, None] * octaves).flatten(1)
+            flat = torch.cat([flat, angle.sin(), angle.cos()], dim=1)
+        signal = self.time(time_features(t))
+        if self.classes is not None:
+            signal = signal + self.classes(label)
+        h = self.enter(flat)
+        for norm, inner, outer in zip(self.norms, self.inner, self.outer, strict=True):
+            h = h + outer(nn.functional.silu(inner(norm(h) + signal)))
+        v: Tensor = self.leave(self.norm(h))
+        return v.reshape(x.shape)
+
+
+class VelocityUNet(nn.Module):
+    """UNet2DModel with t in [0, 1]; only here does time become the 0..1000 it was designed for."""
+
+    def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        levels = len(config.channels)
+        kinds = ["AttnDownBlock2D" if config.attention and i else "DownBlock2D" for i in range(levels)]
+        self.unet = UNet2DModel(
+            sample_size=shape[1] if shape[1] == shape[2] else (shape[1], shape[2]),
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            down_block_types=tuple(kinds),
+            up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
+            add_attention=config.attention,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            dropout=config.dropout,
+            num_class_embeds=num_classes,
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B C H W"]:
+        """See the module's docstring."""
+        v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
+        return v

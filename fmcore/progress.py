@@ -1,0 +1,55 @@
+"""Progress on long work: a bar with rate and time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line every ten seconds and at the end.
+
+    Main arguments:
+        what: the work, e.g. "train base".
+        total: how many `unit`s there are.
+        first: how many were done before, by a run that was stopped.
+    """
+
+    def __init__(self, what: str, total: int, unit: str, first: int = 0) -> None:
+        self.start = self._spoke = time.monotonic()
+        self.first = first
+        self._bar = tqdm(
+            desc=what,
+            total=total,
+            initial=first,
+            unit=f" {unit}",
+            unit_scale=True,
+            # tqdm still counts and formats where it must not draw
+            file=None if sys.stderr.isatty() else _Nowhere(),
+        )
+        self._terminal = sys.stderr.isatty()
+
+    def to(self, done: int) -> None:
+        """Says that `done` of the total are done."""
+        self._bar.update(done - self._bar.n)
+        now = time.monotonic()
+        if not self._terminal and (done == self._bar.total or now - self._spoke > LINE_EVERY_SECONDS):
+            self._spoke = now
+            print(str(self._bar), file=sys.stderr, flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it was opened."""
+        return time.monotonic() - self.start
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        self._bar.close()
+
+
+class _Nowhere:
+    def write(self, text: str) -> None: ...
+
+    def flush(self) -> None: ...

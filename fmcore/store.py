@@ -1,0 +1,308 @@
+"""Artifacts on disk: models and stored pairs, as safetensors and JSON.
+
+A model is a folder: `config.json` (network, data shape, classes, time convention), `model.safetensors` (EMA
+weights) and `manifest.json` (what made it). Stored pairs are a folder of fixed-size shards and a
+`manifest.json` with a checksum for each. Neither holds a pickle, a time or a host name, and equal content
+means equal bytes, since DVC tells versions apart by hashing them.
+
+Every file is written to a temporary name, synced and renamed, so a reader sees all of it or nothing; the
+manifest comes last, so a folder with one is complete.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from fmcore import rng
+from fmcore.couplings import Pairs
+from fmcore.fields import VelocityField, network_field
+from fmcore.networks import NETWORKS, Network
+from fmcore.reflow import draw
+from fmcore.solvers import integrate, solver, steps_for
+from fmcore.times import uniform_grid
+
+TIME = "t=0 noise, t=1 data"
+
+
+class ArtifactError(ValueError):
+    """An artifact on disk is missing, damaged or not what was asked for; the message names the file."""
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a whole file or nothing: temporary name, sync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes sorted, indented JSON through `write_file`."""
+    write_file(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object; an `ArtifactError` names the file if it is missing or no such thing."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: expected a file that the stage before writes") from None
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ArtifactError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Writes a safetensors file; its bytes depend on names and values alone."""
+    write_file(path, safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads a safetensors file; an `ArtifactError` names it if it is missing or damaged."""
+    try:
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        return tensors
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: expected a safetensors file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+
+
+# --- models -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its network in evaluation mode and the files that describe it.
+
+    Main arguments:
+        network: with the EMA weights.
+        shape: of one sample.
+        num_classes: None for an unconditional model.
+        manifest: what made it; `manifest["grid"]` is k for a student that knows the times i/k only.
+        digest: SHA-256 of the weights, the model's name in other manifests.
+    """
+
+    network: nn.Module
+    network_config: Network
+    shape: tuple[int, ...]
+    num_classes: int | None
+    manifest: dict[str, Any]
+    digest: str
+
+    def field(self, precision: str = "auto") -> VelocityField:
+        """The model's velocity field."""
+        return network_field(self.network, precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+    def sample(
+        self,
+        count: int,
+        nfe: int,
+        *,
+        solver_name: str = "euler",
+        seed: int = 0,
+        label: int | None = None,
+        precision: str = "auto",
+    ) -> Tensor:
+        """Draws `count` samples with `nfe` network evaluations each; sample i depends on (seed, i) alone.
+
+        Main arguments:
+            count: samples wanted.
+            nfe: evaluations a sample; a multiple of the solver's evaluations a step.
+            label: the class of all samples; None draws classes uniformly for a conditional model.
+
+        Returns:
+            (count, *shape) on the CPU: images in [-1, 1] up to the model's error, or points.
+
+        Raises:
+            ValueError: if the solver is unknown or cannot spend `nfe`, or the label is out of range.
+        """
+        labels = self._labels(count, seed, label)
+        x0, _ = draw(0, count, shape=self.shape, seed=seed, purpose="sample")
+        tableau = solver(solver_name)
+        grid = uniform_grid(steps_for(tableau, nfe))
+        field = self.field(precision)
+        parts = []
+        for first in range(0, count, 1000):
+            part = None if labels is None else labels[first : first + 1000].to(self.device)
+            parts.append(integrate(field, x0[first : first + 1000].to(self.device), grid, tableau, part).cpu())
+        return torch.cat(parts)
+
+    def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
+        if self.num_classes is None:
+            if label is not None:
+                raise ValueError(f"label {label} was asked for, but this model was trained without classes")
+            return None
+        if label is None:
+            return rng.integers(seed, "sample/label", 0, count, self.num_classes)
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {label}")
+        return torch.full((count,), label)
+
+
+def save_model(
+    folder: Path,
+    network: nn.Module,
+    *,
+    network_config: Network,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    manifest: Mapping[str, Any],
+) -> None:
+    """Writes a model folder; refuses weights that are not finite."""
+    tensors = network.state_dict()
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise ArtifactError(f"{folder}: weight {name} is not finite, so the model was not written")
+    config = {
+        "network": asdict(network_config),
+        "shape": list(shape),
+        "num_classes": num_classes,
+        "time": TIME,
+    }
+    write_json(folder / "config.json", config)
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "manifest.json", {**manifest, "sha256": sha256(folder / "model.safetensors")})
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+    """Loads a model folder for sampling.
+
+    Raises:
+        ArtifactError: if a file is missing, damaged, or the weights are not those of the manifest.
+    """
+    folder = Path(folder)
+    config, manifest = read_json(folder / "config.json"), read_json(folder / "manifest.json")
+    weights = folder / "model.safetensors"
+    tensors = read_tensors(weights)
+    digest = sha256(weights)
+    if digest != manifest.get("sha256"):
+        raise ArtifactError(f"{weights} has SHA-256 {digest}, its manifest says {manifest.get('sha256')}")
+    try:
+        if config["time"] != TIME:
+            raise ValueError(f"time is {config['time']!r}, expected {TIME!r}")
+        network_config = network_from(config["network"])
+        shape = tuple(int(side) for side in config["shape"])
+        network = network_config.build(shape, config["num_classes"])
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
+    network.to(device).eval().requires_grad_(False)
+    return Model(network, network_config, shape, config["num_classes"], manifest, digest)
+
+
+def network_from(value: Mapping[str, Any]) -> Network:
+    """The network configuration that `dataclasses.asdict` wrote, back from JSON."""
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+    config: Network = NETWORKS[fields["name"]](**fields)
+    return config
+
+
+# --- stored pairs -----------------------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """One shard of the manifest: pairs `start <= i < start + pairs` in `file`."""
+
+    file: str
+    start: int
+    pairs: int
+    sha256: str
+
+
+def shard_path(folder: Path, start: int) -> Path:
+    """Where the shard that begins at pair `start` lies."""
+    return folder / f"pairs-{start:010d}.safetensors"
+
+
+def write_shard(folder: Path, start: int, batches: Iterable[Pairs]) -> Shard:
+    """Writes batches of pairs as the shard that begins at pair `start`."""
+    parts = list(batches)
+    tensors = {"x0": torch.cat([p.x0 for p in parts]), "x1": torch.cat([p.x1 for p in parts])}
+    labels = [p.label for p in parts if p.label is not None]
+    if labels:
+        tensors["label"] = torch.cat(labels)
+    path = shard_path(folder, start)
+    write_tensors(path, tensors)
+    return Shard(path.name, start, len(tensors["x0"]), sha256(path))
+
+
+def finished_shards(folder: Path) -> dict[int, Shard]:
+    """The whole shards of an unfinished folder, by first pair; damaged ones are left out, to be made again."""
+    found = {}
+    for path in sorted(folder.glob("pairs-*.safetensors")):
+        match = re.fullmatch(r"pairs-(\d{10})", path.stem)
+        try:
+            count = len(read_tensors(path)["x0"])
+        except (ArtifactError, KeyError):
+            continue
+        if match:
+            found[int(match[1])] = Shard(path.name, int(match[1]), count, sha256(path))
+    return found
+
+
+def seal_pairs(folder: Path, shards: Iterable[Shard], manifest: Mapping[str, Any]) -> None:
+    """Completes a folder of pairs with its manifest."""
+    rows = [shard._asdict() for shard in sorted(shards, key=lambda shard: shard.start)]
+    write_json(folder / "manifest.json", {**manifest, "shards": rows})
+
+
+def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Pairs, dict[str, Any]]:
+    """Reads all pairs of a folder and its manifest, checking each shard against its checksum.
+
+    Raises:
+        ArtifactError: if a shard is missing, damaged, or leaves a gap.
+    """
+    folder = Path(folder)
+    manifest = read_json(folder / "manifest.json")
+    parts: list[dict[str, Tensor]] = []
+    expected = 0
+    try:
+        shards = [Shard(**row) for row in manifest["shards"]]
+    except (KeyError, TypeError) as error:
+        raise ArtifactError(f"{folder / 'manifest.json'} does not describe stored pairs: {error}") from None
+    for shard in shards:
+        path = folder / shard.file
+        if shard.start != expected:
+            raise ArtifactError(f"{folder}: expected a shard at pair {expected}, got {shard.start}")
+        tensors = read_tensors(path)
+        if sha256(path) != shard.sha256 or len(tensors["x0"]) != shard.pairs:
+            raise ArtifactError(f"{path} is damaged: its SHA-256 or length differs from the manifest's")
+        parts.append(tensors)
+        expected += shard.pairs
+    if not parts:
+        raise ArtifactError(f"{folder} holds no pairs")
+    joined = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
+    return Pairs(joined["x0"], joined["x1"], joined.get("label")), manifest

@@ -1,0 +1,173 @@
+"""The command line: a user's mistake is one line and exit status 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fmcore.__main__ import main
+from fmcore.networks import MLP
+from fmcore.progress import Progress
+from fmcore.store import load_model, read_tensors, save_model
+
+ROOT = Path(__file__).parents[1]
+SHAPES = {"points": ((2,), None), "images": ((1, 8, 8), 10), "three": ((3,), None)}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder with a model of points, one of images with classes and one of what has no picture."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, (shape, classes) in SHAPES.items():
+        config = MLP(width=16, depth=1)
+        torch.manual_seed(0)
+        network = config.build(shape, classes)
+        for parameter in network.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        save_model(
+            folder / name,
+            network,
+            network_config=config,
+            shape=shape,
+            num_classes=classes,
+            manifest={"stage": "base"},
+        )
+    return folder
+
+
+def python(*arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=os.environ,
+    )
+
+
+@pytest.mark.parametrize("name", ["points", "images"])
+def test_samples_become_a_picture(models, tmp_path, name):
+    out = tmp_path / "new" / "samples.png"
+    found = python("-m", "fmcore", "sample", models / name, "--nfe", 2, "--count", 9, "--out", out)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout == f"9 samples at 2 NFE -> {out}\n"
+    with Image.open(out) as image:
+        assert image.format == "PNG"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_samples_become_tensors(models, tmp_path, name):
+    out = tmp_path / "samples.safetensors"
+    arguments = ["--nfe", "4", "--count", "5", "--solver", "heun", "--seed", "3", "--out", str(out)]
+    assert main(["sample", str(models / name), *arguments]) == 0
+    assert read_tensors(out).keys() == {"x1"}
+    wanted = load_model(models / name).sample(5, 4, solver_name="heun", seed=3)
+    torch.testing.assert_close(read_tensors(out)["x1"], wanted)
+
+
+def test_a_label_is_handed_on(models, tmp_path):
+    for label in ("0", "9"):
+        out = str(tmp_path / f"{label}.safetensors")
+        assert main(["sample", str(models / "images"), "--label", label, "--count", "2", "--out", out]) == 0
+    assert not torch.equal(
+        read_tensors(tmp_path / "0.safetensors")["x1"], read_tensors(tmp_path / "9.safetensors")["x1"]
+    )
+
+
+MISTAKES = {
+    "no such model": ("nowhere", {}, "nowhere"),
+    "a file as model": ("points/model.safetensors", {}, "model.safetensors"),
+    "no evaluations": ("points", {"--nfe": "0"}, "cannot spend 0"),
+    "odd evaluations": ("points", {"--nfe": "3", "--solver": "heun"}, "cannot spend 3"),
+    "unknown solver": ("points", {"--solver": "rk9"}, "'rk9': expected one of euler"),
+    "label too large": ("images", {"--label": "10"}, "label must lie in 0..9, got 10"),
+    "label without classes": ("points", {"--label": "1"}, "trained without classes"),
+    "no samples": ("points", {"--count": "0"}, "--count must be at least 1"),
+    "unknown suffix": ("points", {"--out": "x.jpg"}, "--out end in .png or .safetensors"),
+    "unknown device": ("points", {"--device": "toaster"}, "toaster"),
+    "no picture of it": ("three", {}, "have no picture"),
+    "no folder for it": ("points", {"--out": "{models}/points/config.json/x.png"}, "config.json"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(models, tmp_path, capsys, mistake):
+    model, options, message = MISTAKES[mistake]
+    options = {"--out": str(tmp_path / "x.png"), **options}
+    flags = [part.format(models=models) for pair in options.items() for part in pair]
+    assert main(["sample", str(models / model), *flags]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert message in said.err
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_missing_gpu_is_one_line(models, tmp_path, capsys):
+    assert main(["sample", str(models / "points"), "--device", "cuda", "--out", str(tmp_path / "x.png")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_damaged_model_is_one_line(models, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in (models / "points").iterdir():
+        (broken / path.name).write_bytes(path.read_bytes()[:-9])
+    found = python("-m", "fmcore", "sample", broken, "--out", tmp_path / "x.png")
+    assert found.returncode == 2
+    assert "Traceback" not in found.stderr
+    assert found.stderr.count("\n") == 1
+    assert "config.json" in found.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["train"], ["sample"], ["sample", "model"], ["sample", "m", "--nfe", "x"]]
+)
+def test_usage_errors_exit_with_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+
+
+IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import fmcore
+print(json.dumps([time.perf_counter() - start, sorted(name.split(".")[0] for name in sys.modules)]))
+"""
+
+
+def test_import_is_cheap():
+    found = python("-c", IMPORT)
+    seconds, modules = json.loads(found.stdout)
+    assert not {"torch", "diffusers", "mlflow", "prefect", "dvc", "pydantic", "matplotlib", "flows"} & set(modules)
+    assert seconds < 1.5
+
+
+def test_what_the_package_promises_is_there():
+    import fmcore
+
+    for name in fmcore.__all__:
+        assert callable(getattr(fmcore, name))
+    with pytest.raises(AttributeError, match=r"no attribute 'Trainer'; it has .*train"):
+        fmcore.Trainer  # noqa: B018
+
+
+def test_progress_speaks_a_line_at_the_end_where_there_is_no_terminal(capsys):
+    bar = Progress("pairs", 100, "samples")
+    bar.to(50)
+    assert capsys.readouterr().err == ""
+    bar.to(100)
+    bar.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "pairs" in said
+    assert "100/100" in said
+    assert bar.seconds >= 0

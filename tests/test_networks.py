@@ -1,0 +1,178 @@
+"""Networks, and the fields made of them."""
+
+from dataclasses import asdict
+
+import pytest
+import torch
+
+from fmcore.fields import PRECISIONS, autocast_dtype, network_field
+from fmcore.networks import MLP, NETWORKS, UNet, time_features
+from fmcore.store import network_from
+
+SHAPES = {"mlp": [(2,), (1, 8, 8), (3, 4, 6)]}
+IMAGES = [(1, 8, 8), (3, 16, 8)]
+CASES = [(name, shape) for name in NETWORKS for shape in SHAPES.get(name, IMAGES)]
+
+
+def build(name, shape, num_classes=None, config=None):
+    """A network with every weight away from its special start."""
+    torch.manual_seed(0)
+    network = (config or NETWORKS[name]()).build(shape, num_classes).eval()
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return network
+
+
+def inputs(shape, batch=3):
+    g = torch.Generator().manual_seed(1)
+    return torch.randn((batch, *shape), generator=g), torch.rand(batch, generator=g), torch.arange(batch)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+@pytest.mark.parametrize("classes", [None, 4])
+def test_velocity_has_the_shape_of_x_and_depends_on_everything(name, shape, classes):
+    network = build(name, shape, classes)
+    x, t, label = inputs(shape)
+    label = None if classes is None else label
+    with torch.no_grad():
+        v = network(x, t, label)
+        assert v.shape == x.shape
+        assert v.dtype == torch.float32
+        assert not torch.allclose(v, network(x + 0.5, t, label), atol=1e-4)
+        assert not torch.allclose(v, network(x, (t + 0.3) % 1, label), atol=1e-4)
+        if label is not None:
+            assert not torch.allclose(v, network(x, t, (label + 1) % classes), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_samples_do_not_see_their_batch_mates(name, shape):
+    network = build(name, shape, 4)
+    x, t, label = inputs(shape)
+    order = torch.tensor([2, 0, 1])
+    with torch.no_grad():
+        v = network(x, t, label)
+        torch.testing.assert_close(network(x[order], t[order], label[order]), v[order], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(x[1:2], t[1:2], label[1:2]), v[1:2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_every_weight_is_used(name, shape):
+    network = build(name, shape, 3)
+    network(*inputs(shape)).square().mean().backward()
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.abs().max() > 0, key
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_configuration_survives_json(name):
+    config = NETWORKS[name]()
+    value = asdict(config)
+    as_json = {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+    assert network_from(as_json) == config
+
+
+@pytest.mark.parametrize("fourier", [0, 3])
+@pytest.mark.parametrize("shape", SHAPES["mlp"])
+def test_mlp_starts_at_velocity_zero(shape, fourier):
+    x, t, _ = inputs(shape)
+    assert torch.equal(MLP(width=16, fourier=fourier).build(shape, None)(x, t, None), torch.zeros_like(x))
+
+
+def test_mlp_fourier_features_tell_close_points_apart():
+    """More octaves, larger response to a small shift at equal weights: what they are for."""
+
+    def response(fourier):
+        network = build("mlp", (2,), config=MLP(width=256, depth=1, fourier=fourier))
+        x, t, _ = inputs((2,), 64)
+        with torch.no_grad():
+            return (network(x + 0.05, t, None) - network(x, t, None)).abs().mean()
+
+    assert response(6) > 2 * response(0)
+
+
+@pytest.mark.parametrize("config", [UNet(attention=True), UNet(channels=(8, 16, 16), layers=2), UNet(dropout=0.5)])
+def test_unet_options(config):
+    x, t, _ = inputs((1, 8, 8))
+    network = build("unet", (1, 8, 8), config=config)
+    with torch.no_grad():
+        evaluated = [network(x, t, None) for _ in range(2)]
+        trained = [network.train()(x, t, None) for _ in range(2)]
+    assert torch.equal(*evaluated)
+    assert torch.equal(*trained) == (config.dropout == 0)
+    attention = [key for key, _ in network.named_parameters() if "attentions" in key]
+    assert bool(attention) == config.attention
+
+
+def test_unet_sees_halfway_as_diffusers_timestep_500():
+    network = build("unet", (1, 8, 8))
+    x, _, _ = inputs((1, 8, 8))
+    with torch.no_grad():
+        theirs = network.unet(x, 500).sample
+        torch.testing.assert_close(network(x, torch.full((3,), 0.5), None), theirs)
+        assert not torch.allclose(network.unet(x, 0).sample, theirs, atol=1e-3)
+
+
+def test_time_features_reach_from_half_a_period_to_sixteen():
+    t = torch.linspace(0, 1, 4001)
+    features = time_features(t)
+    sines, cosines = features.chunk(2, dim=1)
+    torch.testing.assert_close(sines.square() + cosines.square(), torch.ones_like(sines), rtol=0, atol=1e-4)
+    flips = (cosines[1:].sign() != cosines[:-1].sign()).sum(0)  # a cosine changes sign twice a period
+    assert flips[0] == 1
+    assert flips[-1] == 32
+    assert (features[1:] - features[:-1]).abs().amax(1).min() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MLP(width=0), "width >= 1"),
+        (lambda: MLP(depth=0), "depth >= 1"),
+        (lambda: MLP(fourier=-1), "fourier >= 0"),
+        (lambda: UNet(channels=()), "multiples of 8"),
+        (lambda: UNet(channels=(8, 12)), r"\[8, 12\]"),
+        (lambda: UNet(layers=0), "layers >= 1"),
+        (lambda: UNet(dropout=1.0), "dropout < 1, got 1.0"),
+        (lambda: UNet().build((2,), None), "use mlp for points"),
+        (lambda: UNet().build((1, 7, 8), None), r"divisible by 2, got \(7, 8\)"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "shape"), CASES)
+def test_field_keeps_the_dtype_of_x_whatever_it_computes_in(name, shape, precision):
+    network = build(name, shape)
+    x, t, _ = inputs(shape)
+    with torch.no_grad():
+        exact = network(x, t, None)
+        v = network_field(network, precision)(x.double(), t.double(), None)
+    assert v.dtype == torch.float64
+    scale = exact.abs().mean()
+    assert (v - exact).abs().mean() < (1e-6 if precision == "fp32" else 0.05) * scale
+
+
+def test_time_keeps_its_resolution_in_bf16():
+    """0.996 and 0.999 are one number in bfloat16; the field must tell them apart as float32 does."""
+    network = build("mlp", (2,))
+    x, _, _ = inputs((2,), 256)
+
+    def change(precision):
+        field = network_field(network, precision)
+        with torch.no_grad():
+            return (field(x, torch.full((256,), 0.999), None) - field(x, torch.full((256,), 0.996), None)).mean(0)
+
+    assert change("bf16").abs().max() > 0.5 * change("fp32").abs().max() > 0
+
+
+def test_precisions():
+    cpu = torch.device("cpu")
+    assert autocast_dtype("fp32", cpu) is None
+    assert autocast_dtype("bf16", cpu) is torch.bfloat16
+    assert autocast_dtype("auto", cpu) in (None, torch.bfloat16)
+    with pytest.raises(ValueError, match="'fp8': expected one of auto, fp32, bf16"):
+        autocast_dtype("fp8", cpu)

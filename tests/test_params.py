@@ -1,0 +1,209 @@
+"""params.yaml: every key is read, every mistake is one line that names it."""
+
+import copy
+import json
+import re
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows import preset
+from flows.params import Params, ParamsError, load_yaml, read, validate
+
+ROOT = Path(__file__).parents[1]
+RAW = load_yaml(ROOT / "params.yaml")
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+def changed(path, value):
+    raw = copy.deepcopy(RAW)
+    *parents, last = path.split(".")
+    at = raw
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return raw
+
+
+def mistakes(raw):
+    with pytest.raises(ParamsError) as caught:
+        validate(raw, "params.yaml")
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("params.yaml: ") for line in lines)
+    return [line.removeprefix("params.yaml: ") for line in lines]
+
+
+def leaves(value, at=""):
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name), f"{at}{field.name}.")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{at}{key}.")
+    else:
+        yield at.rstrip("."), value
+
+
+def raw_leaves(value, at=""):
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from raw_leaves(item, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", item
+
+
+def test_the_file_holds_every_field_and_no_other():
+    params = read(ROOT / "params.yaml")
+    declared = {path for name in Params.model_fields for path, _ in leaves(getattr(params, name), f"{name}.")}
+    written = {path for path, value in raw_leaves(RAW) if value != {}}
+    assert written == declared
+
+
+def test_values_are_read_as_written():
+    params = read(ROOT / "params.yaml")
+    for name in Params.model_fields:
+        for path, value in leaves(getattr(params, name), f"{name}."):
+            at = RAW
+            for part in path.split("."):
+                at = at[part]
+            assert (list(value) if isinstance(value, tuple) else value) == at, path
+
+
+def test_the_repository_starts_with_the_default_preset():
+    assert (ROOT / "params.yaml").read_bytes() == (ROOT / "presets/digits.yaml").read_bytes()
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    whole = json.loads(json.dumps(preset.overlaid(name)))
+    validate(whole, name)
+    if name != preset.DEFAULT:
+        default = dict(raw_leaves(RAW))
+        over = load_yaml(ROOT / "presets" / f"{name}.yaml")
+        for path, value in raw_leaves(over):
+            section = path.split(".")[0]
+            replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
+            in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
+            assert replaced or in_rounds or path.endswith(".name") or default[path] != value, path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_state_command_time_and_result(name):
+    text = (ROOT / "presets" / f"{name}.yaml").read_text()
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    if name != preset.DEFAULT:
+        assert f"make preset NAME={name}" in head
+        assert re.search(r"minute|hour|second", head)
+
+
+def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    assert preset.main(["moons"]) == 0
+    assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
+    assert read(tmp_path / "params.yaml").data.name == "moons"
+    assert preset.main(["nonsense"]) == 2
+    assert "expected one of" in capsys.readouterr().err
+
+
+WRONG = {
+    "unknown key": (changed("base.train.lerning_rate", 1.0), "base.train.lerning_rate: unknown key"),
+    "mistyped section": ({**RAW, "evalute": {}}, "evalute: unknown key; did you mean evaluate?"),
+    "number as text": (changed("base.train.lr", "1e-3"), 'base.train.lr: expected a valid number, got "1e-3"'),
+    "text for a count": (changed("couple.pairs", "many"), "couple.pairs: expected a valid integer"),
+    "fraction for a count": (changed("couple.pairs", 0.5), "couple.pairs: expected a valid integer"),
+    "not finite": (changed("base.train.lr", float("nan")), "base.train.lr: expected a finite number"),
+    "negative": (changed("base.train.lr", -1.0), "lr (=-1.0)"),
+    "out of range": (changed("base.train.lr_final", 2.0), "base.train: lr_final (=2.0) must lie in [0, 1]"),
+    "unknown data": (changed("data.name", "digit"), "data.name: expected one of digits,"),
+    "no name": (changed("network", {"width": 3}), "network.name: missing"),
+    "foreign key of a choice": (changed("network.channels", [8]), "network.channels: unknown key"),
+    "unknown path": (changed("base.path", "cubic"), "base.path: expected one of linear"),
+    "unknown solver": (changed("couple.solver", "leapfrog"), "couple.solver: expected one of euler"),
+    "nfe of heun": (changed("evaluate.solvers.heun", [3]), "evaluate.solvers.heun: expected multiples of 2"),
+    "no euler": (changed("evaluate.solvers", {"heun": [2]}), "evaluate.solvers.euler: expected at least one"),
+    "teacher that is not there": (
+        changed("reflow.rounds.r2.teacher", "r7"),
+        'reflow.rounds.r2.teacher: expected a model made before it (base, r1), got "r7"',
+    ),
+    "teacher of itself": (changed("reflow.rounds.r1.teacher", "r1"), "reflow.rounds.r1.teacher: expected a model"),
+    "round called base": (
+        changed("reflow.rounds", {"base": {"teacher": "base", "couple": {}, "train": {}}}),
+        "reflow.rounds.base: expected a name like r1",
+    ),
+    "round with a shell in its name": (
+        changed("reflow.rounds", {"$(touch x)": {"teacher": "base", "couple": {}, "train": {}}}),
+        "reflow.rounds.$(touch x): expected a name like r1",
+    ),
+    "override of no key": (
+        changed("reflow.rounds.r2.train", {"lrr": 1.0}),
+        "reflow.rounds.r2.train.lrr: unknown key",
+    ),
+    "override out of range": (changed("reflow.rounds.r2.train", {"lr": -1.0}), "reflow.rounds.r2.train"),
+    "override of nfe": (changed("reflow.rounds.r2.couple", {"solver": "heun", "nfe": 3}), "rounds.r2.couple.nfe"),
+    "init that is not there": (changed("distill.init", "r9"), "distill.init: expected one of base, r1, r2"),
+    "couplings of no round": (
+        changed("distill.couplings", "base"),
+        "distill.couplings: expected a round (r1, r2)",
+    ),
+    "k of 0": (changed("distill.k", 0), "distill.k: expected a number >= 1"),
+    "points with a classifier": (
+        changed("data", {"name": "moons", "count": 100}),
+        'features.extractor: expected "none" for points (moons)',
+    ),
+    "images without extractor": (changed("features.extractor", "none"), "features.extractor: none is for points"),
+    "inception without weights": (changed("features.extractor", "inception"), "features.weights: expected a path"),
+    "missing key": ({k: v for k, v in RAW.items() if k != "seed"}, "seed: missing"),
+    "missing key with a default": (
+        changed("base.train", {k: v for k, v in RAW["base"]["train"].items() if k != "ema_rampup"}),
+        "base.train.ema_rampup: missing; its usual value is 0.05",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_that_names_the_key(case):
+    raw, expected = WRONG[case]
+    lines = mistakes(raw)
+    assert any(expected in line for line in lines), lines
+    assert len(lines) <= 3, lines
+
+
+def test_several_mistakes_are_told_at_once():
+    raw = changed("base.train.lr", "fast")
+    raw["seed"] = "zero"
+    assert len(mistakes(raw)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "not YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("a: &x 1\nb: *x\n", "anchors and aliases"),
+        ("seed: 1\nseed: 2\n", "not YAML"),
+        ("x" * 70_000, "expected at most"),
+    ],
+)
+def test_files_that_are_no_params(tmp_path, text, expected):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=expected):
+        read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParamsError, match="cannot be read"):
+        read(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("lr: 1.0e-3", "lr: 1e-3")
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert read(path).base.train.lr == 0.001
+    assert YAML(typ="safe").load(text)["base"]["train"]["lr"] == 0.001

@@ -1,0 +1,69 @@
+"""Pictures show the samples they are given."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmcore.pictures import image_grid, sample_picture, scatter, tile
+
+RAMP = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1) * 50
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("columns", [1, 2, 5, 8])
+def test_tile_puts_every_image_in_its_place(channels, columns):
+    sheet = tile(RAMP.expand(5, channels, 3, 4), columns)
+    rows = -(-5 // columns)
+    assert sheet.shape == (rows * 4 + 1, columns * 5 + 1, channels)
+    for i in range(5):
+        top, left = 4 * (i // columns) + 1, 5 * (i % columns) + 1
+        assert (sheet[top : top + 3, left : left + 4] == 50 * i).all()
+    drawn = sum(int((sheet[:, :, 0] == 50 * i).sum()) for i in range(5))
+    assert drawn == 5 * 12
+    assert int((sheet[:, :, 0] == 255).sum()) == sheet.shape[0] * sheet.shape[1] - drawn
+
+
+def test_tile_keeps_images_upright():
+    image = torch.arange(6, dtype=torch.uint8).reshape(1, 1, 2, 3)
+    assert torch.equal(tile(image, 1, gap=0)[:, :, 0], image[0, 0])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_image_grid_on_disk(tmp_path, channels):
+    samples = torch.stack([torch.full((channels, 8, 8), v) for v in (-1.0, 0.0, 1.0)])
+    image_grid(samples, tmp_path / "new" / "grid.png", columns=2, side=16)
+    with Image.open(tmp_path / "new" / "grid.png") as image:
+        assert image.format == "PNG"
+        assert image.mode == ("L" if channels == 1 else "RGB")
+        pixels = np.asarray(image)
+    assert pixels.shape[:2] == (2 * 19, 2 * 19)
+    assert [int(np.median(pixels[y : y + 16, x : x + 16])) for y, x in ((2, 2), (2, 20), (20, 2))] == [0, 128, 255]
+
+
+def test_scatter_shows_where_the_points_are(tmp_path):
+    points = torch.randn(400, 2, generator=torch.Generator().manual_seed(0)) * 0.1
+    points[0], points[1] = torch.tensor([-4.0, -4.0]), torch.tensor([4.0, 4.0])
+    scatter(points, tmp_path / "points.png")
+    with Image.open(tmp_path / "points.png") as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    blue = np.argwhere(pixels[:, :, 2] - pixels[:, :, 0] > 40)
+    height, width = pixels.shape[:2]
+    assert len(blue) > 50
+    assert abs(np.median(blue[:, 0]) / height - 0.5) < 0.1
+    assert abs(np.median(blue[:, 1]) / width - 0.5) < 0.1
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 8, 8)])
+def test_pictures_are_the_same_bytes_each_time(tmp_path, shape):
+    samples = torch.randn(12, *shape, generator=torch.Generator().manual_seed(0))
+    for name in ("a.png", "b.png"):
+        sample_picture(samples, tmp_path / name)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 8, 8), (4, 8, 8), (1,)])
+def test_samples_without_a_picture_are_refused(tmp_path, shape):
+    with pytest.raises(ValueError, match=r"have no picture: use \.safetensors"):
+        sample_picture(torch.zeros(2, *shape), tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

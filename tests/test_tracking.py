@@ -1,0 +1,482 @@
+"""The journal and its shipper against a real MLflow: everything arrives, once, whatever dies when."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows import shipper, tracking
+from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
+FID_AT_NFE = {1: 90.0, 2: 40.5, 4: 20.0, 8: 12.25, 16: 9.0, 32: 8.5}
+PARAMS = {"train": {"seed": 0, "rates": [1, 2]}, "note": "x" * 7000, "each@r1": None}
+TAGS = {"fmcore.data": "digits"}
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """An initialised database; creating one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    code = f"from mlflow import MlflowClient as C; C('sqlite:///{path}').search_experiments()"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | shipper.SETTINGS, check=True)
+    return path
+
+
+@pytest.fixture
+def root(tmp_path, empty_database, monkeypatch):
+    """A repository whose pipeline has ended; shippers are started by hand."""
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    for name in ("MLFLOW_TRACKING_URI", *shipper.SETTINGS):
+        monkeypatch.setenv(name, "")  # so that what a Store sets is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv(tracking.PIPELINE, ENDED_PIPELINE)
+    monkeypatch.setattr(tracking, "start_shipper", lambda root: None)
+    return tmp_path
+
+
+def record_stage(root, stage="distill", status="FINISHED", points=200):
+    """Plays a stage that yields every kind of event; returns the bytes of its model."""
+    work = root / "outs"
+    model = work / "student"
+    model.mkdir(parents=True, exist_ok=True)
+    weights = os.urandom(5000)
+    (model / "model.safetensors").write_bytes(weights)
+    (model / "config.json").write_text("{}")
+    run = tracking.open_run(root, stage=stage, params=PARAMS, tags=TAGS)
+    run(Progress("train", 0, points))
+    for step in range(points):
+        run(Metrics(step * 64, {"loss": 1 / (step + 1), "rate": 1e-4}))
+    run(Metrics(3, {"odd": float("nan")}))
+    for nfe, fid in FID_AT_NFE.items():
+        run(Metrics(nfe, {"fid_vs_nfe": fid}))
+    for text in (b"old", b"new"):
+        (work / "samples.png").write_bytes(text)
+        run(Picture("samples-nfe-004", work / "samples.png"))
+    run(Table("scores", [{"nfe": 1, "fid": 90.0}, {"nfe": 2, "fid": 40.5}]))
+    run(Note("first"))
+    run(Note("second"))
+    run(ModelReady("student", model))
+    shutil.rmtree(work)
+    run.close(status)
+    return weights
+
+
+def ship_once(root, **env):
+    command = [sys.executable, "-m", "flows.shipper", str(root), "--once"]
+    return subprocess.run(command, env=os.environ | env, cwd=root, capture_output=True, text=True)
+
+
+def drain(root):
+    outcome = shipper.drain(shipper.Store(root), once=True)
+    assert not outcome.problems
+    return outcome
+
+
+def query(root, sql):
+    with closing(sqlite3.connect(root / "mlflow.db")) as database:
+        return database.execute(sql).fetchall()
+
+
+def stored(root):
+    """Everything in the store that must exist once, without ids and times."""
+    return {
+        "runs": sorted(query(root, "select name, status from runs")),
+        "metrics": sorted(map(str, query(root, "select key, step, value, is_nan from metrics"))),
+        "params": sorted(query(root, "select key, value from params")),
+        "models": query(root, "select name, status from logged_models"),
+        "versions": sorted(query(root, "select name, version from model_versions")),
+        "files": sorted(path.name for path in (root / "mlartifacts").rglob("*") if path.is_file()),
+    }
+
+
+def tags(root, run_name):
+    sql = f"select key, value from tags join runs using (run_uuid) where name like '{run_name}'"
+    return dict(query(root, sql))
+
+
+def left_over(root):
+    return [path for path in tracking.journals(root).iterdir() if path.name != ".lock"]
+
+
+def test_everything_arrives(root):
+    weights = record_stage(root)
+    commands = (["init", "-q"], ["add", "-f", "mlflow.db"], ["commit", "-qm", "x"])
+    for words in commands:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *words], cwd=root, check=True)
+    done = ship_once(root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert left_over(root) == []
+
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert stored(root)["runs"][1][0].startswith("pipeline 2001-09-0")
+    child, parent = tags(root, "distill"), tags(root, "pipeline%")
+    (parent_id,) = query(root, "select run_uuid from runs where name like 'pipeline%'")[0]
+    assert parent["fmcore.pipeline"] == ENDED_PIPELINE
+    assert child["mlflow.parentRunId"] == parent_id
+    assert child["dvc.stage"] == "distill"
+    assert child["fmcore.data"] == "digits"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    assert child["mlflow.source.git.commit"] == head.stdout.strip()
+
+    params = dict(stored(root)["params"])
+    assert params == {"train.seed": "0", "train.rates": "[1, 2]", "note": "x" * 6000, "each_r1": "None"}
+    curve = query(root, "select step, value from metrics where key = 'fid_vs_nfe' order by step")
+    assert dict(curve) == FID_AT_NFE
+    assert query(root, "select count(*) from metrics where key = 'loss'") == [(200,)]
+    assert query(root, "select step, is_nan from metrics where key = 'odd'") == [(3, 1)]
+
+    (artifacts,) = query(root, "select artifact_uri from runs where name = 'distill'")[0]
+    artifacts = Path(artifacts.removeprefix("file://"))
+    assert artifacts.is_relative_to(root / "mlartifacts")
+    assert (artifacts / "pictures/samples-nfe-004.png").read_bytes() == b"new"
+    assert (artifacts / "tables/scores.csv").read_text() == "nfe,fid\n1,90.0\n2,40.5\n"
+    assert [line.split()[1] for line in (artifacts / "log.txt").read_text().splitlines()] == ["first", "second"]
+
+    code = "import sys, mlflow; print(mlflow.artifacts.download_artifacts('models:/digits-student/1'))"
+    uri = f"sqlite:///{root}/mlflow.db"
+    got = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+    )
+    model = Path(got.stdout.strip())
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors"]
+    assert not (root / "mlruns").exists()
+
+
+class Killed(BaseException):
+    """Ends a shipper as abruptly as a signal does."""
+
+
+class Fragile:
+    """A client that dies after its `lives`-th call; with None it only counts."""
+
+    def __init__(self, client, lives):
+        self.client, self.lives, self.calls = client, lives, 0
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            answer = getattr(self.client, name)(*args, **options)
+            self.calls += 1
+            if self.calls == self.lives:
+                raise Killed
+            return answer
+
+        return call
+
+
+@pytest.mark.slow
+def test_killed_after_any_call(root):
+    """A shipper that dies after its k-th call, for all k, and a second one that does the rest."""
+    base = root / "whole"
+
+    def prepared(name):
+        path = root / name
+        path.mkdir()
+        shutil.copyfile(root / "mlflow.db", path / "mlflow.db")
+        shutil.copytree(base / "work", path / "work")
+        return path
+
+    def ship(path, lives):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}/mlflow.db"
+        store = shipper.Store(path)
+        store.client = Fragile(store.client, lives)
+        assert not shipper.drain(store, once=True).problems
+        return store.client.calls
+
+    base.mkdir()
+    record_stage(base, points=3)
+    whole = prepared("never")
+    calls = ship(whole, None)
+    expected = stored(whole)
+    assert calls > 15
+    for lives in range(1, calls + 1):
+        path = prepared(f"killed-{lives}")
+        with pytest.raises(Killed):
+            ship(path, lives)
+        ship(path, None)
+        assert stored(path) == expected, lives
+        assert left_over(path) == []
+
+
+@pytest.mark.slow
+def test_killed_by_signal(root):
+    record_stage(root)
+    command = [sys.executable, "-m", "flows.shipper", str(root)]
+    for seconds in (0.3, 1.3, 1.6, 1.8, 2.0, 2.2):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+    ship_once(root)
+    result = stored(root)
+    assert len(result["metrics"]) == 400 + 1 + len(FID_AT_NFE)
+    assert result["versions"] == [("digits-student", 1)]
+    assert result["models"] == [("student", 2)]
+    assert [status for _, status in result["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def server(root, port):
+    """A real MLflow server, killed with its workers at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
+    command += ["--artifacts-destination", str(root / "mlartifacts")]
+    env = os.environ | shipper.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:
+        try:
+            for _ in range(600):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_dead_server_loses_nothing(root):
+    port = free_port()
+    uri = f"http://me:secret@127.0.0.1:{port}"
+    weights = record_stage(root)
+    dead = ship_once(root, MLFLOW_TRACKING_URI=uri)
+    assert dead.returncode == 1
+    assert dead.stderr.startswith(f"journals kept, not shipped to http://***@127.0.0.1:{port}: MlflowException")
+    assert len(dead.stderr.splitlines()) == 1
+    assert "secret" not in dead.stderr
+    with server(root, port):
+        assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
+        record_stage(root, stage="late")
+    assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 1
+    with server(root, port):
+        assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
+    result = stored(root)
+    assert len(result["metrics"]) == 2 * (400 + 1 + len(FID_AT_NFE))
+    assert result["versions"] == [("digits-student", 1), ("digits-student", 2)]
+    assert [name for name, _ in result["runs"]][:2] == ["distill", "late"]
+    assert len(result["runs"]) == 3
+    assert weights in {path.read_bytes() for path in (root / "mlartifacts").rglob("*.safetensors")}
+    assert left_over(root) == []
+
+
+def test_unusable_server_is_given_up(root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    for name in ("PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
+        monkeypatch.setattr(shipper, name, 0.01)
+    monkeypatch.setattr(shipper, "GIVE_UP_SECONDS", 0.2)
+    record_stage(root, points=1)
+    outcome = shipper.drain(shipper.Store(root), once=False)
+    assert len(outcome.problems) == 1
+    assert len(left_over(root)) == 1
+
+
+def test_second_shipper_leaves_at_once(root):
+    record_stage(root, points=1)
+    command = [sys.executable, "-m", "flows.shipper", str(root)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        while not tracking.is_locked(tracking.lock_of_shipper(root)):
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert ship_once(root).returncode == 0
+        assert time.monotonic() - started < 1
+        deadline = time.monotonic() + 20
+        while left_over(root) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        first.send_signal(signal.SIGKILL)
+    assert len(stored(root)["runs"]) == 2
+
+
+def test_torn_last_line_is_ignored(root):
+    record_stage(root, points=2)
+    (folder,) = tracking.journal_folders(root)
+    with (folder / tracking.RECORDS).open("ab") as file:
+        file.write(b'{"kind": "metrics", "st')
+    drain(root)
+    assert len(stored(root)["metrics"]) == 4 + 1 + len(FID_AT_NFE)
+    assert left_over(root) == []
+
+
+def test_killed_stage_is_closed(root):
+    code = f"""
+import sys, time
+from pathlib import Path
+from flows import tracking
+from flows.events import Metrics
+tracking.start_shipper = lambda root: None
+run = tracking.open_run(Path({str(root)!r}), stage="base", params={{}}, tags={{}})
+run(Metrics(1, {{"loss": 1.0}}))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as stage:
+        assert stage.stdout.readline() == "ready\n"
+        assert drain(root).live
+        assert {status for _, status in stored(root)["runs"]} == {"RUNNING"}
+        stage.send_signal(signal.SIGKILL)
+    drain(root)
+    assert [status for _, status in stored(root)["runs"]] == ["KILLED", "FAILED"]
+    assert left_over(root) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+def test_exception_closes_the_run(root, error, status):
+    with pytest.raises(error), tracking.open_run(root, stage="base", params={}, tags={}):
+        raise error
+    (folder,) = tracking.journal_folders(root)
+    assert tracking.read_journal(folder).end["status"] == status
+
+
+def test_parent_follows_its_children(root, monkeypatch):
+    """It runs while children come, fails with them, and recovers with a stage's second attempt."""
+
+    def statuses():
+        return [status for _, status in stored(root)["runs"]]
+
+    with pytest.raises(RuntimeError), tracking.open_run(root, stage="a", params={}, tags={}):
+        raise RuntimeError
+    drain(root)
+    assert statuses() == ["FAILED", "FAILED"]
+    with tracking.open_run(root, stage="a", params={}, tags={}):
+        drain(root)
+        assert statuses() == ["FAILED", "RUNNING", "RUNNING"]
+    drain(root)
+    assert statuses() == ["FAILED", "FINISHED", "FINISHED"]
+    monkeypatch.setenv(tracking.PIPELINE, "2-1000000000")
+    with tracking.open_run(root, stage="z", params={}, tags={}):
+        pass
+    drain(root)
+    assert len(query(root, "select distinct value from tags where key = 'mlflow.parentRunId'")) == 2
+
+
+def test_parent_waits_for_its_pipeline(root, monkeypatch):
+    monkeypatch.delenv(tracking.PIPELINE)
+    monkeypatch.setattr(shipper, "PAUSE_SECONDS", 0.05)
+    with tracking.open_run(root, stage="a", params={}, tags={}):
+        pass
+    store = shipper.Store(root)
+    assert not shipper.tick(store, leaving=False).problems
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "RUNNING"]
+    monkeypatch.setattr(shipper, "LINGER_SECONDS", 0.1)
+    shipper.drain(store, once=False)
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+def test_digests_of_dvc(root, monkeypatch):
+    monkeypatch.delenv(tracking.PIPELINE)  # this process is the pipeline, and alive
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    entry = {
+        "deps": [{"path": "data", "md5": "d1.dir"}, {"path": "fmcore/a.py", "md5": "d2"}],
+        "outs": [{"path": "models/r1", "md5": "o1.dir"}, {"path": "scores/r1.json", "md5": "o2"}],
+    }
+    lock = root / "dvc.lock"
+    stale = {**entry, "outs": [{"path": "models/r1", "md5": "stale"}]}
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": stale}}))
+    os.utime(lock, (1, 1))
+    for stage in ("reflow@r1", "other"):
+        with tracking.open_run(root, stage=stage, params={}, tags={}):
+            pass
+    store = shipper.Store(root)
+    assert shipper.tick(store, leaving=True).waiting
+    assert not any(key.startswith("dvc.out") for key in tags(root, "reflow@r1"))
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": entry}}))
+    assert shipper.tick(store, leaving=True).waiting  # for `other`
+    digests = {key: value for key, value in tags(root, "reflow@r1").items() if key.startswith("dvc.")}
+    assert digests == {
+        "dvc.stage": "reflow@r1",
+        "dvc.dep.data": "d1.dir",
+        "dvc.out.models/r1": "o1.dir",
+        "dvc.out.scores/r1.json": "o2",
+    }
+    monkeypatch.setattr(shipper, "DIGEST_SECONDS", 0)
+    drain(root)
+    assert left_over(root) == []
+
+
+def test_a_stage_starts_its_shipper(tmp_path, empty_database, monkeypatch):
+    """The shipper drains behind the stage's back and holds none of the stage's pipes."""
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    code = f"""
+import sys, time
+from pathlib import Path
+from flows import tracking
+from flows.events import Metrics
+started = time.perf_counter()
+with tracking.open_run(Path({str(tmp_path)!r}), stage="base", params={{}}, tags={{}}) as run:
+    opened = time.perf_counter()
+    run(Metrics(1, {{"loss": 1.0}}))
+assert not {{"mlflow", "torch", "numpy"}} & set(sys.modules)
+print(opened - started)
+"""
+    started = time.monotonic()
+    stage = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5
+    assert float(stage.stdout) < 0.25
+    deadline = time.monotonic() + 20
+    while left_over(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(stored(tmp_path)["runs"]) == 2
+    assert [status for _, status in stored(tmp_path)["runs"]] == ["FINISHED", "FINISHED"]
+
+
+def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
+    """Two stage processes under one process called dvc share a key; others do not."""
+    monkeypatch.delenv(tracking.PIPELINE, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    program = tmp_path / "dvc"
+    program.write_text(
+        "import subprocess, sys, os\n"
+        "print(os.getpid(), flush=True)\n"
+        "code = 'from flows import tracking as t; print(t.pipeline_key(), t.pipeline_started())'\n"
+        "for _ in range(2): subprocess.run(f'{sys.executable} -c \"{code}\"; true', shell=True, check=True)\n"
+    )
+    out = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    pid, first, second = out.stdout.splitlines()
+    assert first == second
+    assert first.startswith(f"{pid}-")
+    assert abs(float(first.split()[1]) - time.time()) < 60
+    assert tracking.pipeline_key().startswith(f"{os.getpid()}-")
+    monkeypatch.setenv(tracking.PIPELINE, "nightly")
+    assert tracking.pipeline_key() == "nightly"
+
+
+def test_append_is_cheap(root):
+    run = tracking.open_run(root, stage="base", params={}, tags={})
+    times = []
+    for step in range(500):
+        started = time.perf_counter()
+        run(Metrics(step, {"loss": 0.5, "rate": 1e-4, "grad_norm": 1.5}))
+        times.append(time.perf_counter() - started)
+    run.close("FINISHED")
+    assert statistics.median(times) < 1e-3
+
+
+def test_passwords_are_redacted():
+    assert shipper.redacted("at https://me:p@ss@host:5000/x") == "at https://***@host:5000/x"
+    assert shipper.redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"

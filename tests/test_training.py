@@ -1,0 +1,316 @@
+"""The training loop: exact resume, schedules, guards."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fmcore import checkpoint
+from fmcore.couplings import Independent, Pairs, Stored
+from fmcore.data import EightGaussians
+from fmcore.fields import network_field
+from fmcore.losses import Squared
+from fmcore.networks import MLP, UNet
+from fmcore.paths import PATHS
+from fmcore.solvers import SOLVERS, integrate
+from fmcore.times import Uniform, uniform_grid
+from fmcore.training import NonFiniteLoss, TrainConfig, averaged, flow_objective, new_state, train
+
+CONFIG = TrainConfig(
+    images=22 * 16, batch_size=16, lr=1e-3, lr_final=0.1, warmup_images=64, ema_halflife_images=50.0
+)
+POINTS = EightGaussians(count=500).load().x1
+DIGITS = torch.rand((20, 1, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1
+NETWORKS = {
+    "mlp": (MLP(width=16, depth=1), POINTS),
+    "unet with dropout": (UNet(channels=(8, 16), dropout=0.3), DIGITS),
+}
+
+
+def objective_on(x1, label=None, batch_size=16, precision="fp32"):
+    return flow_objective(
+        Independent(x1, label), PATHS["linear"], Uniform(), Squared(), batch_size=batch_size, precision=precision
+    )
+
+
+def fresh(name, config=CONFIG, seed=0):
+    network, x1 = NETWORKS[name]
+    torch.manual_seed(seed)
+    return new_state(network.build(tuple(x1.shape[1:]), None), config)
+
+
+def weights(state):
+    return [p.detach().clone() for p in state.network.parameters()], [a.clone() for a in state.average]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def run(request, tmp_path_factory):
+    """An uninterrupted training: its final weights, records, and a checkpoint from every record."""
+    folder, state = tmp_path_factory.mktemp("checkpoints"), fresh(request.param)
+    records = []
+    for record in train(state, objective_on(NETWORKS[request.param][1]), CONFIG, seed=5, every=4):
+        records.append(record)
+        if record.step < CONFIG.steps:
+            checkpoint.save(state, folder / str(record.step))
+    return request.param, weights(state), records, folder
+
+
+def resumed(name, folder, damage=lambda state: None):
+    state = fresh(name, seed=99)
+    assert checkpoint.restore(state, folder) == []
+    damage(state)
+    torch.manual_seed(1234)
+    records = list(train(state, objective_on(NETWORKS[name][1]), CONFIG, seed=5, every=4))
+    return weights(state), records
+
+
+def test_resume_from_any_record_is_exact(run):
+    name, (parameters, average), records, folder = run
+    assert len(records) == 6
+    for i, record in enumerate(records[:-1]):
+        (again, average_again), later = resumed(name, folder / str(record.step))
+        assert same(parameters, again)
+        assert same(average, average_again)
+        assert later == records[i + 1 :]
+
+
+def drop_average(state):
+    for mean, parameter in zip(state.average, state.network.parameters(), strict=True):
+        mean.copy_(parameter.detach())
+
+
+def drop_moments(state):
+    for moments in state.optimizer.state.values():
+        moments["exp_avg"].zero_()
+        moments["exp_avg_sq"].zero_()
+
+
+def drop_adam_step(state):
+    for moments in state.optimizer.state.values():
+        moments["step"].zero_()
+
+
+def drop_position(state):
+    state.step = 0
+
+
+@pytest.mark.parametrize(
+    ("damage", "parameters_differ"),
+    [(drop_average, False), (drop_moments, True), (drop_adam_step, True), (drop_position, True)],
+)
+def test_resume_without_any_part_of_the_state_is_not_exact(run, damage, parameters_differ):
+    """The twin of the test above: what it compares does notice what is lost."""
+    name, (parameters, average), _, folder = run
+    (again, average_again), _ = resumed(name, folder / "8", damage)
+    assert same(parameters, again) != parameters_differ
+    assert not same(average, average_again)
+
+
+def test_training_does_not_read_the_global_generator(run):
+    name, final, _, _ = run
+    state = fresh(name)
+    torch.manual_seed(4321)
+    for _ in train(state, objective_on(NETWORKS[name][1]), CONFIG, seed=5, every=4):
+        torch.rand(1)
+    assert same(final[0], weights(state)[0])
+    other = fresh(name)
+    list(train(other, objective_on(NETWORKS[name][1]), CONFIG, seed=6))
+    assert not same(final[0], weights(other)[0])
+
+
+def test_records_count_steps_and_images():
+    state = fresh("mlp")
+    records = list(train(state, objective_on(POINTS), CONFIG, seed=0, every=5))
+    assert [record.step for record in records] == [5, 10, 15, 20, 22]
+    assert [record.images for record in records] == [80, 160, 240, 320, 352]
+    assert [record.lr for record in records] == [CONFIG.lr_at(record.step - 1) for record in records]
+    single = list(train(fresh("mlp"), objective_on(POINTS), CONFIG, seed=0, every=1))
+    for field in ("loss", "grad_norm"):
+        each = [getattr(record, field) for record in single]
+        means = [sum(each[i : i + 5]) / len(each[i : i + 5]) for i in range(0, 22, 5)]
+        assert [getattr(record, field) for record in records] == pytest.approx(means, rel=1e-5)
+
+
+def test_a_finished_training_has_nothing_to_do():
+    state = fresh("mlp")
+    list(train(state, objective_on(POINTS), CONFIG, seed=0))
+    assert list(train(state, objective_on(POINTS), CONFIG, seed=0)) == []
+
+
+class Bowl(torch.nn.Module):
+    """One weight vector."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor([3.0, -1.0, 0.5], dtype=torch.float64))
+
+
+def test_loop_agrees_with_adamw_written_out():
+    """Loshchilov and Hutter, algorithm 2, with warm-up, cosine, clipping and EMA, in NumPy."""
+    aim, curvature = np.array([1.0, 2.0, 0.0]), np.array([4.0, 1.0, 0.1])
+    config = TrainConfig(
+        images=400, batch_size=10, lr=0.05, lr_final=0.2, warmup_images=100, weight_decay=0.3, clip_norm=0.7,
+        ema_halflife_images=60.0, ema_rampup=0.5,
+    )  # fmt: skip
+
+    def objective(network, generator):
+        loss = (torch.from_numpy(curvature) * (network.w - torch.from_numpy(aim)) ** 2).sum()
+        return loss.expand(config.batch_size)
+
+    state = new_state(Bowl(), config)
+    records = list(train(state, objective, config, seed=0, every=1))
+
+    w = np.array([3.0, -1.0, 0.5])
+    average, m, v = w.copy(), np.zeros(3), np.zeros(3)
+    for k in range(40):
+        gradient = 2 * curvature * (w - aim)
+        norm = np.sqrt((gradient**2).sum())
+        assert records[k].grad_norm == pytest.approx(norm, rel=1e-4)
+        assert records[k].loss == pytest.approx((curvature * (w - aim) ** 2).sum(), rel=1e-4)
+        gradient = gradient * min(1, 0.7 / norm)
+        lr = 0.05 * min(1, (k + 1) / 10) * (0.2 + 0.8 * (1 + np.cos(np.pi * k / 40)) / 2)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w = w - lr * 0.3 * w
+        w = w - lr * (m / (1 - 0.9 ** (k + 1))) / (np.sqrt(v / (1 - 0.999 ** (k + 1))) + 1e-8)
+        halflife = min(60.0, 0.5 * 10 * k)
+        keep = 0.5 ** (10 / halflife) if halflife else 0.0
+        average = keep * average + (1 - keep) * w
+    assert state.network.w.tolist() == pytest.approx(w, rel=1e-4)
+    assert state.average[0].tolist() == pytest.approx(average, rel=1e-4)
+
+
+def test_lr_warms_up_linearly_and_falls_along_a_cosine():
+    config = TrainConfig(images=10_000, batch_size=10, lr=2.0, lr_final=0.1, warmup_images=100)
+    assert config.steps == 1000
+    assert [config.lr_at(step) for step in (0, 4, 9)] == pytest.approx([0.2, 1.0, 2.0], rel=1e-3)
+    assert config.lr_at(500) == pytest.approx(2.0 * 0.55)
+    assert config.lr_at(999) == pytest.approx(0.2, rel=1e-3)
+    falling = [config.lr_at(step) for step in range(10, 1000)]
+    assert falling == sorted(falling, reverse=True)
+    constant = TrainConfig(images=100, batch_size=10, lr=0.5)
+    assert {constant.lr_at(step) for step in range(10)} == {0.5}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"images": 15}, r"images \(=15\) must be at least batch_size \(=16\)"),
+        ({"lr": 0.0}, "lr"),
+        ({"clip_norm": -1.0}, "clip_norm"),
+        ({"lr_final": 1.5}, r"lr_final \(=1.5\)"),
+        ({"warmup_images": -1}, ">= 0"),
+        ({"weight_decay": -0.1}, ">= 0"),
+        ({"ema_halflife_images": -1.0}, ">= 0"),
+    ],
+)
+def test_senseless_configurations_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        replace(CONFIG, **change)
+
+
+def test_an_empty_coupling_is_refused():
+    with pytest.raises(ValueError, match="holds no pairs"):
+        objective_on(torch.zeros(0, 2))
+
+
+def poisoned(bad):
+    """Pairs of which one in fifty is not a number."""
+    x1 = POINTS.clone()
+    x1[::50] = bad
+    return objective_on(x1), CONFIG
+
+
+def explosive():
+    return objective_on(POINTS), replace(CONFIG, lr=1e30, warmup_images=0, weight_decay=1.0)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [lambda: poisoned(float("nan")), lambda: poisoned(float("inf")), explosive],
+    ids=["nan", "inf", "huge lr"],
+)
+def test_a_loss_that_is_not_finite_stops_training_and_spoils_nothing(case, tmp_path):
+    objective, config = case()
+    state = fresh("mlp", config)
+    with pytest.raises(NonFiniteLoss, match=r"at step \d+ with lr \d.*lower lr or clip_norm"):  # noqa: PT012
+        for _ in train(state, objective, config, seed=0, every=1):
+            checkpoint.save(state, tmp_path)
+    parameters, average = weights(state)
+    assert all(torch.isfinite(p).all() for p in parameters + average)
+    if state.step:
+        last = fresh("mlp", seed=1)
+        assert checkpoint.restore(last, tmp_path) == []
+        assert last.step == state.step
+        assert same(weights(last)[0], parameters)
+
+
+def test_bf16_trains_like_fp32():
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        state = fresh("mlp")
+        config = replace(CONFIG, images=16_000, batch_size=160)
+        objective = objective_on(POINTS, batch_size=160, precision=precision)
+        losses[precision] = [record.loss for record in train(state, objective, config, seed=0, every=25)]
+        assert all(p.dtype == torch.float32 for p in state.network.parameters())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.03)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_a_conditional_network_learns_its_classes():
+    """Class k is the point (4 k - 4, 1): one Euler step from noise is enough to tell."""
+    label = torch.arange(300) % 3
+    x1 = torch.stack([4.0 * label - 4, torch.ones(300)], 1)
+    config = TrainConfig(images=64_000, batch_size=128, lr=3e-3, lr_final=0.0)
+    torch.manual_seed(0)
+    state = new_state(MLP(width=32, depth=1).build((2,), 3), config)
+    list(train(state, objective_on(x1, label, batch_size=128), config, seed=0))
+    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    field = network_field(averaged(state), "fp32")
+    ends = integrate(field, noise, uniform_grid(8), SOLVERS["euler"], label).detach()
+    assert (ends - x1).square().sum(1).mean().sqrt() < 0.5
+
+
+def test_reflow_is_the_same_training_on_stored_pairs():
+    """Pairs x1 = 2 x0 + 1 do not cross: the loss falls towards 0, which no independent coupling allows."""
+    x0 = torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    config = TrainConfig(images=100_000, batch_size=200, lr=3e-3, lr_final=0.0)
+    torch.manual_seed(0)
+    state = new_state(MLP(width=32, depth=1).build((2,), None), config)
+    objective = flow_objective(
+        Stored(Pairs(x0, 2 * x0 + 1)), PATHS["linear"], Uniform(), Squared(), batch_size=200, precision="fp32"
+    )
+    records = list(train(state, objective, config, seed=0, every=100))
+    assert records[-1].loss < 0.02 < records[0].loss
+
+
+def test_averaged_holds_the_average_in_evaluation_mode():
+    state = fresh("unet with dropout")
+    list(train(state, objective_on(DIGITS), CONFIG, seed=0))
+    parameters, average = weights(state)
+    network = averaged(state)
+    assert not network.training
+    assert same([p.detach() for p in network.parameters()], average)
+    assert not same(parameters, average)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_resumes_exactly(tmp_path):
+    def state():
+        torch.manual_seed(0)
+        return new_state(MLP(width=32, depth=1).build((2,), None).cuda(), CONFIG)
+
+    whole, stopped, again = state(), state(), state()
+    objective = objective_on(POINTS.cuda())
+    list(train(whole, objective, CONFIG, seed=0))
+    next(train(stopped, objective, CONFIG, seed=0, every=8))
+    checkpoint.save(stopped, tmp_path)
+    checkpoint.restore(again, tmp_path)
+    list(train(again, objective, CONFIG, seed=0))
+    assert same(weights(whole)[0], weights(again)[0])
+    assert same(weights(whole)[1], weights(again)[1])
