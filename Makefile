@@ -54,5 +54,6 @@ timing: $(READY) ## where the last run's time went
 preset: $(READY) ## params.yaml := the defaults overlaid with presets/NAME.yaml
 	@python -m flows.preset $(NAME)
 
-clean: ## remove what the pipeline made (not DVC's cache, not mlflow.db)
-	rm -rf features models couplings curves scores reports work params.checked.json dvc_plots
+clean: ## remove what the pipeline made; DVC's cache, MLflow's and Prefect's records stay
+	rm -rf features models couplings curves scores reports params.checked.json dvc_plots
+	find work -mindepth 1 -maxdepth 1 ! -name journal ! -name 'prefect*' -exec rm -rf {} + 2>/dev/null || true

@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _run(stage: str) -> None:
-    kind, _, name = stage.partition("@")
+    kind, _, name = stage.partition("@" if "@" in stage else "_")  # evaluate@r1, evaluate_base
     params = read()
     function: Callable[[Params, str], Events] = getattr(import_module(STAGES[kind]), kind)
     shown = params.model_dump(mode="json")

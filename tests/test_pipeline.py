@@ -1,0 +1,335 @@
+"""The whole graph through real `dvc repro` on a tiny preset, and what users do to it: edits, kills, mistakes."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from ruamel.yaml import YAML
+
+from fmcore.store import load_model, open_pairs
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+COPIED = ("fmcore", "flows", "presets", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml")
+pytestmark = pytest.mark.slow
+
+
+def environment(**more):
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
+    # A dead port: no test may write to a server that happens to run here.
+    return env | {
+        "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+class Checkout:
+    """A copy of the repository's working tree with parameters of its own."""
+
+    def __init__(self, folder: Path, preset: str) -> None:
+        self.folder = folder
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+                shutil.copytree(source, folder / name, ignore=skip)
+            else:
+                shutil.copy(source, folder / name)
+        self.run("git", "init", "-q")
+        self.run(sys.executable, "-m", "flows.preset", preset)
+
+    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment(**env), capture_output=True, text=True, timeout=500
+        )
+        assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+    def repro(self, *options: str, check: bool = True) -> "Outcome":
+        return Outcome(self.run("dvc", "repro", *options, check=check))
+
+    def edit(self, path: str, value: object) -> None:
+        yaml = YAML()
+        file = self.folder / "params.yaml"
+        raw = yaml.load(file)
+        *parents, last = path.split(".")
+        at = raw
+        for part in parents:
+            at = at[part]
+        at[last] = value
+        yaml.dump(raw, file)
+
+    def outputs(self) -> dict[str, bytes]:
+        kept = ("models", "couplings", "curves", "scores", "features")
+        files = (p for name in kept for p in sorted((self.folder / name).rglob("*")) if p.is_file())
+        return {str(p.relative_to(self.folder)): p.read_bytes() for p in files if p.name != ".gitignore"}
+
+
+class Outcome:
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code = done.returncode
+        self.text = done.stdout + done.stderr
+        self.ran = re.findall(r"Running stage '([^']+)'", self.text)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    checkout = Checkout(tmp_path_factory.mktemp("made"), "smoke")
+    checkout.first = checkout.repro()
+    return checkout
+
+
+ALL = {
+    "check",
+    "features",
+    "base",
+    "couple@r1",
+    "reflow@r1",
+    "couple@r2",
+    "reflow@r2",
+    "distill",
+    "evaluate_base",
+    "evaluate@r1",
+    "evaluate@r2",
+    "evaluate_student",
+    "report",
+}
+
+
+def test_everything_runs_and_then_nothing(made):
+    assert set(made.first.ran) == ALL
+    again = made.repro()
+    assert again.ran == []
+    assert "up to date" in again.text
+
+
+def test_reflow_straightens_and_helps_one_step(made):
+    table = pd.read_csv(made.folder / "reports/scores.csv").set_index(["model", "metric", "solver", "nfe"]).value
+    straight = table.xs("straightness", level="metric").droplevel(["solver", "nfe"])
+    assert straight["r1"] <= straight["base"] / 10
+    one = table.xs(("sliced_wasserstein", "euler", 1), level=("metric", "solver", "nfe"))
+    assert one["r1"] <= one["base"] / 5
+    assert one["student"] <= one["base"] / 5
+
+
+def test_scores_are_tidy(made):
+    table = pd.read_csv(made.folder / "reports/scores.csv")
+    columns = "model,round,solver,nfe,metric,value,std,n_samples,n_reference,extractor,extractor_sha256,seed"
+    assert list(table.columns) == columns.split(",")
+    assert list(table.model.unique()) == ["base", "r1", "r2", "student"]
+    assert dict(zip(table.model, table["round"], strict=True)) == {"base": 0, "r1": 1, "r2": 2, "student": 1}
+    assert not table.duplicated(["model", "solver", "nfe", "metric"]).any()
+    assert (table.value >= 0).all()
+    heun = table[table.solver == "heun"]
+    assert (heun.nfe % 2 == 0).all()
+    assert set(table[table.model == "student"].nfe) == {1}
+
+
+def test_report_shows_what_was_made(made):
+    reports = made.folder / "reports"
+    page = (reports / "index.html").read_text()
+    for name in re.findall(r'src="([^"]+)"', page):
+        assert (reports / name).read_bytes().startswith(b"\x89PNG"), name
+    assert page.count("<img") == 4
+    assert "sliced Wasserstein" in page
+
+
+def test_dvc_commands_say_something(made):
+    shown = made.run("dvc", "metrics", "show", "--json").stdout
+    metrics = json.loads(shown)[""]["data"]["reports/metrics.json"]["data"]
+    assert metrics["sliced_wasserstein"]["base"]["nfe_001"] > metrics["sliced_wasserstein"]["r1"]["nfe_001"]
+    assert set(metrics["straightness"]) == {"base", "r1", "r2"}
+    plots = json.loads(made.run("dvc", "plots", "show", "--json", "-o", "plots").stdout)
+    text = json.dumps(plots)
+    for name in ("base", "r1", "r2", "student"):
+        assert f'"model": "{name}"' in text
+    assert '"type": "log", "base": 2' in text.replace("\\", "")
+
+
+def test_mlflow_holds_every_stage_once(made):
+    made.run(sys.executable, "-m", "flows.shipper", str(made.folder), "--once")
+    with sqlite3.connect(made.folder / "mlflow.db") as base:
+        runs = dict(base.execute("select run_uuid, name from runs").fetchall())
+        tags: dict[str, dict[str, str]] = {}
+        for run, key, value in base.execute("select run_uuid, key, value from tags"):
+            tags.setdefault(run, {})[key] = value
+        stages = [tags[run]["dvc.stage"] for run in runs if "dvc.stage" in tags[run]]
+        assert sorted(stages) == sorted(ALL)
+        parents = {tags[run]["mlflow.parentRunId"] for run in runs if "dvc.stage" in tags[run]}
+        assert len(parents) == 1
+        (r1,) = (run for run in runs if tags[run].get("dvc.stage") == "evaluate@r1")
+        key = "sliced_wasserstein.euler"
+        steps = base.execute("select step, value from metrics where run_uuid=? and key=?", (r1, key)).fetchall()
+        assert sorted(step for step, _ in steps) == [1, 4, 16]
+        assert any(k.startswith("dvc.dep.models/r1") for k in tags[r1])
+        (base_run,) = (run for run in runs if tags[run].get("dvc.stage") == "base")
+        query = "select count(*) from metrics where run_uuid=? and key='loss'"
+        (count,) = base.execute(query, (base_run,)).fetchone()
+        assert count == len(pd.read_csv(made.folder / "curves/base.csv"))
+
+
+def test_the_command_line_uses_the_result(made):
+    args = ("sample", "models/student", "--nfe", "1", "--count", "64", "--out", "grid.png")
+    made.run(sys.executable, "-m", "fmcore", *args)
+    assert (made.folder / "grid.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        ("reflow.rounds.r2.train", {"lr": 0.0005}, {"check", "reflow@r2"}),
+        ("distill.train.lr", 0.0007, {"check", "distill"}),
+        ("couple.dtype", "float32", set()),
+        ("reflow.rounds.r2.couple", {"nfe": 8}, {"check", "couple@r2"}),
+    ],
+)
+def test_an_edit_reruns_what_depends_on_it(made, path, value, expected):
+    """`dvc status` names the stages whose own inputs changed; the rest follows from their outputs."""
+    before = (made.folder / "params.yaml").read_bytes()
+    try:
+        made.edit(path, value)
+        status = json.loads(made.run("dvc", "status", "--json").stdout)
+        direct = {name for name, changes in status.items() if "params.yaml" in json.dumps(changes)}
+        assert direct - {"report"} == expected
+    finally:
+        (made.folder / "params.yaml").write_bytes(before)
+
+
+def test_a_round_more_is_an_edit_of_params(made, tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    checkout.edit("reflow.rounds.r3", {"teacher": "r2", "couple": {}, "train": {}})
+    listed = checkout.run("dvc", "stage", "list", "--name-only").stdout.split()
+    assert {"couple@r3", "reflow@r3", "evaluate@r3"} <= set(listed)
+
+
+def test_two_checkouts_make_equal_bytes(made, tmp_path):
+    other = Checkout(tmp_path, "smoke")
+    other.repro("features", "couple@r1", "evaluate_base")
+    mine, theirs = made.outputs(), other.outputs()
+    assert len(theirs) >= 12
+    assert {name for name in theirs if mine[name] != theirs[name]} == set()
+
+
+def kill_when(checkout: Checkout, stage: str, ready) -> None:
+    """Starts a stage, and kills it with everything around it (SIGKILL) as soon as `ready()`."""
+    process = subprocess.Popen(
+        ["dvc", "repro", stage],
+        cwd=checkout.folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not ready():
+        assert process.poll() is None, "the stage was over before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    work = checkout.folder / "work" / "base"
+    source = checkout.folder / "flows/train.py"
+    # Checkpoints every ten seconds are right for hours of training; this one takes five.
+    source.write_text(source.read_text().replace("CHECKPOINT_SECONDS = 10.0", "CHECKPOINT_SECONDS = 0.3"))
+    for least in (1, 2):
+        kill_when(checkout, "base", lambda n=least: len(list(work.glob("*/step-*.json"))) >= n)
+    done = checkout.repro("base")
+    assert "going on from step" in done.text
+    expected = {k: v for k, v in made.outputs().items() if k.startswith(("models/base", "curves/base"))}
+    assert {k: checkout.outputs()[k] for k in expected} == expected
+    assert not list(work.iterdir())
+
+
+def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    checkout.edit("couple.pairs", 40000)
+    source = checkout.folder / "flows/couple.py"
+    source.write_text(source.read_text().replace("SHARD_BYTES = 16 * 2**20", "SHARD_BYTES = 64 * 2**10"))
+    checkout.repro("base")
+    work = checkout.folder / "work" / "couple-r1"
+    kill_when(checkout, "couple@r1", lambda: len(list(work.glob("*/out/pairs-*"))) >= 2)
+    (newest,) = [p for p in work.iterdir()]
+    part = sorted(newest.glob("out/pairs-*"))[-1]
+    part.write_bytes(part.read_bytes()[:-100])  # as a crash of the machine may leave it
+    done = checkout.repro("couple@r1")
+    assert re.search(r"\d+ of 40000 pairs are there already", done.text)
+    pairs, manifest = open_pairs(checkout.folder / "couplings/r1")
+    assert len(pairs.x0) == 40000
+    assert len(manifest["shards"]) > 3
+    first, _ = open_pairs(made.folder / "couplings/r1")
+    assert (pairs.x0[:4000] == first.x0).all()
+    assert (pairs.x1[:4000] == first.x1).all()
+
+
+def test_models_say_what_made_them(made):
+    r1, student = load_model(made.folder / "models/r1"), load_model(made.folder / "models/student")
+    _, couplings = open_pairs(made.folder / "couplings/r1")
+    base = load_model(made.folder / "models/base")
+    assert couplings["teacher"] == {"model": "base", "sha256": base.digest}
+    assert r1.manifest["couplings"]["teacher"]["sha256"] == base.digest
+    assert student.manifest["grid"] == 1
+    assert student.manifest["init"] == {"model": "r1", "sha256": r1.digest}
+    texts = [p.read_text() for p in made.folder.glob("models/*/manifest.json")]
+    assert not any(re.search(r"20\d\d-\d\d-\d\d|/tmp|hostname", text) for text in texts)
+
+
+MISTAKES = {
+    "unknown key": ("base.train.lerning_rate", 1.0, "base.train.lerning_rate: unknown key"),
+    "out of range": ("couple.pairs", -1, "couple: expected pairs >= 1"),
+    "missing data": (
+        "data",
+        {"name": "mnist", "root": "nowhere", "download": False},
+        "data.root: no folder 'nowhere'",
+    ),
+    "no images": ("data", {"name": "images", "root": "presets", "size": 8, "grey": True}, "data.root: no image"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_stops_before_anything_runs(made, tmp_path, case):
+    path, value, expected = MISTAKES[case]
+    checkout = Checkout(tmp_path, "digits" if case in ("missing data", "no images") else "smoke")
+    checkout.edit(path, value)
+    outcome = checkout.repro(check=False)
+    assert outcome.code != 0
+    assert outcome.ran == ["check"]
+    assert expected in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_a_loss_that_diverges_stops_with_one_line(tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    checkout.edit("base.train.lr", 1.0e30)
+    checkout.edit("base.train.clip_norm", 1.0e30)
+    outcome = checkout.repro("base", check=False)
+    assert outcome.code != 0
+    assert "expected finite numbers" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not (checkout.folder / "models/base").exists()
+
+
+def test_a_broken_image_is_named(tmp_path):
+    checkout = Checkout(tmp_path, "images")
+    folder = checkout.folder / "data/images"
+    folder.mkdir(parents=True)
+    (folder / "broken.png").write_bytes(b"\x89PNG no more")
+    outcome = checkout.repro(check=False)
+    assert outcome.code != 0
+    assert "broken.png" in outcome.text
+    assert "Traceback" not in outcome.text
