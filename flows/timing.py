@@ -6,15 +6,16 @@ starting processes, imports, data loading, hashing, records for Prefect and MLfl
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from flows import tracking
 from flows.layout import WORK
 from flows.work import root
+
+STARTED = "FMCORE_STARTED"  # when DVC started the stage, seconds since the epoch
 
 
 def record(root: Path, stage: str, worked: float) -> None:
@@ -25,7 +26,7 @@ def record(root: Path, stage: str, worked: float) -> None:
         "pipeline": tracking.pipeline_key(),
         "pipeline_started": tracking.pipeline_started(),
         "stage": stage,
-        "started": psutil.Process().create_time(),
+        "started": float(os.environ.get(STARTED, time.time())),
         "ended": time.time(),
         "worked": worked,
     }

@@ -64,16 +64,17 @@ def pipeline_key() -> str:
     key has the form `<pid>-<creation time>`, so a process that starts stages by itself can put its own
     `pipeline_key()` into their `FMCORE_PIPELINE`.
     """
-    process = _pipeline_process()
+    process = pipeline_process()
     return os.environ.get(PIPELINE) or f"{process.pid}-{process.created:.2f}"
 
 
 def pipeline_started() -> float:
     """When the pipeline run began, in seconds since the epoch."""
-    return _pipeline_process().created
+    return pipeline_process().created
 
 
-def _pipeline_process() -> Process:
+def pipeline_process() -> Process:
+    """The process whose end is the end of the pipeline run."""
     given = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", os.environ.get(PIPELINE, ""))
     if given:
         return Process(int(given[1]), float(given[2]))
@@ -251,7 +252,7 @@ def open_run(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapp
         params=flattened(params),
         tags=tags,
         pipeline=pipeline_key(),
-        pipeline_process=_pipeline_process(),
+        pipeline_process=pipeline_process(),
     )
     # Only now can the shipper see it: never unlocked, never without its first record.
     hidden.rename(run.folder)

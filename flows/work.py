@@ -10,14 +10,16 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import fmcore
 from flows.layout import WORK
 
+BUSY_SECONDS = 10.0
 CODE = Path(fmcore.__file__).parent
 
 
@@ -50,11 +52,7 @@ def workspace(stage: str, recipe: Mapping[str, Any], inputs: Sequence[Path] = ()
     folder = root() / WORK / stage.replace("@", "-") / recipe_key(recipe, inputs)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise BusyError(f"{stage} is already running (process {lock.read().strip()}); wait for it") from None
+        _take(lock, stage)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -62,6 +60,20 @@ def workspace(stage: str, recipe: Mapping[str, Any], inputs: Sequence[Path] = ()
             part.unlink()
         yield folder
         shutil.rmtree(folder)
+
+
+def _take(lock: TextIO, stage: str) -> None:
+    """Locks, waiting a little: a stage whose caller was killed needs a moment to notice."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.seek(0)
+                holder = lock.read().strip()
+                raise BusyError(f"{stage} is already running (process {holder}); wait for it") from None
+            time.sleep(0.1)
 
 
 def publish(finished: Path, out: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-TIME_FEATURES = 64
+TIME_FEATURES, SIGNAL = 64, 128
 
 
 @dataclass(frozen=True)
@@ -96,21 +96,29 @@ def time_features(t: Float[Tensor, " B"]) -> Float[Tensor, "B features"]:
 
 
 class ResidualMLP(nn.Module):
-    """x + time (+ class) -> velocity through pre-norm residual blocks; see `MLP` for the parameters."""
+    """Residual blocks whose inputs the time (and class) scales and shifts; see `MLP` for the parameters.
+
+    The modulation is FiLM (Perez et al., arXiv:1709.07871). x also goes straight to the output, times a learnt
+    function of t: a velocity has a large part along x (-x_0, early on) that normalised layers cannot carry.
+    """
 
     def __init__(self, config: MLP, dims: int, num_classes: int | None) -> None:
         super().__init__()
         self.fourier = config.fourier
         width = config.width
         self.enter = nn.Linear(dims * (1 + 2 * config.fourier), width)
-        self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.classes = None if num_classes is None else nn.Embedding(num_classes, width)
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FEATURES, SIGNAL), nn.SiLU(), nn.Linear(SIGNAL, SIGNAL), nn.SiLU()
+        )
+        self.classes = None if num_classes is None else nn.Embedding(num_classes, SIGNAL)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
+        self.modulate = nn.ModuleList(nn.Linear(SIGNAL, 2 * width) for _ in range(config.depth))
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, dims)
-        for layer in (*self.outer, self.leave):  # start as the identity, and at velocity 0
+        self.gain = nn.Linear(TIME_FEATURES, 1)
+        for layer in (*self.modulate, *self.outer, self.leave, self.gain):  # start as the identity, at velocity 0
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -119,19 +127,22 @@ class ResidualMLP(nn.Module):
     ) -> Float[Tensor, "B *D"]:
         """See the module's docstring."""
         flat = x.flatten(1)
-        if self.fourier:
-            # Half a period spans 8 units at the first octave: the 2-D sets live in about [-4, 4].
-            octaves = pi / 8 * 2.0 ** torch.arange(self.fourier, device=x.device)
-            angle = (flat[:, :, None] * octaves).flatten(1)
-            flat = torch.cat([flat, angle.sin(), angle.cos()], dim=1)
-        signal = self.time(time_features(t))
+        features = time_features(t)
+        signal = self.time(features)
         if self.classes is not None:
             signal = signal + self.classes(label)
-        h = self.enter(flat)
-        for norm, inner, outer in zip(self.norms, self.inner, self.outer, strict=True):
-            h = h + outer(nn.functional.silu(inner(norm(h) + signal)))
-        v: Tensor = self.leave(self.norm(h))
+        h = self.enter(self._octaves(flat) if self.fourier else flat)
+        for norm, modulate, inner, outer in zip(self.norms, self.modulate, self.inner, self.outer, strict=True):
+            scale, shift = modulate(signal).chunk(2, dim=1)
+            h = h + outer(nn.functional.silu(inner(norm(h) * (1 + scale) + shift)))
+        v: Tensor = self.leave(self.norm(h)) + self.gain(features) * flat
         return v.reshape(x.shape)
+
+    def _octaves(self, flat: Float[Tensor, "B D"]) -> Float[Tensor, "B features"]:
+        # Half a period spans 8 units at the first octave: the 2-D sets live in about [-4, 4].
+        octaves = pi / 8 * 2.0 ** torch.arange(self.fourier, device=flat.device)
+        angle = (flat[:, :, None] * octaves).flatten(1)
+        return torch.cat([flat, angle.sin(), angle.cos()], dim=1)
 
 
 class VelocityUNet(nn.Module):

@@ -1,0 +1,111 @@
+"""Runs the one stage that DVC names, and everything that watches it.
+
+The stage yields events; here they become progress on the terminal, MLflow records and a Prefect flow run. None
+of these decides the outcome: a stage that finished its work ends with status 0.
+"""
+
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from importlib import import_module
+from types import FrameType, TracebackType
+
+from flows import runs, timing, tracking
+from flows.events import Event, Events, Metrics, Note
+from flows.events import Progress as Done
+from flows.layout import WORK
+from flows.params import Params, read
+from flows.work import BusyError, root
+from fmcore.progress import Progress
+
+STAGES = {
+    "check": "flows.check",
+    "features": "flows.features",
+    "base": "flows.train",
+    "couple": "flows.couple",
+    "reflow": "flows.train",
+    "distill": "flows.train",
+    "evaluate": "flows.evaluate",
+    "report": "flows.report",
+}
+
+
+def run(stage: str) -> int:
+    """Runs a stage; returns the exit status, 2 with one line for a user's mistake."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _run(stage)
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ArithmeticError, BusyError) as error:
+        trace = root() / WORK / "traceback.txt"
+        trace.parent.mkdir(exist_ok=True)
+        trace.write_text(traceback.format_exc())
+        print(f"{stage}: {error}\n{stage} failed; where in the code: {trace}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run(stage: str) -> None:
+    kind, _, name = stage.partition("@" if "@" in stage else "_")  # evaluate@r1, evaluate_base
+    params = read()
+    function: Callable[[Params, str], Events] = getattr(import_module(STAGES[kind]), kind)
+    shown = params.model_dump(mode="json")
+    with ExitStack() as stack:
+        prefect = stack.enter_context(runs.open_run(root(), stage=stage, parameters=shown))
+        tags = {"dvc.stage": stage, "fmcore.data": params.data.name, **prefect.tags}
+        mlflow = stack.enter_context(tracking.open_run(root(), stage=stage, params=shown, tags=tags))
+        bars = stack.enter_context(Bars())
+        for event in function(params, name):
+            for said in (event, *bars(event)):
+                prefect(said)
+                mlflow(said)
+    timing.record(root(), stage, bars.seconds)
+
+
+class Bars:
+    """The terminal: a bar for the work at hand, a line for each note; counts the seconds work took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.bar: Progress | None = None
+
+    def __call__(self, event: Event) -> list[Event]:
+        """Shows an event; returns the throughput when a piece of work is done."""
+        if isinstance(event, Note):
+            print(event.text, file=sys.stderr, flush=True)
+        if not isinstance(event, Done):
+            return []
+        if self.bar is None:
+            self.bar = Progress(event.what, event.total, event.unit, event.done)
+        self.bar.to(event.done)
+        if event.done < event.total:
+            return []
+        seconds, first, rate_name = (
+            self.bar.seconds,
+            self.bar.first,
+            f"{event.what.split()[0]}_{event.unit}_per_second",
+        )
+        self._close()
+        return [Metrics(0, {rate_name: (event.total - first) / seconds})] if seconds else []
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.seconds += self.bar.seconds
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
