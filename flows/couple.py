@@ -28,7 +28,6 @@ def couple(params: Params, name: str) -> Events:
     dtype = getattr(torch, section.dtype)
     pair_bytes = 2 * prod(teacher.shape) * dtype.itemsize
     per_shard = max(1, SHARD_BYTES // pair_bytes // section.batch) * section.batch
-    need_space(layout.COUPLINGS.parent, pair_bytes * section.pairs, f"{section.pairs} pairs")
     recipe = {
         "couple": asdict(section),
         "data": params.model_dump(mode="json")["data"],
@@ -46,8 +45,10 @@ def couple(params: Params, name: str) -> Events:
         out = work / "out"
         shards = finished_shards(out)
         done = sum(shard.pairs for shard in shards.values())
+        need_space(work, pair_bytes * (section.pairs - done), f"{section.pairs - done} pairs")
         if done:
             yield Note(f"{what}: {done} of {section.pairs} pairs are there already")
+        whole = not done
         yield Progress(what, done, section.pairs, "pairs")
         costs: list[torch.Tensor] = []
         for start in range(0, section.pairs, per_shard):
@@ -75,7 +76,7 @@ def couple(params: Params, name: str) -> Events:
                 done += len(pairs.x0)
                 yield Progress(what, done, section.pairs, "pairs")
             shards[start] = write_shard(out, start, batches)
-        if costs:
+        if whole:
             yield Metrics(0, {"transport_cost": mean_estimate(torch.cat(costs)).value})
         manifest = {
             "stage": f"couple@{name}",

@@ -6,14 +6,15 @@ scores themselves, and a column of the sample grid shows one noise through every
 
 import csv
 import io
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flows import layout
-from flows.events import Event, Events, Metrics, Picture, Progress, Table
+from flows.events import Events, Metrics, Picture, Progress, Table
 from flows.params import Evaluate, Params
 from flows.setup import device_of
 from flows.work import publish, workspace
@@ -33,8 +34,8 @@ from fmcore.metrics import (
 from fmcore.pictures import sample_picture
 from fmcore.pixels import dequantise, quantise
 from fmcore.reflow import draw
-from fmcore.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, steps_for, trajectory
-from fmcore.store import Model, load_model, read_tensors, write_file, write_tensors
+from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, steps_for, trajectory
+from fmcore.store import Model, load_model, read_json, read_tensors, write_file, write_json, write_tensors
 from fmcore.times import uniform_grid
 
 SHOWN_IMAGES, SHOWN_POINTS, TRACED_POINTS = 16, 2000, 200
@@ -74,15 +75,6 @@ class Score(NamedTuple):
     digest: str
 
 
-class Result(NamedTuple):
-    """What one run gave: counted NFE, scores, samples to show and, for points on the finest grid, paths."""
-
-    nfe: int
-    scores: list[Score]
-    shown: Tensor
-    paths: Tensor | None
-
-
 class Scorer(Protocol):
     """Takes samples batch by batch, then says how far they are from the data."""
 
@@ -94,8 +86,8 @@ class Scorer(Protocol):
 class ImageScorer:
     """Frechet distance on the extractor's features; keeps sums only."""
 
-    def __init__(self, count: int, device: torch.device) -> None:
-        self.extractor = load_extractor(layout.FEATURES, device)
+    def __init__(self, count: int, device: torch.device, weights: str | None) -> None:
+        self.extractor = load_extractor(layout.FEATURES, device, weights)
         self.reference = load_stats(layout.FEATURES / "reference.safetensors")
         self.sizes, self.groups = group_sizes(count), list[Stats]()
         self.waiting: list[Tensor] = []
@@ -130,10 +122,11 @@ class PointScorer:
     def scores(self) -> list[Score]:
         """The distances of all points added."""
         x = torch.cat(self.points)
-        count = min(len(x), len(self.reference))
-        return [
-            Score(name, metric(x, self.reference), count, "points", "") for name, metric in POINT_METRICS.items()
-        ]
+        found = []
+        for name, metric in POINT_METRICS.items():
+            estimate = metric(x, self.reference)
+            found.append(Score(name, estimate, estimate.samples, "points", ""))
+        return found
 
 
 def runs_for(model: Model, section: Evaluate) -> list[Run]:
@@ -146,7 +139,7 @@ def runs_for(model: Model, section: Evaluate) -> list[Run]:
 
 
 def evaluate(params: Params, name: str) -> Events:
-    """Scores model `name`; writes `scores.csv` and `samples.safetensors`."""
+    """Scores model `name`; writes `scores.csv` and `samples.safetensors`. A kill loses one run."""
     device = device_of(params)
     recipe = params.model_dump(mode="json", include={"seed", "device", "precision", "data", "evaluate"})
     inputs = [layout.model(name), layout.FEATURES]
@@ -157,39 +150,32 @@ def evaluate(params: Params, name: str) -> Events:
     bent = None if "grid" in model.manifest else max(r for r in runs if r.solver == "euler")
     rows: list[Row] = []
     shown: dict[str, Tensor] = {}
+    count = params.evaluate.samples
     with workspace(f"evaluate@{name}", recipe, inputs) as work:
-        out = work / "out"
-        total = len(runs) * params.evaluate.samples
-        yield Progress(f"score {name}", 0, total)
-        for i, run in enumerate(runs):
-            count = params.evaluate.samples
-            scorer: Scorer = PointScorer() if params.is_points else ImageScorer(count, device)
-            batches = _sample(model, params, run, labels)
-            result = yield from _run(batches, scorer, name, i * count, total, bends=run == bent)
-            for score in result.scores:
-                row = Row(
-                    name,
-                    model.manifest["rounds"],
-                    run.solver,
-                    result.nfe,
-                    score.metric,
-                    float(f"{score.estimate.value:.6g}"),
-                    float(f"{score.estimate.std:.3g}"),
-                    count,
-                    score.n_reference,
-                    score.extractor,
-                    score.digest,
-                    params.seed,
-                )
-                rows.append(row)
-                yield Metrics(result.nfe, {f"{score.metric}.{run.solver}": row.value})
+        total = len(runs) * count
+        done = sum(count for run in runs if _kept(work, run).exists())
+        yield Progress(f"score {name}", done, total, _unit(params))
+        for run in runs:
+            if not _kept(work, run).exists():
+                scorer = PointScorer() if params.is_points else ImageScorer(count, device, params.features.weights)
+                batches = _sample(model, params, run, labels, bends=run == bent)
+                kept = _kept(work, run)
+                for scored in _score(batches, scorer, model, params, name, run, kept, bends=run == bent):
+                    yield Progress(f"score {name}", done + scored, total, _unit(params))
+                done += count
+            found = [Row(*row) for row in read_json(_kept(work, run))["rows"]]
+            tensors = read_tensors(_kept(work, run).with_suffix(".safetensors"))
+            rows += found
+            for row in found:
+                yield Metrics(row.nfe, {f"{row.metric}.{row.solver}": row.value})
             if run.solver == "euler":
-                key = f"euler.{result.nfe:04d}"
-                shown[key] = result.shown
-                sample_picture(_floats(result.shown), work / f"{key}.png")
-                yield Picture(f"samples-nfe-{result.nfe:04d}", work / f"{key}.png")
-            if result.paths is not None:
-                shown["paths"] = result.paths
+                shown[f"euler.{run.nfe:04d}"] = tensors["shown"]
+                picture = work / f"samples-{run.nfe:04d}.png"
+                sample_picture(_floats(tensors["shown"]), picture)
+                yield Picture(f"samples-nfe-{run.nfe:04d}", picture)
+            if "paths" in tensors:
+                shown["paths"] = tensors["paths"]
+        out = work / "out"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(Row._fields)
@@ -200,63 +186,101 @@ def evaluate(params: Params, name: str) -> Events:
         yield Table("scores", [dict(zip(Row._fields[:7], row[:7], strict=True)) for row in rows])
 
 
+def _kept(work: Path, run: Run) -> Path:
+    return work / f"{run.solver}-{run.nfe or 0:04d}.json"
+
+
+def _unit(params: Params) -> str:
+    return "points" if params.is_points else "images"
+
+
 def _floats(shown: Tensor) -> Tensor:
     return dequantise(shown) if shown.dtype == torch.uint8 else shown
 
 
 class Batch(NamedTuple):
-    """One batch of trajectories, every knot of it for fixed-step solvers, both ends for the adaptive one."""
+    """Where one batch began and ended, what it cost, and the knots between if they were asked for."""
 
-    points: list[Tensor]
+    x0: Tensor
+    x1: Tensor
     nfe: int
+    points: list[Tensor]
 
 
-def _sample(model: Model, params: Params, run: Run, labels: Tensor | None) -> Iterator[Batch]:
-    """Trajectories of the evaluation noise in fixed batches; memory holds one batch."""
+def _sample(model: Model, params: Params, run: Run, labels: Tensor | None, *, bends: bool) -> Iterator[Batch]:
+    """Samples from the evaluation noise in fixed batches; memory holds one, with its whole paths if `bends`."""
     section, device = params.evaluate, model.device
     for first in range(0, section.samples, section.batch):
         count = min(section.batch, section.samples - first)
         x0, drawn = draw(first, count, shape=model.shape, seed=params.seed, purpose="evaluate", labels=labels)
         x0, label = x0.to(device), None if drawn is None else drawn.to(device)
         field = Counted(model.field(params.precision))
+        points: list[Tensor] = []
         if run.nfe is None:
             assert section.dopri5 is not None
             rtol, atol = section.dopri5.rtol, section.dopri5.atol
-            yield Batch([x0, integrate_adaptive(field, x0, rtol=rtol, atol=atol, label=label)], field.nfe)
+            x1 = integrate_adaptive(field, x0, rtol=rtol, atol=atol, label=label)
         else:
             tableau = SOLVERS[run.solver]
             grid = uniform_grid(steps_for(tableau, run.nfe))
-            points = list(trajectory(field, x0, grid, tableau, label))
-            yield Batch(points, field.nfe)
+            if bends:
+                points = list(trajectory(field, x0, grid, tableau, label))
+            x1 = points[-1] if bends else integrate(field, x0, grid, tableau, label)
+        yield Batch(x0, x1, field.nfe, points)
 
 
-def _run(
-    batches: Iterator[Batch], scorer: Scorer, name: str, before: int, total: int, *, bends: bool
-) -> Generator[Event, None, Result]:
-    """Scores one run's batches, reporting progress on the way."""
+def _score(
+    batches: Iterator[Batch],
+    scorer: Scorer,
+    model: Model,
+    params: Params,
+    name: str,
+    run: Run,
+    kept: Path,
+    *,
+    bends: bool,
+) -> Iterator[int]:
+    """Scores one run into the file `kept`, its pictures' tensors beside it; yields the samples done so far."""
     done, evaluations = 0, 0
     shown: list[Tensor] = []
-    paths: list[Tensor] = []
     bend: list[Tensor] = []
     cost: list[Tensor] = []
+    tensors: dict[str, Tensor] = {}
     for batch in batches:
-        x1 = batch.points[-1]
-        images = x1.ndim == 4
+        x1 = batch.x1
         if not torch.isfinite(x1).all():
             raise FloatingPointError(f"{name} made samples that are not finite: it diverged")
         scorer.add(x1)
-        missing = (SHOWN_IMAGES if images else SHOWN_POINTS) - sum(map(len, shown))
-        shown.append((quantise(x1[:missing]) if images else x1[:missing]).cpu())
+        missing = (SHOWN_POINTS if params.is_points else SHOWN_IMAGES) - sum(map(len, shown))
+        shown.append((x1[:missing] if params.is_points else quantise(x1[:missing])).cpu())
         if bends:
             bend.append(straightness(batch.points).cpu())
-            cost.append(transport_cost(batch.points[0], x1).cpu())
-            if not images and not paths:
-                paths.append(torch.stack([point[:TRACED_POINTS] for point in batch.points]).cpu())
+            cost.append(transport_cost(batch.x0, x1).cpu())
+            if params.is_points and "paths" not in tensors:
+                tensors["paths"] = torch.stack([point[:TRACED_POINTS] for point in batch.points]).cpu()
         done += len(x1)
         evaluations += batch.nfe * len(x1)
-        yield Progress(f"score {name}", before + done, total)
+        yield done
     scores = scorer.scores()
     if bends:
         for metric, values in (("straightness", bend), ("transport_cost", cost)):
             scores.append(Score(metric, mean_estimate(torch.cat(values)), 0, "", ""))
-    return Result(round(evaluations / done), scores, torch.cat(shown), paths[0] if paths else None)
+    write_tensors(kept.with_suffix(".safetensors"), {**tensors, "shown": torch.cat(shown)})
+    rows = [
+        Row(
+            name,
+            model.manifest["rounds"],
+            run.solver,
+            round(evaluations / done),
+            score.metric,
+            float(f"{score.estimate.value:.6g}"),
+            float(f"{score.estimate.std:.3g}"),
+            score.estimate.samples,
+            score.n_reference,
+            score.extractor,
+            score.digest,
+            params.seed,
+        )
+        for score in scores
+    ]
+    write_json(kept, {"rows": [list(row) for row in rows]})

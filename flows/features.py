@@ -4,23 +4,27 @@ from flows import layout
 from flows.events import Events, Metrics, Note, Progress
 from flows.params import Params
 from flows.setup import device_of
+from flows.train import run_training
 from flows.work import publish, workspace
 from fmcore.features import (
     adopt_inception,
     data_digest,
     feature_stats,
-    fit,
+    fitting,
     load_extractor,
+    save_extractor,
     save_stats,
 )
 from fmcore.metrics import Stats
 from fmcore.pixels import quantise
 from fmcore.store import read_json, write_json, write_tensors
+from fmcore.training import averaged, new_state
 
 
 def features(params: Params, name: str) -> Events:
     """Fits or adopts the extractor; writes it with the reference that scores compare against."""
     recipe = params.model_dump(mode="json", include={"seed", "device", "data", "features"})
+    recipe["checked"] = read_json(layout.CHECKED)
     device = device_of(params)
     data = params.data.load()
     with workspace("features", recipe) as work:
@@ -33,31 +37,29 @@ def features(params: Params, name: str) -> Events:
             write_json(out / "accuracy.json", {})
             publish(out, layout.FEATURES)
             return
-        pixels = data.reference if data.reference.dtype.is_floating_point is False else quantise(data.reference)
-        if params.features.extractor == "inception":
-            assert params.features.weights is not None
-            adopt_inception(params.features.weights, out)
-            accuracy = {}
+        pixels = quantise(data.reference) if data.reference.is_floating_point() else data.reference
+        section = params.features
+        accuracy = {}
+        if section.extractor == "inception":
+            assert section.weights is not None
+            adopt_inception(section.weights, out)
         else:
-            config = params.features.train
-            total = config.steps * config.batch_size
-            yield Progress("fit features", 0, total)
-            for record in fit(
-                params.features.extractor,
+            fitted = fitting(
+                section.extractor,
                 pixels.to(device),
                 None if data.label is None else data.label.to(device),
                 data.num_classes,
-                config,
+                batch_size=section.train.batch_size,
                 seed=params.seed,
-                folder=out,
-            ):
-                yield Progress("fit features", record.images, total)
-                yield Metrics(record.images, {"loss": record.loss})
-            held_out = read_json(out / "manifest.json")["held_out_accuracy"]
-            accuracy = {"held_out_accuracy": held_out}
+            )
+            state = new_state(fitted.network, section.train)
+            yield from run_training("features", work, state, fitted.objective, section.train, params.seed)
+            averaged(state)
+            held_out = save_extractor(out, section.extractor, fitted, pixels.to(device))
+            accuracy = {"held_out_accuracy": round(held_out, 6)}
             yield Metrics(0, accuracy)
-            yield Note(f"feature classifier: held-out accuracy {held_out:.3f}")
-        extractor = load_extractor(out, device)
+            yield Note(f"feature {section.extractor}: held-out accuracy {held_out:.3f}")
+        extractor = load_extractor(out, device, section.weights)
         reference: Stats | None = None
         yield Progress("reference features", 0, len(pixels))
         for part in feature_stats(extractor, pixels):

@@ -18,12 +18,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fmcore.data import DATA, Data
-from fmcore.features import EXTRACTORS
+from fmcore.features import FIT_DIMS, INCEPTION_DIMS
 from fmcore.losses import DISTANCES, Distance
+from fmcore.metrics import GROUPS
 from fmcore.networks import MLP, NETWORKS, Network
 from fmcore.paths import PATHS
 from fmcore.solvers import SOLVERS, steps_for
-from fmcore.times import TIMES, Times
+from fmcore.times import TIMES, KGrid, Times
 from fmcore.training import TrainConfig
 
 FILE = Path("params.yaml")
@@ -148,7 +149,7 @@ class Params(BaseModel):
     @property
     def is_points(self) -> bool:
         """Whether the data are points rather than images."""
-        return hasattr(self.data, "count")
+        return len(self.data.shape) == 1
 
 
 def read(path: Path = FILE) -> Params:
@@ -274,8 +275,11 @@ def _rules(params: Params) -> Iterator[str]:
     yield from _override_rules(params)
     if params.base.path not in PATHS:
         yield f"base.path: expected one of {', '.join(PATHS)}, got {json.dumps(params.base.path)}"
-    if params.seed < 0:
-        yield f"seed: expected a number >= 0, got {params.seed}"
+    if not 0 <= params.seed < 2**63:
+        yield f"seed: expected a number in [0, 2^63), got {params.seed}"
+    for where, times in (("base.times", params.base.times), ("reflow.times", params.reflow.times)):
+        if isinstance(times, KGrid):
+            yield f"{where}.name: k_grid is for students; expected uniform, logit_normal or u_shaped"
     if params.distill.k < 1:
         yield f"distill.k: expected a number >= 1, got {params.distill.k}"
     yield from _evaluate_rules(params)
@@ -343,13 +347,19 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
         yield "evaluate.solvers.euler: expected at least one NFE; straightness is measured on its finest grid"
     if evaluate.samples < 100 or evaluate.batch < 1:
         yield f"evaluate: expected samples >= 100 and batch >= 1, got {evaluate.samples} and {evaluate.batch}"
+    for name, nfes in evaluate.solvers.items():
+        if len(set(nfes)) < len(nfes):
+            yield f"evaluate.solvers.{name}: expected each NFE once, got {list(nfes)}"
+    dims = INCEPTION_DIMS if params.features.extractor == "inception" else FIT_DIMS
+    if not params.is_points and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
+        least = dims * GROUPS // (GROUPS - 1) + 1
+        yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
     if evaluate.dopri5 and min(asdict(evaluate.dopri5).values()) <= 0:
         yield f"evaluate.dopri5: expected rtol and atol > 0, got {json.dumps(asdict(evaluate.dopri5))}"
 
 
 def _data_rules(params: Params) -> Iterator[str]:
     kind = params.features.extractor
-    assert kind in EXTRACTORS
     if params.is_points:
         if kind != "none":
             yield f'features.extractor: expected "none" for points ({params.data.name}), got {json.dumps(kind)}'

@@ -131,7 +131,7 @@ def reflow_pipeline(stages: list[str] | None = None, force: bool = False) -> Non
     def reproduce(stage: str) -> State[Any]:
         if children.failed:
             return Cancelled(name="Skipped", message=f"not started: stage {children.failed!r} failed")
-        env = {"FMCORE_PARENT_TASK_RUN": str(task_run.id), "FMCORE_PIPELINE": pipeline}
+        env = {"FMCORE_PARENT_TASK_RUN": str(task_run.id), tracking.PIPELINE: pipeline}
         try:
             ran = children.reproduce(root, stage, force=force, env=env, log=get_run_logger().info)
         except Stopped as error:
@@ -175,9 +175,10 @@ def plan(root: Path, stages: Sequence[str] | None) -> dict[str, list[str]]:
 def run_without_server(stages: Sequence[str] | None = None, force: bool = False) -> None:
     """Do what `reflow_pipeline` does, printed instead of recorded."""
     root = Path(Repo.find_root())
+    env = {tracking.PIPELINE: tracking.pipeline_key()}  # the stages are one run here too
     with Children() as children:
         for stage in plan(root, stages):
-            ran = children.reproduce(root, stage, force=force, env={}, log=print)
+            ran = children.reproduce(root, stage, force=force, env=env, log=print)
             print(f"{stage}: {'done' if ran else 'cached'}", flush=True)
 
 

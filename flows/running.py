@@ -8,15 +8,20 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from ruamel.yaml import YAML
 
 from flows import runs, timing, tracking
 from flows.events import Event, Events, Metrics, Note
 from flows.events import Progress as Done
 from flows.layout import WORK
-from flows.params import Params, read
+from flows.params import FILE, Params, load_yaml, read
 from flows.work import BusyError, root
 from fmcore.progress import Progress
 
@@ -42,16 +47,25 @@ def run(stage: str) -> int:
         return 130
     except (ValueError, OSError, ArithmeticError, BusyError) as error:
         trace = root() / WORK / "traceback.txt"
-        trace.parent.mkdir(exist_ok=True)
-        trace.write_text(traceback.format_exc())
-        print(f"{stage}: {error}\n{stage} failed; where in the code: {trace}", file=sys.stderr)
+        with suppress(OSError):  # the disk may be what failed
+            trace.parent.mkdir(exist_ok=True)
+            trace.write_text(traceback.format_exc())
+        print(f"{stage}: {error}\n(where in the code: {trace})", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print(
+            f"{stage}: out of memory; lower the batch or batch_size it uses",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
 
 def _run(stage: str) -> None:
     kind, _, name = stage.partition("@" if "@" in stage else "_")  # evaluate@r1, evaluate_base
-    params = read()
+    params, before = read(), declared(stage)
     function: Callable[[Params, str], Events] = getattr(import_module(STAGES[kind]), kind)
     shown = params.model_dump(mode="json")
     with ExitStack() as stack:
@@ -63,7 +77,33 @@ def _run(stage: str) -> None:
             for said in (event, *bars(event)):
                 prefect(said)
                 mlflow(said)
-    timing.record(root(), stage, bars.seconds)
+    if declared(stage) != before:
+        raise ValueError(
+            f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"
+        )
+    with suppress(OSError):
+        timing.record(root(), stage, bars.seconds)
+
+
+def declared(stage: str) -> dict[str, Any]:
+    """The parameters that dvc.yaml says the stage depends on, as they stand in params.yaml now.
+
+    DVC reads them when a stage has ended. Had they been edited meanwhile, it would record the new values as what
+    made the old outputs, and never run the stage again.
+    """
+    graph = YAML(typ="safe").load(Path("dvc.yaml"))["stages"]
+    kind, _, name = stage.partition("@")
+    body = graph[kind].get("do", graph[kind])
+    raw = load_yaml(FILE)
+    found: dict[str, Any] = {}
+    for key in body["params"]:
+        if isinstance(key, dict):  # `params.yaml:` is all of it
+            return raw
+        value: Any = raw
+        for part in key.replace("${key}", name).split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[key] = value
+    return found
 
 
 class Bars:

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import psutil
 
 from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table
-from flows.ui import live_api, redacted
+from flows.tracking import Process, redacted
+from flows.ui import live_api
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -271,7 +272,7 @@ def _settle(client: "SyncPrefectClient", folder: Path, address: str) -> None:
     for path in folder.glob("*.json"):
         try:
             left = Left(**json.loads(path.read_text()))
-            is_open = left.final is None and _is_running(left.pid, left.create_time)
+            is_open = left.final is None and Process(left.pid, left.create_time).alive()
             if is_open or left.api != redacted(address):
                 continue
             state = client.read_flow_run(uuid.UUID(left.flow_run_id)).state
@@ -301,14 +302,6 @@ def _final(error: BaseException | None) -> Final:
         case SystemExit():
             return Final("FAILED", f"exit {error.code}")
     return Final("FAILED", f"{type(error).__name__}: {_line(error)}")
-
-
-def _is_running(pid: int, create_time: float) -> bool:
-    try:
-        started: float = psutil.Process(pid).create_time()
-        return abs(started - create_time) < 1.0
-    except psutil.Error:
-        return False
 
 
 def _picture(name: str, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What several stages start with: the device, the data on it, and a model's place in the family."""
+"""What several stages start with: the device, and the classes models are conditioned on."""
 
 import torch
 

@@ -197,11 +197,6 @@ def dvc_digests(root: Path, stage: str, *, since: float) -> dict[str, str] | Non
     }
 
 
-def redacted(text: str) -> str:
-    """A text without the passwords of its URLs."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
-
-
 def _clean(name: str) -> str:
     """A name with MLflow's alphabet; a stage of DVC's foreach is called `reflow@r1`."""
     return re.sub(r"[^\w./: -]", "_", name)
@@ -268,6 +263,10 @@ def tick(store: Store, *, leaving: bool) -> Outcome:
     for folder in sorted(seen):
         with _noting(problems):
             journal = tracking.read_journal(folder)
+            if not journal.records:  # a power loss took what was not yet on the disk
+                if not journal.alive:
+                    journal.discard()
+                continue
             journals.append(journal)
             if journal.done or ship(store, journal):
                 done.add(folder)
@@ -290,7 +289,7 @@ def _noting(problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problems.append(redacted(f"{type(error).__name__}: {error}").splitlines()[0])
+        problems.append(tracking.redacted(f"{type(error).__name__}: {error}").splitlines()[0])
 
 
 def drain(store: Store, *, once: bool) -> Outcome:
@@ -340,7 +339,8 @@ def main() -> int:
     if outcome.live or set(tracking.journal_folders(root)) - outcome.seen:
         tracking.start_shipper(root)
     if args.once and outcome.problems:
-        print(f"journals kept, not shipped to {redacted(store.uri)}: {outcome.problems[0]}", file=sys.stderr)
+        place = tracking.redacted(store.uri)
+        print(f"journals kept, not shipped to {place}: {outcome.problems[0]}", file=sys.stderr)
         return 1
     return 0
 

@@ -7,9 +7,11 @@ starting processes, imports, data loading, hashing, records for Prefect and MLfl
 
 import json
 import os
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from flows import tracking
 from flows.layout import WORK
@@ -35,10 +37,10 @@ def record(root: Path, stage: str, worked: float) -> None:
 
 
 def table(path: Path) -> str:
-    """The split of the last pipeline run, a line per stage; a ValueError if none was recorded."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing: no stage has run yet")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    """The split of the last pipeline run, a line per stage."""
+    lines = list(_lines(path))
+    if not lines:
+        return "no stage has run here yet; DVC had everything"
     last = [line for line in lines if line["pipeline"] == lines[-1]["pipeline"]]
     rows = [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}"]
     for line in last:
@@ -51,8 +53,12 @@ def table(path: Path) -> str:
     return "\n".join(rows)
 
 
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text().splitlines():
+            with suppress(ValueError):  # a line that a crash tore
+                yield json.loads(line)
+
+
 if __name__ == "__main__":
-    try:
-        print(table(root() / WORK / "timing.jsonl"))
-    except ValueError as error:
-        sys.exit(str(error))
+    print(table(root() / WORK / "timing.jsonl"))

@@ -11,9 +11,12 @@ records name, and `shipped.json`, in which the shipper notes how many records ar
 
 The stage holds a lock on its journal for as long as it lives. The kernel releases it however the stage
 dies, which is how the shipper tells a stage that is still silent from one that was killed.
+
+A journal that cannot be written (a full disk, say) loses what it cannot hold, never the stage's work.
 """
 
 import csv
+import errno
 import fcntl
 import itertools
 import json
@@ -24,7 +27,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -46,6 +50,11 @@ class Process(NamedTuple):
 
     pid: int
     created: float
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Self:
+        """The same process as psutil's; raises `psutil.NoSuchProcess` if it is gone."""
+        return cls(process.pid, process.create_time())
 
     def alive(self) -> bool:
         """Whether it still runs; a zombie does not."""
@@ -80,7 +89,7 @@ def pipeline_process() -> Process:
         return Process(int(given[1]), float(given[2]))
     mine = psutil.Process()
     leader = next((parent for parent in mine.parents() if _is_dvc(parent)), mine)
-    return Process(leader.pid, leader.create_time())
+    return Process.of(leader)
 
 
 def _is_dvc(process: psutil.Process) -> bool:
@@ -91,6 +100,11 @@ def _is_dvc(process: psutil.Process) -> bool:
         return False
     script = words[2:3] if words[1:2] == ["-m"] else words[1:2]
     return "dvc" in (Path(word).name for word in words[:1] + script)
+
+
+def redacted(text: str) -> str:
+    """A text with its URLs bare of user, password and query."""
+    return re.sub(r"://(?:[^/\s]*@)?([^\s?]*)(?:\?\S*)?", r"://\1", text)
 
 
 def journals(root: Path) -> Path:
@@ -117,7 +131,7 @@ def is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Journal:
-    """One stage's journal as read at one moment."""
+    """One stage's journal as read at one moment; without records, of which a power loss can rob it, it is void."""
 
     folder: Path
     alive: bool
@@ -160,10 +174,22 @@ def read_journal(folder: Path) -> Journal:
     """Reads the complete lines of a journal; a line torn by a kill has no end and is left out."""
     # In this order: a stage that ends after the first look counts as alive, not as killed.
     alive = is_locked(folder / RECORDS)
-    *lines, _ = (folder / RECORDS).read_bytes().split(b"\n")
-    state = folder / "shipped.json"
-    known: dict[str, Any] = json.loads(state.read_text()) if state.exists() else {"shipped": 0, "done": False}
-    return Journal(folder, alive, [json.loads(line) for line in lines], known["shipped"], known["done"])
+    path, state = folder / RECORDS, folder / "shipped.json"
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    records = [record for line in lines if (record := _parsed(line))]
+    if records and records[0]["kind"] != "start":
+        records = []
+    known = (_parsed(state.read_bytes()) if state.exists() else None) or {"shipped": 0, "done": False}
+    return Journal(folder, alive, records, known["shipped"], known["done"])
+
+
+def _parsed(text: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None where a power loss left something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def journal_folders(root: Path) -> list[Path]:
@@ -172,25 +198,34 @@ def journal_folders(root: Path) -> list[Path]:
 
 
 class Run:
-    """The journal of one stage; call it with every event, leave its context to close it."""
+    """The journal of one stage; call it with every event, leave its context to close it.
 
-    def __init__(self, folder: Path, file: BinaryIO, *, data: str | None) -> None:
+    Without a `file` it does nothing.
+    """
+
+    def __init__(self, folder: Path, file: BinaryIO | None, *, data: str | None) -> None:
         self.folder = folder
         self._file = file
         self._data = data
         self._files = itertools.count()
+        self._said = False
 
     def __call__(self, event: Event) -> None:
         """Appends an event; the journal keeps its own pictures and models, so their files may go at once."""
+        if self._file is not None:
+            with self._losing():
+                self._keep(event)
+
+    def _keep(self, event: Event) -> None:
         match event:
             case Metrics(step, values):
                 self._append(kind="metrics", step=step, values=values)
             case Picture(name, path):
-                files, kept = self._keep(f"pictures/{name}.png")
+                files, kept = self._place(f"pictures/{name}.png")
                 shutil.copyfile(path, kept)  # no link: plots are often redrawn into the same file
                 self._append(kind="files", files=files)
             case Table(name, rows):
-                files, kept = self._keep(f"tables/{name}.csv")
+                files, kept = self._place(f"tables/{name}.csv")
                 _write_csv(kept, rows)
                 self._append(kind="files", files=files)
             case Note(text):
@@ -198,7 +233,7 @@ class Run:
                     log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
                 self._append(kind="note")
             case ModelReady(name, path):
-                files, kept = self._keep(name)
+                files, kept = self._place(name)
                 shutil.copytree(path, kept, copy_function=_link)
                 registered = f"{self._data}-{name}" if self._data else name
                 self._append(kind="model", name=name, registered=registered, files=files)
@@ -207,9 +242,12 @@ class Run:
 
     def close(self, status: Status) -> None:
         """Ends the run; a second call changes nothing."""
-        if not self._file.closed:
+        if self._file is None or self._file.closed:
+            return
+        with self._losing():
             self._append(kind="end", status=status)
-            self._file.close()
+        with self._losing():
+            self._file.close()  # releases the lock
 
     def __enter__(self) -> Self:
         return self
@@ -217,12 +255,25 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close("FINISHED")
-        else:
-            self.close("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED")
+        match error:  # as `flows.runs` tells Prefect
+            case None | SystemExit(code=None | 0):
+                self.close("FINISHED")
+            case KeyboardInterrupt() | SystemExit(code=130 | 143):
+                self.close("KILLED")
+            case _:
+                self.close("FAILED")
 
-    def _keep(self, path: str) -> tuple[str, Path]:
+    @contextmanager
+    def _losing(self) -> Iterator[None]:
+        """Lets what cannot be kept go, which is said once: the stage's work is worth more than its record."""
+        try:
+            yield
+        except OSError as error:
+            if not self._said:
+                _say(f"MLflow will lack something of this stage: {error}")
+            self._said = True
+
+    def _place(self, path: str) -> tuple[str, Path]:
         """A new folder for one record's files, and where in it to put `path`."""
         files = f"files/{next(self._files)}"
         kept = self.folder / files / path
@@ -230,9 +281,13 @@ class Run:
         return files, kept
 
     def _append(self, **record: object) -> None:
-        line = json.dumps(record | {"time": time.time()}, default=_plain)
+        assert self._file is not None
+        line = json.dumps(record | {"time": time.time()}, default=_plain).encode() + b"\n"
         # One unbuffered write, so that a killed stage loses at most the line it was writing.
-        self._file.write(line.encode() + b"\n")
+        written = self._file.write(line)
+        if written < len(line):  # a disk that has become full takes a part, to which the next would be joined
+            os.ftruncate(self._file.fileno(), os.fstat(self._file.fileno()).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def open_run(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Run:
@@ -240,23 +295,36 @@ def open_run(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapp
 
     Main arguments: `root`, the repository; `stage`, its name in dvc.yaml; `params`, nested as they come;
     `tags`, of which `fmcore.data` names the data in the registered names of models, as `digits-student`.
+
+    Where no journal can be made, the run returned does nothing.
     """
     name = uuid.uuid4().hex
-    hidden = journals(root) / f".{name}"
-    hidden.mkdir(parents=True)
-    run = Run(journals(root) / name, (hidden / RECORDS).open("ab", buffering=0), data=tags.get("fmcore.data"))
-    fcntl.flock(run._file, fcntl.LOCK_EX)
-    run._append(
-        kind="start",
-        stage=stage,
-        params=flattened(params),
-        tags=tags,
-        pipeline=pipeline_key(),
-        pipeline_process=pipeline_process(),
-    )
-    # Only now can the shipper see it: never unlocked, never without its first record.
-    hidden.rename(run.folder)
-    start_shipper(root)
+    folder, hidden = journals(root) / name, journals(root) / f".{name}"
+    with ExitStack() as undo:
+        try:
+            hidden.mkdir(parents=True)
+            undo.callback(shutil.rmtree, hidden, ignore_errors=True)
+            file = undo.enter_context((hidden / RECORDS).open("ab", buffering=0))
+            fcntl.flock(file, fcntl.LOCK_EX)
+            run = Run(folder, file, data=tags.get("fmcore.data"))
+            run._append(
+                kind="start",
+                stage=stage,
+                params=flattened(params),
+                tags=tags,
+                pipeline=pipeline_key(),
+                pipeline_process=pipeline_process(),
+            )
+            # Only now can the shipper see it: never unlocked, never without its first record.
+            hidden.rename(folder)
+        except OSError as error:
+            _say(f"MLflow will not show {stage}: {error}")
+            return Run(folder, None, data=None)
+        undo.pop_all()
+    try:
+        start_shipper(root)
+    except (OSError, subprocess.SubprocessError) as error:
+        _say(f"MLflow will show {stage} later, its journal is kept: {error}")
     return run
 
 
@@ -311,6 +379,10 @@ def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _link(source: str, target: str) -> None:

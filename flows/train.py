@@ -1,7 +1,7 @@
 """Stages `base`, `reflow@ROUND` and `distill`: one training, three couplings.
 
 They differ in the pairs they draw, the times they train at and where their weights start; everything else is
-`_train`.
+`run_training`.
 """
 
 import csv
@@ -22,7 +22,7 @@ from fmcore.couplings import Independent, Stored
 from fmcore.losses import Distance
 from fmcore.networks import initialised
 from fmcore.paths import PATHS
-from fmcore.store import ArtifactError, Model, load_model, open_pairs, save_model, write_file
+from fmcore.store import ArtifactError, Model, load_model, open_pairs, read_json, save_model, write_file
 from fmcore.times import KGrid, Times
 from fmcore.training import (
     Objective,
@@ -45,6 +45,7 @@ def base(params: Params, name: str) -> Events:
     recipe = params.model_dump(
         mode="json", include={"seed", "device", "precision", "conditional", "data", "network", "base"}
     )
+    recipe["checked"] = read_json(layout.CHECKED)
     data = params.data.load()
     classes = classes_of(params, data)
     label = None if classes is None or data.label is None else data.label.to(device)
@@ -59,7 +60,7 @@ def base(params: Params, name: str) -> Events:
     with workspace("base", recipe) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
         state = new_state(network, section.train)
-        yield from _train("base", work, state, objective, section.train, params.seed)
+        yield from run_training("base", work, state, objective, section.train, params.seed)
         like = Model(network, params.network, data.shape, classes, {}, "")
         yield from _finish(
             "base", work, state, section.train, like, {"stage": "base", "recipe": recipe, "rounds": 0}
@@ -125,7 +126,7 @@ def _on_couplings(
     )
     with workspace(stage, recipe, inputs) as work:
         state = new_state(start.network.train().requires_grad_(True), config)
-        yield from _train(name, work, state, objective, config, params.seed)
+        yield from run_training(name, work, state, objective, config, params.seed)
         manifest: dict[str, Any] = {
             "stage": stage,
             "recipe": recipe,
@@ -138,10 +139,10 @@ def _on_couplings(
         yield from _finish(name, work, state, config, start, manifest)
 
 
-def _train(
+def run_training(
     name: str, work: Path, state: TrainState, objective: Objective, config: TrainConfig, seed: int
 ) -> Events:
-    """Trains `state` to the end, going on from the newest checkpoint in `work`, and keeps the curve beside it."""
+    """Trains `state` to the end from the newest checkpoint in `work`, and keeps the curve beside it."""
     for line in checkpoint.restore(state, work):
         yield Note(line)
     if state.step:

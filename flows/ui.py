@@ -6,8 +6,10 @@ and no telemetry leaves the machine. Nothing else needs these servers: stages ru
 """
 
 import argparse
+import base64
 import fcntl
 import http.client
+import json
 import os
 import signal
 import socket
@@ -15,15 +17,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 from urllib.parse import urlsplit
 
 import psutil
 
+from flows.tracking import Process, journal_folders, lock_of_shipper, redacted, start_shipper
+
 DEFAULT_API = "http://127.0.0.1:4200/api"
 POOL = "fmcore"
+DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
+AUTH, SERVER_AUTH = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"  # the client's, the server's
 START_SECONDS = 120.0
 GRACE_SECONDS = 10.0
 SHIPPER_SECONDS = 20.0  # the shipper holds its lock for as long as it works, but makes the database first
@@ -41,6 +47,13 @@ def live_api() -> str | None:
 
 def is_healthy(address: str) -> bool:
     """Tell whether a Prefect API answers at `address`, within two seconds."""
+    status, text = _get(address, "/health")
+    # A gate may ask even here who calls; with a password to show, that is an answer.
+    return (status == 200 and text == b"true") or (status == 401 and bool(os.environ.get(AUTH)))
+
+
+def _get(address: str, path: str, auth: str | None = None, seconds: float = 1.5) -> tuple[int, bytes]:
+    """Return status and text of a page of a Prefect API; status 0 if no answer comes within `seconds`."""
     parts = urlsplit(address)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     try:
@@ -48,26 +61,23 @@ def is_healthy(address: str) -> bool:
         connection = kind(parts.hostname or "", parts.port, timeout=0.5 if local else 1.5)
         try:
             connection.connect()
-            connection.sock.settimeout(1.5)
-            connection.request("GET", f"{parts.path.rstrip('/')}/health")
+            connection.sock.settimeout(seconds)
+            headers = {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
+            connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
             answer = connection.getresponse()
-            return answer.status == 200 and answer.read(64).strip() == b"true"
+            return answer.status, answer.read(1_000_000).strip()
         finally:
             connection.close()
     except (OSError, ValueError, http.client.HTTPException):
-        return False
-
-
-def redacted(address: str) -> str:
-    """Return `address` without the user and password it may hold."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+        return 0, b""
 
 
 def environment(root: Path, prefect_port: int) -> dict[str, str]:
     """Return the environment of the servers and the worker, our settings over the caller's."""
     page = f"http://127.0.0.1:{prefect_port}"
-    return os.environ | {
+    auth = os.environ.get(AUTH) or os.environ.get(SERVER_AUTH)
+    caller = os.environ | ({AUTH: auth} if auth else {})
+    return caller | {
         # prefect.yaml names the deployed folder as $PWD, which a change of folder alone does not set.
         "PWD": str(root),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
@@ -92,18 +102,17 @@ def environment(root: Path, prefect_port: int) -> dict[str, str]:
 def stop(processes: Iterable[subprocess.Popen[str]], grace: float = GRACE_SECONDS) -> None:
     """End `processes` with all they have started: asked first, killed after `grace` seconds."""
     started = list(processes)
-    doomed: dict[int, psutil.Process] = {}
+    doomed: dict[Process, psutil.Process] = {}
     for process in started:
         # A process group outlives its leader, and a child may have left the group: take both.
-        for other in [*_descendants(process.pid), *_group(process.pid)]:
-            doomed[other.pid] = other
+        doomed |= _identified([*_descendants(process.pid), *_group(process.pid)])
     for other in doomed.values():
         _signal(other, signal.SIGTERM)
     deadline = time.monotonic() + grace
-    while any(_is_alive(other) for other in doomed.values()) and time.monotonic() < deadline:
+    while any(known.alive() for known in doomed) and time.monotonic() < deadline:
         for process in started:
             process.poll()  # reaps it
-            doomed |= {other.pid: other for other in _group(process.pid)}
+            doomed |= _identified(_group(process.pid))
         time.sleep(0.05)
     for other in doomed.values():
         _signal(other, signal.SIGKILL)
@@ -171,8 +180,11 @@ def _serve(root: Path, prefect_port: int, mlflow_port: int) -> NoReturn:
              "--workers", "1"],
         )  # fmt: skip
         _wait(children, logs, lambda: is_healthy(address))
-        for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-            _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
+        # Deploying again would drop the schedules that were made or switched on in the page.
+        found = _get(address, f"/deployments/name/{DEPLOYMENT}", env.get(AUTH), seconds=30.0)
+        if not _is_deployed(root, *found):
+            for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+                _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
         start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
         _wait(children, logs, lambda: _is_taken(mlflow_port))
 
@@ -180,6 +192,8 @@ def _serve(root: Path, prefect_port: int, mlflow_port: int) -> NoReturn:
         print(f"comparisons: http://127.0.0.1:{mlflow_port}")
         if prefect_port != 4200:
             print(f"for stages to be shown: export PREFECT_API_URL={address}")
+        if env.get(AUTH) != os.environ.get(AUTH):
+            print(f"for stages to be shown: export {AUTH}=${SERVER_AUTH}")
         print(f"logs are in {logs.relative_to(root)}/; Ctrl-C stops everything", flush=True)
         while True:
             _check(children, logs)
@@ -193,11 +207,29 @@ def _stop_reversed(children: dict[str, subprocess.Popen[str]]) -> None:
         stop([process])
 
 
+def _is_deployed(root: Path, status: int, text: bytes) -> bool:
+    """Tell by the API's answer whether the deployment exists and runs this checkout's prefect.yaml here."""
+    from ruamel.yaml import YAML
+
+    if status == 404:
+        return False
+    if status != 200:
+        raise _ChildError(f"the Prefect API does not tell its deployments (status {status}); is {AUTH} right?")
+    found: dict[str, Any] = json.loads(text)
+    wanted = {each["name"]: each for each in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]}
+    pulls = [step for pull in found["pull_steps"] or [] for step in pull.values()]
+    return (
+        found["entrypoint"] == wanted[found["name"]]["entrypoint"]
+        and found["work_pool_name"] == POOL
+        and [pull.get("directory") for pull in pulls] == [str(root)]
+    )
+
+
 def _initialise(root: Path, store: str, env: Mapping[str, str], log: Path) -> None:
     """Make MLflow's database if there is none, unless the shipper is at work, which makes it itself."""
     database = root / "mlflow.db"
     existed = database.exists()
-    lock = root / "work" / "journal" / ".lock"
+    lock = lock_of_shipper(root)
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + SHIPPER_SECONDS
     with lock.open("a") as held:
@@ -207,6 +239,8 @@ def _initialise(root: Path, store: str, env: Mapping[str, str], log: Path) -> No
             time.sleep(0.2)
         if not database.exists():
             _call([sys.executable, "-m", "mlflow", "db", "upgrade", store], root, env, log)
+    if journal_folders(root):  # their stages took this process for the shipper
+        start_shipper(root)
 
 
 def _locks(file: IO[str]) -> bool:
@@ -266,18 +300,19 @@ def _group(leader: int) -> list[psutil.Process]:
     return members
 
 
+def _identified(processes: Iterable[psutil.Process]) -> dict[Process, psutil.Process]:
+    known = {}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            known[Process.of(process)] = process
+    return known
+
+
 def _signal(process: psutil.Process, number: signal.Signals) -> None:
     try:
         process.send_signal(number)  # refuses a process id that was given to another process
     except psutil.NoSuchProcess:
         return
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 
 A stage is one process either way, with the environment, folder, terminal and signals of the command DVC started.
 If no warm process answers, that command runs the stage itself. Third parties' modules are imported here and
-ours in the fork, so an edit of the code counts at once. It serves one pipeline run and ends with it; it starts no
-threads and touches no GPU, so forking it is safe. Only its own user can reach it.
+ours in the fork, so an edit of the code counts at once. It serves one pipeline run and ends with it; it runs no
+threads (NumPy's BLAS has some, and handlers for forks) and touches no GPU. Only its own user can reach it.
 """
 
 import array
@@ -21,14 +21,16 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
 from flows import tracking
 
-PRELOADED = ("torch", "pydantic", "ruamel.yaml", "safetensors.torch", "jaxtyping", "tqdm")
-ENVIRONMENT_BYTES = 1 << 20
+FIRST = ("torch", "pydantic", "ruamel.yaml", "safetensors.torch", "jaxtyping", "tqdm")
+LATER = ("torch._dynamo", "matplotlib.figure")  # for torch's optimizers, and for pictures
 CREDENTIALS = struct.Struct("3i")
 
 
@@ -40,7 +42,8 @@ def run(stage: str) -> int:
         _start(key)
         return run_here(stage)
     with connection:
-        return _follow(connection)
+        status = _follow(connection)
+    return run_here(stage) if status is None else status
 
 
 def run_here(stage: str) -> int:
@@ -89,18 +92,22 @@ def _start(key: str) -> None:
     )
 
 
-def _follow(connection: socket.socket) -> int:
-    """Hands over this process's terminal and environment, then waits for the stage's exit status."""
+def _follow(connection: socket.socket) -> int | None:
+    """Hands over this process's terminal and environment, then waits for the exit status; None if none forked."""
     request = json.dumps({"environment": dict(os.environ), "folder": os.getcwd()}).encode()
-    socket.send_fds(connection, [struct.pack("I", len(request))], [0, 1, 2])
-    connection.sendall(request)
-    answer = connection.recv(4)
+    try:
+        socket.send_fds(connection, [struct.pack("I", len(request))], [0, 1, 2])
+        connection.sendall(request)
+        answer = connection.recv(4)
+    except OSError:
+        return None
     if len(answer) < 4:
-        return 70
+        return None
     (pid,) = struct.unpack("I", answer)
 
     def forward(number: int, frame: FrameType | None) -> None:
-        os.kill(pid, number)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, forward)
@@ -113,17 +120,20 @@ def serve(key: str) -> None:
     path = _folder() / key
     pipeline = tracking.pipeline_process()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: a stage reports its status itself
-    for name in PRELOADED:
-        __import__(name)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         try:
             server.bind(str(path))
         except OSError:
             return  # another one serves this pipeline
         try:
+            for name in FIRST:
+                import_module(name)
+            later = list(LATER)
             server.listen()
             while pipeline.alive():
-                if select.select([server], [], [], 0.5)[0]:
+                if later and not select.select([server], [], [], 0)[0]:
+                    import_module(later.pop(0))
+                elif select.select([server], [], [], 0.5)[0]:
                     connection, _ = server.accept()
                     with connection:
                         if _user_of(connection) == os.getuid() and os.fork() == 0:
@@ -135,7 +145,7 @@ def serve(key: str) -> None:
 
 def _become(connection: socket.socket) -> NoReturn:
     """In the fork: takes the caller's place, runs the stage, reports the status, ends."""
-    status = 70
+    status = 1
     try:
         header, handles, _, _ = socket.recv_fds(connection, 4, 3)
         (size,) = struct.unpack("I", header)

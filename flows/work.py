@@ -5,6 +5,7 @@ DVC deletes a stage's outputs before it runs the stage, so what must survive a k
 The same command resumes there; another recipe has another folder. It is removed when the stage is done.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -21,6 +22,7 @@ from flows.layout import WORK
 
 BUSY_SECONDS = 10.0
 CODE = Path(fmcore.__file__).parent
+STAGE_MODULES = ("couple.py", "evaluate.py", "features.py", "train.py")
 
 
 class BusyError(RuntimeError):
@@ -35,9 +37,9 @@ def root() -> Path:
 def recipe_key(recipe: Mapping[str, Any], inputs: Sequence[Path]) -> str:
     """A digest of all that decides a stage's result."""
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
-    for path in inputs:
-        digest.update((path / "manifest.json").read_bytes())
-    for path in sorted(CODE.glob("*.py")):
+    manifests = [path / "manifest.json" for path in inputs]
+    code = [*sorted(CODE.glob("*.py")), *(Path(__file__).with_name(name) for name in STAGE_MODULES)]
+    for path in (*manifests, *code):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -51,7 +53,8 @@ def workspace(stage: str, recipe: Mapping[str, Any], inputs: Sequence[Path] = ()
     """
     folder = root() / WORK / stage.replace("@", "-") / recipe_key(recipe, inputs)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as lock:
+    # The lock lies beside the folder and stays: one that went away with it could be held twice.
+    with folder.with_suffix(".lock").open("a+") as lock:
         _take(lock, stage)
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -84,7 +87,7 @@ def publish(finished: Path, out: Path) -> None:
     try:
         finished.replace(out)
     except OSError as error:
-        if error.errno != 18:  # EXDEV: DVC's experiments may run on another file system
+        if error.errno != errno.EXDEV:  # DVC's experiments may run on another file system
             raise
         shutil.move(finished, out)
 

@@ -32,12 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.count < 1 or args.out.suffix not in (".png", ".safetensors"):
         print("--count must be at least 1 and --out end in .png or .safetensors", file=sys.stderr)
         return 2
+    import torch
+
     from fmcore.pictures import sample_picture
+    from fmcore.progress import Progress
     from fmcore.store import load_model, write_tensors
 
     try:
         model = load_model(args.model, args.device)
-        samples = model.sample(args.count, args.nfe, solver_name=args.solver, seed=args.seed, label=args.label)
+        options = {"solver_name": args.solver, "seed": args.seed, "label": args.label}
+        bar, parts = Progress("sample", args.count, "samples"), []
+        for part in model.batches(args.count, args.nfe, **options):
+            parts.append(part)
+            bar.to(sum(map(len, parts)))
+        bar.close()
+        samples = torch.cat(parts)
         if args.out.suffix == ".png":
             sample_picture(samples, args.out)
         else:

@@ -1,7 +1,7 @@
 """The resume state of a training: everything `train` changes, in one safetensors file.
 
-It needs no generator states (see `fmcore.rng`). A checkpoint is one file, written whole or not at all and
-carrying its own checksum; the newest two are kept, so a damaged one costs an interval, not the run.
+It needs no generator states (see `fmcore.rng`). A checkpoint is written whole or not at all, with its checksum
+beside it; the newest two are kept, so a damaged one costs an interval, not the run.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ def save(state: TrainState, folder: Path) -> Path:
     """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
     data = safetensors.torch.save(_tensors(state))
     path = folder / f"step-{state.step:010d}.safetensors"
-    write_file(path, data)
+    # The checksum first: a checkpoint that is there is never without one.
     write_file(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
+    write_file(path, data)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
         old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()

@@ -5,13 +5,14 @@ configuration is a frozen dataclass: `check()` finds what is missing without rea
 reads it.
 """
 
+import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import pi
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor
@@ -48,14 +49,30 @@ class Dataset(NamedTuple):
         return tuple(self.x1.shape[1:])
 
 
+def folder_digest(root: str, keep: Callable[[Path], bool] = lambda path: True) -> str:
+    """SHA-256 over the names and contents of a folder's files, in order of name."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in Path(root).rglob("*") if path.is_file() and keep(path)):
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+        whole.update(f"{path.relative_to(root)} {content}\n".encode())
+    return whole.hexdigest()
+
+
 @dataclass(frozen=True)
 class Digits:
     """scikit-learn's 1,797 scanned digits, 8x8, 17 grey levels (UCI "Optical Recognition", test part)."""
 
     name: Literal["digits"] = "digits"
 
-    def check(self) -> None:
-        """Ships inside scikit-learn: nothing can be missing."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return (1, 8, 8)
+
+    def check(self) -> str:
+        """Ships inside scikit-learn: nothing can be missing or change."""
+        return ""
 
     def load(self) -> Dataset:
         """(1797, 1, 8, 8) float32 in [-1, 1]; 10 classes."""
@@ -94,8 +111,14 @@ class _Points:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
 
-    def check(self) -> None:
-        """Drawn from a formula: nothing can be missing."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one point."""
+        return (2,)
+
+    def check(self) -> str:
+        """Drawn from a formula: nothing can be missing or change."""
+        return ""
 
     def _load(self, sampler: Callable[[int, Generator], Tensor]) -> Dataset:
         name = sampler.__name__
@@ -141,8 +164,12 @@ class _Torchvision:
     root: str
     download: bool = False
 
-    def check(self) -> None:
-        """Raises DataError if the root is not there and must not be downloaded."""
+    def check(self) -> str:
+        """A digest of the files under the root; a DataError if it is not there and must not be downloaded."""
+        self._find()
+        return folder_digest(self.root)
+
+    def _find(self) -> None:
         if not self.download and not Path(self.root).is_dir():
             raise DataError(
                 f"data.root: no folder {self.root!r}; expected torchvision's layout there, or data.download: true"
@@ -151,7 +178,7 @@ class _Torchvision:
     def _load(self, kind: str) -> Dataset:
         import torchvision
 
-        self.check()
+        self._find()
         try:
             found = getattr(torchvision.datasets, kind)(self.root, train=True, download=self.download)
         except (RuntimeError, OSError) as error:
@@ -166,6 +193,8 @@ class _Torchvision:
 class MNIST(_Torchvision):
     """MNIST's 60,000 training images through torchvision."""
 
+    shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
+
     name: Literal["mnist"] = "mnist"
 
     def load(self) -> Dataset:
@@ -177,6 +206,8 @@ class MNIST(_Torchvision):
 class FashionMNIST(_Torchvision):
     """Fashion-MNIST's 60,000 training images through torchvision."""
 
+    shape: ClassVar[tuple[int, ...]] = (1, 28, 28)
+
     name: Literal["fashion_mnist"] = "fashion_mnist"
 
     def load(self) -> Dataset:
@@ -187,6 +218,8 @@ class FashionMNIST(_Torchvision):
 @dataclass(frozen=True)
 class CIFAR10(_Torchvision):
     """CIFAR-10's 50,000 training images through torchvision."""
+
+    shape: ClassVar[tuple[int, ...]] = (3, 32, 32)
 
     name: Literal["cifar10"] = "cifar10"
 
@@ -214,24 +247,32 @@ class Images:
         if self.size < 4:
             raise ValueError(f"size must be at least 4 pixels, got {self.size}")
 
-    def check(self) -> None:
-        """Raises DataError if the folder is missing or holds no image."""
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image."""
+        return (1 if self.grey else 3, self.size, self.size)
+
+    def check(self) -> str:
+        """A digest of the images; a DataError if the folder is missing or holds none."""
+        self._find()
+        return folder_digest(self.root, lambda path: path.suffix.lower() in SUFFIXES)
+
+    def _find(self) -> list[Path]:
         if not Path(self.root).is_dir():
             raise DataError(f"data.root: no folder {self.root!r}; expected a folder of images")
-        if next(self._paths(), None) is None:
+        paths = []
+        for folder, folders, files in os.walk(self.root):
+            folders.sort()
+            paths += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in SUFFIXES]
+        if not paths:
             raise DataError(
                 f"data.root: no image in {self.root!r}; expected files ending in {', '.join(SUFFIXES)}"
             )
-
-    def _paths(self) -> Iterator[Path]:
-        for folder, folders, files in os.walk(self.root):
-            folders.sort()
-            yield from (Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in SUFFIXES)
+        return paths
 
     def load(self) -> Dataset:
         """(N, 3 or 1, size, size) uint8; a DataError lists the files that cannot be read."""
-        self.check()
-        paths = list(self._paths())
+        paths = self._find()
         x1 = torch.empty((len(paths), 1 if self.grey else 3, self.size, self.size), dtype=torch.uint8)
         bad: list[str] = []
         for i, path in enumerate(paths):

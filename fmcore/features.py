@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -18,14 +19,13 @@ from torch import Generator, Tensor, nn
 from fmcore.metrics import Stats, stats
 from fmcore.pixels import dequantise
 from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
-from fmcore.training import Objective, Record, TrainConfig, averaged, new_state, train
+from fmcore.training import Objective
 
 FIT_DIMS = 64
 HELD_OUT_EVERY = 5
 INCEPTION_DIMS = 2048
 # The published weights carry the first digits of their SHA-256 in their name.
 INCEPTION_NAME, INCEPTION_SHA = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
-EXTRACTORS = ("classifier", "rotation", "inception", "none")
 
 
 @dataclass(frozen=True)
@@ -76,87 +76,91 @@ class FeatureNet(nn.Module):
         return found
 
 
-def _tasks(
-    kind: str, x: Tensor, label: Tensor | None, batch_size: int
-) -> tuple[Objective, Callable[[nn.Module, Tensor, Tensor | None], float]]:
-    """The loss to fit with and the accuracy to report, for class labels or for the rotation task."""
+class Fitting(NamedTuple):
+    """What to train for an extractor, and how well it does on the images held out."""
 
-    def accuracy(network: nn.Module, x: Tensor, target: Tensor) -> float:
-        with torch.inference_mode():
-            return float((network(x).argmax(1) == target).float().mean())
-
-    if kind == "classifier":
-        if label is None:
-            raise ValueError("features.extractor is classifier, but the data has no classes: use rotation")
-
-        def objective(network: nn.Module, g: Generator) -> Tensor:
-            index = torch.randint(len(x), (batch_size,), generator=g, device=g.device)
-            return nn.functional.cross_entropy(network(x[index]), label[index], reduction="none")
-
-        def held_out(network: nn.Module, x: Tensor, label: Tensor | None) -> float:
-            assert label is not None
-            return accuracy(network, x, label)
-
-        return objective, held_out
-
-    # Which way up an image is can be asked of any data (Gidaris et al., arXiv:1803.07728).
-    def turned(x: Tensor) -> tuple[Tensor, Tensor]:
-        quarter = torch.arange(4, device=x.device).repeat_interleave(len(x))
-        return torch.cat([x.rot90(k, (2, 3)) for k in range(4)]), quarter
-
-    def rotation(network: nn.Module, g: Generator) -> Tensor:
-        index = torch.randint(len(x), (max(1, batch_size // 4),), generator=g, device=g.device)
-        images, quarter = turned(x[index])
-        return nn.functional.cross_entropy(network(images), quarter, reduction="none")
-
-    return rotation, lambda network, x, label: accuracy(network, *turned(x))
+    network: FeatureNet
+    objective: Objective
+    held_out_accuracy: Callable[[FeatureNet], float]
+    held_out: int
 
 
-def fit(
+def fitting(
     kind: str,
     pixels: UInt8[Tensor, "N C H W"],
     label: Int64[Tensor, " N"] | None,
     num_classes: int | None,
-    config: TrainConfig,
     *,
+    batch_size: int,
     seed: int,
-    folder: Path,
-) -> Iterator[Record]:
-    """Fits a `classifier` (on labels) or `rotation` extractor, writes it to `folder`, yields its progress.
+) -> Fitting:
+    """How to fit a `classifier` (on labels) or a `rotation` extractor; every fifth image is held out.
 
-    Every fifth image is held out, and the accuracy on those goes into the manifest.
+    Which way up an image is can be asked of any data (Gidaris et al., arXiv:1803.07728): the rotation task shows
+    each image in all four orientations.
 
     Raises:
-        ValueError: for a classifier on data without classes, or images that are not square for rotation.
+        ValueError: for a classifier on data without classes, rotation of images that are not square, or fewer
+            than `HELD_OUT_EVERY` images.
     """
     shape = tuple(pixels.shape[1:])
+    if kind == "classifier" and (label is None or num_classes is None):
+        raise ValueError("features.extractor: classifier needs data with classes; expected rotation for this data")
     if kind == "rotation" and shape[1] != shape[2]:
-        raise ValueError(f"rotation features need square images, got {shape[1]}x{shape[2]}")
-    classes = num_classes if kind == "classifier" and num_classes else 4
-    x = dequantise(pixels)
-    test = torch.arange(len(x), device=x.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-    train_label = None if label is None else label[~test]
-    objective, held_out = _tasks(kind, x[~test], train_label, config.batch_size)
+        raise ValueError(f"features.extractor: rotation needs square images, got {shape[1]}x{shape[2]}")
+    if len(pixels) < HELD_OUT_EVERY:
+        raise ValueError(f"features: expected at least {HELD_OUT_EVERY} images, got {len(pixels)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        state = new_state(FeatureNet(shape, classes).to(x.device), config)
-    yield from train(state, objective, config, seed=seed)
-    network = averaged(state)
-    assert isinstance(network, FeatureNet)
-    accuracy = held_out(network, x[test], None if label is None else label[test])
+        network = FeatureNet(shape, num_classes if kind == "classifier" and num_classes else 4).to(pixels.device)
+    test = torch.arange(len(pixels), device=pixels.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+    def task(index: Tensor) -> tuple[Tensor, Tensor]:
+        x = dequantise(pixels[index])
+        if kind == "classifier":
+            assert label is not None
+            return x, label[index]
+        quarter = torch.arange(4, device=x.device).repeat_interleave(len(x))
+        return torch.cat([x.rot90(k, (2, 3)) for k in range(4)]), quarter
+
+    train_index = (~test).nonzero()[:, 0]
+    images = batch_size if kind == "classifier" else max(1, batch_size // 4)
+
+    def objective(network: nn.Module, g: Generator) -> Tensor:
+        drawn = torch.randint(len(train_index), (images,), generator=g, device=g.device)
+        x, target = task(train_index[drawn])
+        return nn.functional.cross_entropy(network(x), target, reduction="none")
+
+    def accuracy(network: FeatureNet) -> float:
+        right = total = 0
+        with torch.inference_mode():
+            for index in torch.split(test.nonzero()[:, 0], 500):
+                x, target = task(index)
+                right += int((network(x).argmax(1) == target).sum())
+                total += len(target)
+        return right / total
+
+    return Fitting(network, objective, accuracy, int(test.sum()))
+
+
+def save_extractor(folder: Path, kind: str, fitted: Fitting, pixels: UInt8[Tensor, "N C H W"]) -> float:
+    """Sets the scale of a fitted network, writes it to `folder`, and returns its held-out accuracy."""
+    network = fitted.network.eval()
+    accuracy = fitted.held_out_accuracy(network)
     network.scale.fill_(float(_spread(network, pixels)))
     write_tensors(folder / "extractor.safetensors", network.state_dict())
     write_json(
         folder / "manifest.json",
         {
             "extractor": kind,
-            "shape": list(shape),
-            "classes": classes,
+            "shape": list(pixels.shape[1:]),
+            "classes": network.head.out_features,
             "held_out_accuracy": round(accuracy, 6),
-            "held_out_images": int(test.sum()),
+            "held_out_images": fitted.held_out,
             "sha256": sha256(folder / "extractor.safetensors"),
         },
     )
+    return accuracy
 
 
 def _spread(network: FeatureNet, pixels: UInt8[Tensor, "N C H W"]) -> Tensor:
@@ -187,19 +191,19 @@ def adopt_inception(weights: str, folder: Path) -> None:
         raise ValueError(f"features.weights: {weights!r} is not a file of weights but a {type(found).__name__}")
     write_json(
         folder / "manifest.json",
-        {"extractor": "inception", "weights": str(path.resolve()), "sha256": sha256(path)},
+        {"extractor": "inception", "sha256": sha256(path)},  # no path: it differs between machines
     )
 
 
-def load_extractor(folder: Path, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor that the features stage fitted or adopted.
+def load_extractor(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Extractor:
+    """The extractor that the features stage fitted or adopted; `weights` is where Inception's file lies.
 
     Raises:
         ArtifactError: if its file is missing or is another than the manifest names.
     """
     manifest = read_json(folder / "manifest.json")
     kind = manifest["extractor"]
-    path = Path(manifest["weights"]) if kind == "inception" else folder / "extractor.safetensors"
+    path = Path(weights or "") if kind == "inception" else folder / "extractor.safetensors"
     if not path.is_file() or sha256(path) != manifest["sha256"]:
         raise ArtifactError(f"{path}: expected the extractor with SHA-256 {manifest['sha256']}")
     if kind == "inception":

@@ -21,10 +21,11 @@ GROUPS = 10
 
 
 class Estimate(NamedTuple):
-    """A value and its standard error."""
+    """A value, its standard error, and how many samples it was made of."""
 
     value: float
     std: float
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def frechet_estimate(groups: Sequence[Stats], reference: Stats) -> Estimate:
             f"got {least} generated (one of {len(groups)} groups left out) and {reference.count} real"
         )
     left_out = [frechet_distance(whole - group, reference) for group in groups]
-    return Estimate(frechet_distance(whole, reference), _jackknife(left_out))
+    return Estimate(frechet_distance(whole, reference), _jackknife(left_out), whole.count)
 
 
 def _jackknife(left_out: Sequence[float]) -> float:
@@ -129,7 +130,7 @@ def sliced_wasserstein(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, dire
         return values[order % GROUPS != group].reshape(directions, -1)
 
     left_out = [distance(without(a, order_a, g), without(b, order_b, g)) for g in range(GROUPS)]
-    return Estimate(distance(a, b), _jackknife(left_out))
+    return Estimate(distance(a, b), _jackknife(left_out), count)
 
 
 def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most: int = 4000) -> Estimate:
@@ -160,7 +161,7 @@ def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most
         keep = everyone.clone()
         keep[group] = False
         left_out.append(distance(keep))
-    return Estimate(distance(everyone), _jackknife(left_out))
+    return Estimate(distance(everyone), _jackknife(left_out), count)
 
 
 def straightness(points: Sequence[Float[Tensor, "B *D"]]) -> Float[Tensor, " B"]:
@@ -183,7 +184,7 @@ def transport_cost(x0: Float[Tensor, "B *D"], x1: Float[Tensor, "B *D"]) -> Floa
 def mean_estimate(values: Float[Tensor, " N"]) -> Estimate:
     """A mean with its standard error."""
     v = values.double()
-    return Estimate(float(v.mean()), float(v.std()) / sqrt(len(v)) if len(v) > 1 else 0.0)
+    return Estimate(float(v.mean()), float(v.std()) / sqrt(len(v)) if len(v) > 1 else 0.0, len(v))
 
 
 PointMetric = Callable[[Tensor, Tensor], Estimate]

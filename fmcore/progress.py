@@ -9,7 +9,7 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every ten seconds and at the end.
+    """A bar on a terminal; elsewhere a line every ten seconds and at the end, none for what takes a moment.
 
     Main arguments:
         what: the work, e.g. "train base".
@@ -35,7 +35,8 @@ class Progress:
         """Says that `done` of the total are done."""
         self._bar.update(done - self._bar.n)
         now = time.monotonic()
-        if not self._terminal and (done == self._bar.total or now - self._spoke > LINE_EVERY_SECONDS):
+        over = done == self._bar.total and self.seconds > 1
+        if not self._terminal and (over or now - self._spoke > LINE_EVERY_SECONDS):
             self._spoke = now
             print(str(self._bar), file=sys.stderr, flush=True)
 

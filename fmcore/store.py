@@ -12,8 +12,7 @@ manifest comes last, so a folder with one is complete.
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +32,7 @@ from fmcore.solvers import integrate, solver, steps_for
 from fmcore.times import uniform_grid
 
 TIME = "t=0 noise, t=1 data"
+SAMPLE_BATCH = 1000
 
 
 class ArtifactError(ValueError):
@@ -49,6 +49,9 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"{reason}, writing {len(data):,} bytes", str(path)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -149,16 +152,36 @@ class Model:
         Raises:
             ValueError: if the solver is unknown or cannot spend `nfe`, or the label is out of range.
         """
+        return torch.cat(
+            list(self.batches(count, nfe, solver_name=solver_name, seed=seed, label=label, precision=precision))
+        )
+
+    def batches(
+        self,
+        count: int,
+        nfe: int,
+        *,
+        solver_name: str = "euler",
+        seed: int = 0,
+        label: int | None = None,
+        precision: str = "auto",
+    ) -> Iterator[Tensor]:
+        """What `sample` returns, a batch at a time."""
         labels = self._labels(count, seed, label)
         x0, _ = draw(0, count, shape=self.shape, seed=seed, purpose="sample")
         tableau = solver(solver_name)
+        k = self.manifest.get("grid")
+        if k is not None and (solver_name != "euler" or nfe < 1 or k % nfe):
+            raise ValueError(
+                f"this model was distilled for {k} Euler steps: expected euler and an nfe that divides {k}, "
+                f"got {solver_name} and {nfe}"
+            )
         grid = uniform_grid(steps_for(tableau, nfe))
         field = self.field(precision)
-        parts = []
-        for first in range(0, count, 1000):
-            part = None if labels is None else labels[first : first + 1000].to(self.device)
-            parts.append(integrate(field, x0[first : first + 1000].to(self.device), grid, tableau, part).cpu())
-        return torch.cat(parts)
+        for first in range(0, count, SAMPLE_BATCH):
+            rows = slice(first, first + SAMPLE_BATCH)
+            part = None if labels is None else labels[rows].to(self.device)
+            yield integrate(field, x0[rows].to(self.device), grid, tableau, part).cpu()
 
     def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:
@@ -255,28 +278,29 @@ def write_shard(folder: Path, start: int, batches: Iterable[Pairs]) -> Shard:
     if labels:
         tensors["label"] = torch.cat(labels)
     path = shard_path(folder, start)
-    write_tensors(path, tensors)
-    return Shard(path.name, start, len(tensors["x0"]), sha256(path))
+    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    shard = Shard(path.name, start, len(tensors["x0"]), hashlib.sha256(data).hexdigest())
+    write_json(path.with_suffix(".json"), shard._asdict())  # before the shard, so that none is without
+    write_file(path, data)
+    return shard
 
 
 def finished_shards(folder: Path) -> dict[int, Shard]:
     """The whole shards of an unfinished folder, by first pair; damaged ones are left out, to be made again."""
     found = {}
-    for path in sorted(folder.glob("pairs-*.safetensors")):
-        match = re.fullmatch(r"pairs-(\d{10})", path.stem)
-        try:
-            count = len(read_tensors(path)["x0"])
-        except (ArtifactError, KeyError):
-            continue
-        if match:
-            found[int(match[1])] = Shard(path.name, int(match[1]), count, sha256(path))
+    for path in sorted(folder.glob("pairs-*.json")):
+        shard = Shard(**read_json(path))
+        if (folder / shard.file).exists() and sha256(folder / shard.file) == shard.sha256:
+            found[shard.start] = shard
     return found
 
 
 def seal_pairs(folder: Path, shards: Iterable[Shard], manifest: Mapping[str, Any]) -> None:
-    """Completes a folder of pairs with its manifest."""
+    """Completes a folder of pairs with its manifest, which takes the place of the shards' own records."""
     rows = [shard._asdict() for shard in sorted(shards, key=lambda shard: shard.start)]
     write_json(folder / "manifest.json", {**manifest, "shards": rows})
+    for row in rows:
+        (folder / str(row["file"])).with_suffix(".json").unlink(missing_ok=True)
 
 
 def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Pairs, dict[str, Any]]:

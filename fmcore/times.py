@@ -60,8 +60,8 @@ class UShaped:
     name: Literal["u_shaped"] = "u_shaped"
 
     def __post_init__(self) -> None:
-        if self.a <= 0:
-            raise ValueError(f"u_shaped needs a > 0, got {self.a}")
+        if not 0 < self.a <= 50:  # exp(a) must stay a float32
+            raise ValueError(f"u_shaped needs 0 < a <= 50, got {self.a}")
 
     def __call__(self, count: int, generator: Generator) -> Float[Tensor, " count"]:
         t = torch.log1p(_rand(count, generator) * expm1(self.a)) / self.a

@@ -7,7 +7,7 @@ distillation the same with times on a k-grid. The loop yields, and its caller lo
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import isfinite
+from math import cos, isfinite, pi
 from typing import NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class TrainConfig:
         """The learning rate of step number `step`, a pure function of it."""
         images = (step + 1) * self.batch_size
         warm = min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
-        falling = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / self.steps)).item())
+        falling = 0.5 * (1 + cos(pi * step / self.steps))
         return self.lr * warm * (self.lr_final + (1 - self.lr_final) * falling)
 
 
@@ -151,7 +151,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         draws = rng.generator(seed, "train", state.step, device)
-        torch.manual_seed(draws.initial_seed())  # dropout knows only torch's global generator
+        # Dropout knows only torch's global generator.
+        torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
         loss = objective(network, draws).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -12,9 +12,9 @@ from flows.running import STAGES
 
 ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
-# These cannot change what a stage computes: names of events and folders, and the schema of params.yaml, which
-# adds no value of its own because every field must stand in the file.
-OBSERVERS = {"flows.events", "flows.layout", "flows.params", "fmcore", "fmcore.progress"}
+# These cannot change what a stage computes. The schema of params.yaml could, so it is listed, but what it imports
+# adds nothing: every field must stand in the file.
+OBSERVERS = {"flows.events", "flows.layout", "fmcore", "fmcore.progress"}
 
 
 def modules(package):
@@ -59,6 +59,8 @@ def closure(module: str) -> set[str]:
         if path is None or name in seen or name in OBSERVERS:
             continue
         seen.add(name)
+        if name == "flows.params":
+            continue
         waiting += [other for other in imports(path) if other.split(".")[0] in ("fmcore", "flows")]
     return seen
 

@@ -160,8 +160,16 @@ def test_what_the_package_promises_is_there():
         fmcore.Trainer  # noqa: B018
 
 
+def test_progress_is_silent_on_what_takes_a_moment(capsys):
+    bar = Progress("pairs", 100, "samples")
+    bar.to(100)
+    bar.close()
+    assert capsys.readouterr().err == ""
+
+
 def test_progress_speaks_a_line_at_the_end_where_there_is_no_terminal(capsys):
     bar = Progress("pairs", 100, "samples")
+    bar.start -= 5
     bar.to(50)
     assert capsys.readouterr().err == ""
     bar.to(100)

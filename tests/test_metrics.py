@@ -252,4 +252,4 @@ def test_mean_with_its_standard_error():
     found = mean_estimate(values)
     assert found.value == 3
     assert found.std == pytest.approx(scipy.stats.sem(values.numpy()))
-    assert mean_estimate(torch.tensor([5.0])) == (5, 0)
+    assert mean_estimate(torch.tensor([5.0])) == (5, 0, 1)

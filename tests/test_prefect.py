@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from flows import tracking, ui
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 from flows.runs import open_run
 from flows.ui import environment, is_healthy
@@ -38,6 +39,8 @@ from flows.events import Progress
 from flows.runs import open_run
 
 name, seconds = sys.argv[1], float(sys.argv[2])
+with open("pipelines", "a") as file:
+    print(os.environ.get("FMCORE_PIPELINE"), file=file)
 if Path("broken").exists() and name == "b":
     sys.exit("the stage says why")
 with open_run(Path(os.environ["DVC_ROOT"]), stage=os.environ["DVC_STAGE"], parameters={"name": name}) as run:
@@ -241,6 +244,39 @@ def test_hanging_server_is_not_waited_for(healthy, tmp_path, monkeypatch):
     hanging.server_close()
 
 
+def test_refusal_is_an_answer_to_who_has_a_password(monkeypatch):
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(401)
+
+        def log_message(self, *arguments):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as refusing:
+        threading.Thread(target=refusing.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{refusing.server_address[1]}/api"
+        monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+        assert not is_healthy(address)
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+        assert is_healthy(address)
+        refusing.shutdown()
+
+
+def test_initialising_starts_the_shipper_it_kept_away(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(ui, "start_shipper", started.append)
+    monkeypatch.setattr(ui, "_call", lambda command, *rest: open_journal())
+
+    def open_journal():
+        assert tracking.is_locked(tracking.lock_of_shipper(tmp_path))
+        with tracking.open_run(tmp_path, stage="early", params={}, tags={}):
+            pass
+
+    ui._initialise(tmp_path, "", {}, tmp_path / "setup.log")
+    assert started == [tmp_path]
+    assert not tracking.is_locked(tracking.lock_of_shipper(tmp_path))
+
+
 def test_stage_is_recorded(server, tmp_path):
     picture = tmp_path / "grid.png"
     picture.write_bytes(b"\x89PNG" + bytes(100))
@@ -402,6 +438,8 @@ def test_pipeline_needs_no_server(dead_address, project):
     assert "secret" not in done.stderr
     assert "b: done" in done.stdout
     assert not (project / "c.txt").exists()
+    first, second = (project / "pipelines").read_text().split()
+    assert first == second  # one run, also for MLflow
     assert "b: cached" in pipeline(project, dead_address, "b").stdout
     unknown = pipeline(project, dead_address, "d")
     assert unknown.returncode == 1
@@ -423,31 +461,32 @@ def test_interrupted_pipeline_leaves_no_process(number, dead_address, project):
 
 
 @pytest.mark.slow
-def test_ui_deploys_runs_and_cancels(tmp_path_factory):
+def test_ui_deploys_runs_and_cancels(tmp_path_factory, tmp_path, monkeypatch):
     project = make_project(tmp_path_factory.mktemp("ui"))
-    shutil.copy(ROOT / "prefect.yaml", project)
+    for folder in (project, tmp_path):
+        shutil.copy(ROOT / "prefect.yaml", folder)
     shutil.copytree(ROOT / "flows", project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     ports = [free_port(), free_port()]
     address = f"http://127.0.0.1:{ports[0]}/api"
     command = [PYTHON, "-m", "flows.ui", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
     output = project / "ui.out"
-    with output.open("w") as file:
-        ui = subprocess.Popen(command, cwd=project, stdout=file, stderr=file)
+    page = start_ui(command, project, output)
     try:
-        wait_until(lambda: "Ctrl-C" in output.read_text() or ui.poll() is not None, 120)
-        assert ui.poll() is None, output.read_text()
         second = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert second.stderr == f"port {ports[0]} is in use; choose another with --prefect-port\n"
         for port in ports:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as page:
-                assert page.status == 200
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+                assert answer.status == 200
         assert status_of_post(f"{address}/flows/", {"name": "foreign"}) == 403
         experiments = f"http://127.0.0.1:{ports[1]}/api/2.0/mlflow/experiments/create"
         assert status_of_post(experiments, {"name": "foreign"}) == 403
 
         with client_of(address) as client:
-            deployment = client.read_deployment_by_name("reflow-pipeline/reflow-pipeline")
+            deployment = client.read_deployment_by_name(ui.DEPLOYMENT)
+            (nightly,) = deployment.schedules
+            assert not nightly.active
+            client.update_deployment_schedule(deployment.id, nightly.id, active=True)
             run = client.create_flow_run_from_deployment(deployment.id, parameters={"stages": ["a"]}).id
             wait_until(lambda: client.read_flow_run(run).state.is_final(), 60)
             assert client.read_flow_run(run).state.is_completed()
@@ -466,10 +505,37 @@ def test_ui_deploys_runs_and_cancels(tmp_path_factory):
             client.request("POST", "/flow_runs/{id}/set_state", path_params={"id": run}, json=body)
             wait_until(lambda: not stage.is_running(), 15)
             wait_until(lambda: client.read_flow_run(run).state.is_cancelled(), 30)
-        children = psutil.Process(ui.pid).children(recursive=True)
-        ui.send_signal(signal.SIGTERM)
-        assert ui.wait(40) == 0
+        children = psutil.Process(page.pid).children(recursive=True)
+        page.send_signal(signal.SIGTERM)
+        assert page.wait(40) == 0
         assert [child for child in children if child.is_running()] == []
+
+        # The next start keeps what was done in the page; now with a password.
+        graph.write_text(GRAPH)
+        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:secret")
+        page = start_ui(command, project, output)
+        assert "export PREFECT_API_AUTH_STRING=$PREFECT_SERVER_API_AUTH_STRING" in output.read_text()
+        assert ui._get(address, f"/deployments/name/{ui.DEPLOYMENT}")[0] == 401
+        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
+        with client_of(address) as client:
+            found = client.read_deployment_by_name(ui.DEPLOYMENT)
+            assert found.id == deployment.id
+            assert [schedule.active for schedule in found.schedules] == [True]
+            run = client.create_flow_run_from_deployment(found.id, parameters={"stages": ["a"]}).id
+            wait_until(lambda: client.read_flow_run(run).state.is_final(), 60)
+            assert client.read_flow_run(run).state.is_completed()
+        answer = ui._get(address, f"/deployments/name/{ui.DEPLOYMENT}", "me:secret")
+        assert ui._is_deployed(project, *answer)
+        assert not ui._is_deployed(tmp_path, *answer)
+        assert not ui._is_deployed(project, 404, b"")
     finally:
-        ui.terminate()
-        ui.wait(60)
+        page.terminate()
+        page.wait(60)
+
+
+def start_ui(command, project, output):
+    with output.open("w") as file:
+        page = subprocess.Popen(command, cwd=project, stdout=file, stderr=file)
+    wait_until(lambda: "Ctrl-C" in output.read_text() or page.poll() is not None, 120)
+    assert page.poll() is None, output.read_text()
+    return page

@@ -265,7 +265,7 @@ def test_dead_server_loses_nothing(root):
     weights = record_stage(root)
     dead = ship_once(root, MLFLOW_TRACKING_URI=uri)
     assert dead.returncode == 1
-    assert dead.stderr.startswith(f"journals kept, not shipped to http://***@127.0.0.1:{port}: MlflowException")
+    assert dead.stderr.startswith(f"journals kept, not shipped to http://127.0.0.1:{port}: MlflowException")
     assert len(dead.stderr.splitlines()) == 1
     assert "secret" not in dead.stderr
     with server(root, port):
@@ -320,6 +320,78 @@ def test_torn_last_line_is_ignored(root):
     assert left_over(root) == []
 
 
+def test_void_journal_is_discarded(root):
+    """A power loss leaves a folder whose records never reached the disk."""
+    for name, content in (
+        ("none", None),
+        ("empty", b""),
+        ("torn", b'{"kind": "sta'),
+        ("zeros", bytes(50) + b"\n"),
+    ):
+        folder = tracking.journals(root) / name
+        folder.mkdir(parents=True)
+        if content is not None:
+            (folder / tracking.RECORDS).write_bytes(content)
+    record_stage(root, points=2)
+    whole = next(path for path in tracking.journal_folders(root) if len(path.name) == 32)
+    with (whole / tracking.RECORDS).open("ab") as file:
+        file.write(bytes(20) + b"\n")
+    (whole / "shipped.json").touch()
+    drain(root)
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+def test_lost_records_do_not_fail_the_stage(root, capsys):
+    with tracking.open_run(root, stage="base", params={}, tags={}) as run:
+        run(Picture("lost", root / "none.png"))
+        run(ModelReady("lost", root / "none"))
+        (run.folder / tracking.LOG).mkdir()
+        run(Note("lost"))
+        (run.folder / tracking.LOG).rmdir()
+        run(Metrics(1, {"loss": 1.0}))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("MLflow will lack something of this stage: ")
+    assert "none.png" in said
+    (folder,) = tracking.journal_folders(root)
+    assert [record["kind"] for record in tracking.read_journal(folder).records] == ["start", "metrics", "end"]
+
+
+def test_full_disk_leaves_whole_records(root):
+    """The disk has no room for the second half of a record, then some again; a limit on file size acts alike."""
+    code = f"""
+import os, resource, signal
+from pathlib import Path
+from flows import tracking
+from flows.events import Metrics
+tracking.start_shipper = lambda root: None
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with tracking.open_run(Path({str(root)!r}), stage="base", params={{}}, tags={{}}) as run:
+    run(Metrics(1, {{"loss": 1.0}}))
+    size = (run.folder / tracking.RECORDS).stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+    for step in (2, 3):
+        run(Metrics(step, {{"loss": 1.0}}))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    run(Metrics(4, {{"loss": 1.0}}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "MLflow will lack something of this stage: [Errno 28] No space left on device\n"
+    (folder,) = tracking.journal_folders(root)
+    records = tracking.read_journal(folder).records
+    assert [record.get("step", record["kind"]) for record in records] == ["start", 1, 4, "end"]
+
+
+def test_no_journal_does_not_fail_the_stage(root, capsys):
+    (root / "work").write_text("a file where a folder is expected")
+    with tracking.open_run(root, stage="base", params={}, tags={}) as run:
+        run(Metrics(1, {"loss": 1.0}))
+        run(Note("lost"))
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("MLflow will not show base: ")
+
+
 def test_killed_stage_is_closed(root):
     code = f"""
 import sys, time
@@ -342,9 +414,19 @@ time.sleep(60)
     assert left_over(root) == []
 
 
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt, "KILLED"), (ValueError, "FAILED")])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(130), "KILLED"),
+        (SystemExit(143), "KILLED"),
+        (SystemExit(2), "FAILED"),
+        (SystemExit(0), "FINISHED"),
+        (ValueError(), "FAILED"),
+    ],
+)
 def test_exception_closes_the_run(root, error, status):
-    with pytest.raises(error), tracking.open_run(root, stage="base", params={}, tags={}):
+    with pytest.raises(type(error)), tracking.open_run(root, stage="base", params={}, tags={}):
         raise error
     (folder,) = tracking.journal_folders(root)
     assert tracking.read_journal(folder).end["status"] == status
@@ -478,5 +560,5 @@ def test_append_is_cheap(root):
 
 
 def test_passwords_are_redacted():
-    assert shipper.redacted("at https://me:p@ss@host:5000/x") == "at https://***@host:5000/x"
-    assert shipper.redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert tracking.redacted("at https://me:p@ss@host:5000/x?password=y z") == "at https://host:5000/x z"
+    assert tracking.redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"

@@ -1,0 +1,72 @@
+"""What survives a kill, and what is refused before it starts."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from flows import work
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_work_is_found_again_and_goes_when_done(root):
+    with contextlib.suppress(KeyboardInterrupt), work.workspace("base", {"lr": 1}) as folder:
+        (folder / "half").write_text("done")
+        (folder / ".x.1.part").write_text("torn")
+        raise KeyboardInterrupt
+    with work.workspace("base", {"lr": 1}) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["half"]
+    assert not folder.exists()
+
+
+def test_another_recipe_is_another_folder(root, tmp_path):
+    made = tmp_path / "input"
+    made.mkdir()
+    keys = set()
+    for lr, text in ((1, "a"), (2, "a"), (1, "b")):
+        (made / "manifest.json").write_text(text)
+        keys.add(work.recipe_key({"lr": lr}, [made]))
+    assert len(keys) == 3
+
+
+def test_two_at_once_are_refused(root, monkeypatch):
+    monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
+    code = "from flows import work\nwith work.workspace('base', {}):\n    print('in', flush=True)\n    input()"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with holder:
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(work.BusyError, match=f"process {holder.pid}"), work.workspace("base", {}):
+            pass
+        holder.communicate("\n")
+    with work.workspace("base", {}):
+        pass
+
+
+def test_too_little_space_is_told_with_both_sizes(root, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9))
+    work.need_space(root, 10**8, "pairs")
+    with pytest.raises(OSError, match=r"no space for pairs: it needs 2\.00 GB, .* has 1\.00 GB free"):
+        work.need_space(root, 2 * 10**9, "pairs")
+
+
+def test_publishing_replaces_a_folder_whole(root):
+    for text in ("old", "new"):
+        finished = root / "finished"
+        finished.mkdir()
+        (finished / text).write_text(text)
+        work.publish(finished, root / "models/base")
+    assert os.listdir(root / "models/base") == ["new"]
