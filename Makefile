@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Nothing here reports home, and DVC's pickled caches stay where no one else can write.
 export DVC_NO_ANALYTICS := 1
+export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
@@ -42,7 +43,7 @@ types: $(READY) ## mypy
 unit: $(READY) ## the tests alone
 	pytest
 
-smoke: $(READY) ## the whole graph on a tiny preset, about a minute
+smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
 
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them
