@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
 COLOURS = ("#1f5fbf", "#d1495b", "#2e8b57", "#8f5bb5", "#c98a1b", "#4f9da6", "#7a5c3e")
-MARKS = {"euler": "o-", "midpoint": "^--", "heun": "s--", "rk4": "D:", "dopri5": "*"}
+MARKS = {"euler": "o-", "midpoint": "^--", "heun": "s--", "rk4": "D:"}
 LABELS = {
     "fid_inception": "FID",
     "sliced_wasserstein": "sliced Wasserstein distance",
@@ -36,11 +36,13 @@ def report(params: Params, name: str) -> Events:
         write_file(out / "scores.csv", table.to_csv(index=False, lineterminator="\n").encode())
         curves = table[table.metric == headline][["model", "solver", "nfe", "metric", "value", "std"]]
         write_file(out / "curves.csv", curves.to_csv(index=False, lineterminator="\n").encode())
+        training = pd.concat([pd.read_csv(layout.curve(model)) for model in models], ignore_index=True)
+        write_file(out / "training.csv", training.to_csv(index=False, lineterminator="\n").encode())
         write_json(out / "metrics.json", headlines(table, headline))
         pictures = {
             "curves": _curves(curves, models, out / "curves.png"),
             "samples": _samples(models, out / "samples.png"),
-            "training": _training(models, out / "training.png"),
+            "training": _training(training, out / "training.png"),
         }
         if params.is_points:
             pictures["trajectories"] = _trajectories(models, out / "trajectories.png")
@@ -153,13 +155,12 @@ def _tile(axes: "Axes", samples: Any) -> None:
     axes.imshow(sheet if sheet.shape[2] == 3 else sheet[:, :, 0], cmap="gray", vmin=0, vmax=255)
 
 
-def _training(models: list[str], path: Path) -> Path:
+def _training(training: pd.DataFrame, path: Path) -> Path:
     figure = _figure(7.5, 3.4)
     axes = figure.add_subplot()
-    for i, model in enumerate(models):
-        curve = pd.read_csv(layout.curve(model))
+    for i, (model, curve) in enumerate(training.groupby("model", sort=False)):
         smooth = curve.loss.rolling(5, min_periods=1).mean()
-        axes.plot(curve.images, smooth, color=COLOURS[i % len(COLOURS)], label=model)
+        axes.plot(curve.images, smooth, color=COLOURS[i % len(COLOURS)], label=str(model))
     axes.set_yscale("log")
     axes.set_xlabel("images seen")
     axes.set_ylabel("training loss (each its own)")

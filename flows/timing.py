@@ -7,6 +7,7 @@ starting processes, imports, data loading, hashing, records for Prefect and MLfl
 
 import json
 import os
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -31,6 +32,7 @@ def record(root: Path, stage: str, worked: float) -> None:
         "started": float(os.environ.get(STARTED, time.time())),
         "ended": time.time(),
         "worked": worked,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     with path.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -42,10 +44,11 @@ def table(path: Path) -> str:
     if not lines:
         return "no stage has run here yet; DVC had everything"
     last = [line for line in lines if line["pipeline"] == lines[-1]["pipeline"]]
-    rows = [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}"]
+    rows = [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}{'peak MB':>9}"]
     for line in last:
         wall = line["ended"] - line["started"]
-        rows.append(f"{line['stage']:<20}{wall:>9.1f}{line['worked']:>9.1f}{wall - line['worked']:>9.1f}")
+        times = f"{wall:>9.1f}{line['worked']:>9.1f}{wall - line['worked']:>9.1f}"
+        rows.append(f"{line['stage']:<20}{times}{line['peak_mb']:>9.0f}")
     wall = last[-1]["ended"] - last[0]["pipeline_started"]
     worked = sum(line["worked"] for line in last)
     rows.append(f"{'all, with DVC':<20}{wall:>9.1f}{worked:>9.1f}{wall - worked:>9.1f}")

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from ruamel.yaml import YAML
+from test_prefect import Server, client_of
 
 from fmcore.store import load_model, open_pairs
 
@@ -40,6 +41,7 @@ class Checkout:
 
     def __init__(self, folder: Path, preset: str) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
@@ -152,6 +154,8 @@ def test_dvc_commands_say_something(made):
     assert metrics["sliced_wasserstein"]["base"]["nfe_001"] > metrics["sliced_wasserstein"]["r1"]["nfe_001"]
     assert set(metrics["straightness"]) == {"base", "r1", "r2"}
     plots = json.loads(made.run("dvc", "plots", "show", "--json", "-o", "plots").stdout)
+    assert not plots.get("errors"), plots["errors"]
+    assert {"quality", "training", "reports/samples.png", "reports/curves.png"} <= set(plots["data"])
     text = json.dumps(plots)
     for name in ("base", "r1", "r2", "student"):
         assert f'"model": "{name}"' in text
@@ -275,6 +279,30 @@ def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
     first, _ = open_pairs(made.folder / "couplings/r1")
     assert (pairs.x0[:4000] == first.x0).all()
     assert (pairs.x1[:4000] == first.x1).all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect", "ignore::DeprecationWarning:pydantic")
+def test_the_parent_flow_nests_every_stage_and_then_finds_them_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    try:
+        checkout = Checkout(tmp_path / "checkout", "smoke")
+        for _ in range(2):
+            checkout.run(sys.executable, "-m", "flows.pipeline", PREFECT_API_URL=server.address)
+        with client_of(server.address) as client:
+            runs = {run.name: run for run in client.read_flow_runs(limit=100)}
+            tasks = client.read_task_runs(limit=200)
+            pictures = [a.key for a in client.read_artifacts() if a.key and "samples" in a.key]
+        assert set(runs) >= ALL
+        assert all(runs[name].state.is_completed() for name in ALL)
+        parents = {task.id: task.name for task in tasks}
+        assert {name: parents[runs[name].parent_task_run_id] for name in ALL} == {name: name for name in ALL}
+        assert sorted(task.name for task in tasks if task.state_name == "Cached") == sorted(ALL)
+        assert pictures
+    finally:
+        server.kill()
 
 
 def test_models_say_what_made_them(made):
