@@ -5,6 +5,7 @@ chooses by `name` is replaced when the name differs, since the keys belong to th
 `solvers`, whose keys are names of the user's.
 """
 
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,22 +42,29 @@ def _overlay(whole: Any, over: dict[str, Any], at: str) -> None:
             whole[key] = value
 
 
+def rendered(name: str) -> bytes:
+    """params.yaml as preset `name` makes it."""
+    yaml = YAML()
+    yaml.width = 115
+    text = io.BytesIO()
+    yaml.dump(overlaid(name), text)
+    return text.getvalue()
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Writes params.yaml; what was there is kept as params.yaml.bak."""
+    """Writes params.yaml; edits of the user's that stood there are kept as params.yaml.bak."""
     try:
-        whole = overlaid(arguments[0] if arguments else "")
-        yaml = YAML()
-        yaml.width = 115
+        text = rendered(arguments[0] if arguments else "")
         part = FILE.with_suffix(".part")
-        with part.open("w") as file:
-            yaml.dump(whole, file)
+        part.write_bytes(text)
         validate(load_yaml(part), f"presets/{arguments[0]}.yaml")
     except ParamsError as error:
         print(error, file=sys.stderr)
         return 2
-    if FILE.exists() and FILE.read_bytes() != part.read_bytes():
+    untouched = {(PRESETS / f"{DEFAULT}.yaml").read_bytes(), *(rendered(p.stem) for p in PRESETS.glob("*.yaml"))}
+    if FILE.exists() and FILE.read_bytes() not in untouched:
         FILE.replace(FILE.with_suffix(".yaml.bak"))
-        print(f"the previous {FILE} is kept as {FILE}.bak")
+        print(f"your {FILE} is kept as {FILE}.bak")
     part.replace(FILE)
     print(f"{FILE} now holds preset {arguments[0]}; run: dvc repro")
     return 0
