@@ -44,8 +44,11 @@ def _overlay(whole: Any, over: dict[str, Any], at: str) -> None:
 
 def rendered(name: str) -> bytes:
     """params.yaml as preset `name` makes it."""
+    if name == DEFAULT:
+        return (PRESETS / f"{name}.yaml").read_bytes()
     yaml = YAML()
     yaml.width = 115
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     text = io.BytesIO()
     yaml.dump(overlaid(name), text)
     return text.getvalue()
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
     except ParamsError as error:
         print(error, file=sys.stderr)
         return 2
-    untouched = {(PRESETS / f"{DEFAULT}.yaml").read_bytes(), *(rendered(p.stem) for p in PRESETS.glob("*.yaml"))}
+    untouched = {rendered(path.stem) for path in PRESETS.glob("*.yaml")}
     if FILE.exists() and FILE.read_bytes() not in untouched:
         FILE.replace(FILE.with_suffix(".yaml.bak"))
         print(f"your {FILE} is kept as {FILE}.bak")

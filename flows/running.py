@@ -21,7 +21,7 @@ from flows import runs, timing, tracking
 from flows.events import Event, Events, Metrics, Note
 from flows.events import Progress as Done
 from flows.layout import WORK
-from flows.params import FILE, Params, load_yaml, read
+from flows.params import FILE, Params, ParamsError, load_yaml, read
 from flows.work import BusyError, root
 from fmcore.progress import Progress
 
@@ -45,6 +45,9 @@ def run(stage: str) -> int:
     except KeyboardInterrupt:
         print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except ParamsError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError, ArithmeticError, BusyError) as error:
         trace = root() / WORK / "traceback.txt"
         with suppress(OSError):  # the disk may be what failed

@@ -52,7 +52,8 @@ def table(path: Path) -> str:
     wall = last[-1]["ended"] - last[0]["pipeline_started"]
     worked = sum(line["worked"] for line in last)
     rows.append(f"{'all, with DVC':<20}{wall:>9.1f}{worked:>9.1f}{wall - worked:>9.1f}")
-    rows.append(f"orchestration: {100 * (wall - worked) / wall:.1f} % of {wall:.0f} s")
+    share = 100 * (wall - worked) / wall
+    rows.append(f"orchestration: {share:.1f} % of {wall:.0f} s (rest: all but training, sampling and scoring)")
     return "\n".join(rows)
 
 
