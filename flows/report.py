@@ -176,7 +176,7 @@ def _trajectories(models: list[str], path: Path) -> Path:
         cells = read_tensors(layout.scores(model) / "samples.safetensors")
         if "paths" in cells:
             traced[model] = cells["paths"]
-    figure = _figure(3.4 * len(traced), 3.6)
+    figure = _figure(3.4 * len(traced), 4.2)
     for axes, (model, paths) in zip(
         figure.subplots(1, len(traced), squeeze=False)[0], traced.items(), strict=True
     ):
