@@ -80,10 +80,10 @@ def _run(stage: str) -> None:
             for said in (event, *bars(event)):
                 prefect(said)
                 mlflow(said)
-    if declared(stage) != before:
-        raise ValueError(
-            f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"
-        )
+        if declared(stage) != before:
+            raise ValueError(
+                f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"
+            )
     with suppress(OSError):
         timing.record(root(), stage, bars.seconds)
 

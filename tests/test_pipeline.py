@@ -245,6 +245,30 @@ def kill_when(checkout: Checkout, stage: str, ready) -> None:
     process.wait()
 
 
+def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_made_it(tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    process = subprocess.Popen(
+        ["dvc", "repro", "base"],
+        cwd=checkout.folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((checkout.folder / "work/base").glob("*/")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    checkout.edit("base.train.lr", 0.003)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "params.yaml changed while base ran" in error
+    again = checkout.repro("base")
+    assert "base" in again.ran
+    assert load_model(checkout.folder / "models/base").manifest["recipe"]["base"]["train"]["lr"] == 0.003
+
+
 def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
     checkout = Checkout(tmp_path, "smoke")
     work = checkout.folder / "work" / "base"
