@@ -1,89 +1,140 @@
 """Stage `couple@ROUND`: the couplings a round's teacher induces, in shards that a killed run keeps."""
 
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from math import prod
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from flows import layout
-from flows.events import Events, Metrics, Note, Progress
-from flows.params import Params
-from flows.setup import classes_of, device_of
+from flows.events import Event, Events, Metrics, Note, Progress
+from flows.params import Couple, Params
+from flows.setup import classes_of, device_of, knots_of
 from flows.work import need_space, publish, workspace
 from fmcore.couplings import Pairs
+from fmcore.fields import Counted
 from fmcore.metrics import mean_estimate, transport_cost
-from fmcore.reflow import generate_pairs
-from fmcore.solvers import SOLVERS, steps_for
-from fmcore.store import finished_shards, load_model, seal_pairs, write_shard
-from fmcore.times import uniform_grid
+from fmcore.reflow import draw, generate_pairs, invert_data
+from fmcore.rng import generator
+from fmcore.solvers import SOLVERS, integrate, steps_for
+from fmcore.store import (
+    Model,
+    Shard,
+    finished_shards,
+    load_model,
+    read_json,
+    seal_pairs,
+    write_json,
+    write_shard,
+)
 
 SHARD_BYTES = 16 * 2**20
 
 
 def couple(params: Params, name: str) -> Events:
-    """Integrates fresh noise through the teacher of round `name` and stores noise and samples."""
+    """Integrates fresh noise through the teacher of round `name`, and real data back through it if asked to."""
     teacher_name, section = params.reflow.rounds[name].teacher, params.couple_of(name)
     device = device_of(params)
-    teacher = load_model(layout.model(teacher_name), device)
-    dtype = getattr(torch, section.dtype)
-    pair_bytes = 2 * prod(teacher.shape) * dtype.itemsize
-    per_shard = max(1, SHARD_BYTES // pair_bytes // section.batch) * section.batch
+    teacher = load_model(layout.model(teacher_name), device, ema=section.ema)
     recipe = {
         "couple": asdict(section),
         "data": params.model_dump(mode="json")["data"],
         **params.model_dump(mode="json", include={"seed", "device", "precision", "conditional"}),
         "round": name,
     }
-    labels = None
-    if teacher.num_classes is not None:
+    data, labels = None, None
+    if teacher.num_classes is not None or section.inverted:
         data = params.data.load()
         classes_of(params, data)
-        labels = data.label
-    tableau = SOLVERS[section.solver]
-    what = f"couple {name}"
+        labels = data.label if teacher.num_classes is not None else None
+    solver = SOLVERS[section.solver]
+    counted = Counted(teacher.field(params.precision))
+    field = teacher.guide(counted, section.guidance)
+    steps = steps_for(solver, section.nfe, passes=1 if section.guidance is None else 2)
+    # Rounds draw different noise, or a round would see its teacher's training noise again.
+    noise = {"shape": teacher.shape, "seed": params.seed, "purpose": f"pairs/{name}", "labels": labels}
+
+    def some(count: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        x0, label = draw(0, count, **noise)  # type: ignore[arg-type]
+        return x0.to(device), None if label is None else label.to(device)
+
     with workspace(f"couple@{name}", recipe, [layout.model(teacher_name)]) as work:
-        out = work / "out"
-        shards = finished_shards(out)
-        done = sum(shard.pairs for shard in shards.values())
-        need_space(work, pair_bytes * (section.pairs - done), f"{section.pairs - done} pairs")
-        if done:
-            yield Note(f"{what}: {done} of {section.pairs} pairs are there already")
-        whole = not done
-        yield Progress(what, done, section.pairs, "pairs")
-        costs: list[torch.Tensor] = []
-        for start in range(0, section.pairs, per_shard):
-            stop = min(start + per_shard, section.pairs)
-            if start in shards and shards[start].pairs == stop - start:
-                continue
-            batches: list[Pairs] = []
-            for pairs in generate_pairs(
-                teacher.field(params.precision),
-                stop,
-                shape=teacher.shape,
-                # Rounds draw different noise, or a round would see its teacher's training noise again.
-                seed=params.seed,
-                purpose=f"pairs/{name}",
-                grid=uniform_grid(steps_for(tableau, section.nfe)),
-                tableau=tableau,
-                batch=section.batch,
-                labels=labels,
-                start=start,
-                dtype=dtype,
-                device=device,
-            ):
-                batches.append(pairs)
-                costs.append(transport_cost(pairs.x0.float(), pairs.x1.float()))
-                done += len(pairs.x0)
-                yield Progress(what, done, section.pairs, "pairs")
-            shards[start] = write_shard(out, start, batches)
-        if whole:
-            yield Metrics(0, {"transport_cost": mean_estimate(torch.cat(costs)).value})
-        manifest = {
+        # Kept, because a search that ran again could end on other knots.
+        if not (work / "grid.json").exists():
+            write_json(work / "grid.json", {"knots": knots_of(section.grid, steps, solver, field, some).tolist()})
+        grid = torch.tensor(read_json(work / "grid.json")["knots"], dtype=torch.float64)
+        counted.nfe = 0
+        first, label = some(1)
+        integrate(field, first, grid, solver, label)  # under a guidance interval a sample costs less than `nfe`
+        common = {"grid": grid, "solver": solver, "batch": section.batch, "device": device}
+        common["dtype"] = getattr(torch, section.dtype)
+        manifest: dict[str, Any] = {
             "stage": f"couple@{name}",
             "recipe": recipe,
-            "teacher": {"model": teacher_name, "sha256": teacher.digest},
+            "teacher": {"model": teacher_name, "sha256": teacher.digest, "ema": section.ema},
             "shape": list(teacher.shape),
-            "pairs": section.pairs,
+            "grid": grid.tolist(),
+            "network_evaluations": counted.nfe,
         }
-        seal_pairs(out, shards.values(), manifest)
+
+        def generated(start: int, stop: int) -> Iterator[Pairs]:
+            return generate_pairs(field, stop, start=start, **noise, **common)  # type: ignore[arg-type]
+
+        out = work / "out"
+        shards = yield from _shards(out, f"couple {name}", generated, section.pairs, section, teacher)
+        if section.inverted:
+            assert data is not None
+            order = torch.randperm(len(data.x1), generator=generator(params.seed, f"inverted/{name}"))
+            chosen = order[: section.inverted].sort().values
+
+            def inverted(start: int, stop: int) -> Iterator[Pairs]:
+                rows = chosen[start:stop]
+                label = None if labels is None else labels[rows]
+                return invert_data(field, data.x1[rows], label=label, **common)  # type: ignore[arg-type]
+
+            if len(chosen) < section.inverted:
+                yield Note(f"couple {name}: {section.inverted} inverted pairs wanted, the data has {len(chosen)}")
+            place = out / layout.INVERTED
+            real = yield from _shards(place, f"invert {name}", inverted, len(chosen), section, teacher)
+            seal_pairs(place, real.values(), {**manifest, "stage": f"invert@{name}", "pairs": len(chosen)})
+        # Last: a sealed folder could not be gone on with.
+        seal_pairs(out, shards.values(), {**manifest, "pairs": section.pairs})
         publish(out, layout.couplings(name))
+
+
+def _shards(
+    out: Path,
+    what: str,
+    made: Callable[[int, int], Iterator[Pairs]],
+    count: int,
+    section: Couple,
+    teacher: Model,
+) -> Generator[Event, None, dict[int, Shard]]:
+    """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all."""
+    pair_bytes = 2 * prod(teacher.shape) * getattr(torch, section.dtype).itemsize
+    per_shard = max(1, SHARD_BYTES // pair_bytes // section.batch) * section.batch
+    shards = finished_shards(out)
+    done = sum(shard.pairs for shard in shards.values())
+    need_space(out.parent, pair_bytes * (count - done), f"{count - done} pairs")
+    if done:
+        yield Note(f"{what}: {done} of {count} pairs are there already")
+    whole = not done
+    yield Progress(what, done, count, "pairs")
+    costs: list[torch.Tensor] = []
+    for start in range(0, count, per_shard):
+        stop = min(start + per_shard, count)
+        if start in shards and shards[start].pairs == stop - start:
+            continue
+        batches: list[Pairs] = []
+        for pairs in made(start, stop):
+            batches.append(pairs)
+            costs.append(transport_cost(pairs.x0.float(), pairs.x1.float()))
+            done += len(pairs.x0)
+            yield Progress(what, done, count, "pairs")
+        shards[start] = write_shard(out, start, batches)
+    if whole:
+        key = "transport_cost" if what.startswith("couple") else "transport_cost_inverted"
+        yield Metrics(0, {key: mean_estimate(torch.cat(costs)).value})
+    return shards

@@ -7,6 +7,7 @@ scores themselves, and a column of the sample grid shows one noise through every
 import csv
 import io
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from flows.setup import device_of
 from flows.work import publish, workspace
 from fmcore.features import load_extractor, load_stats
 from fmcore.fields import Counted
+from fmcore.likelihood import bits_per_dim, log_likelihood, uniform_dequantise
 from fmcore.metrics import (
     POINT_METRICS,
     Estimate,
@@ -34,11 +36,13 @@ from fmcore.metrics import (
 from fmcore.pictures import sample_picture
 from fmcore.pixels import dequantise, quantise
 from fmcore.reflow import draw
-from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, steps_for, trajectory
+from fmcore.rng import generator
+from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, seeded, steps_for, trajectory
 from fmcore.store import Model, load_model, read_json, read_tensors, write_file, write_json, write_tensors
-from fmcore.times import uniform_grid
+from fmcore.times import FixedGrid, UniformGrid
 
 SHOWN_IMAGES, SHOWN_POINTS, TRACED_POINTS = 16, 2000, 200
+LIKELIHOOD_BATCH = 256  # the graph of the whole network is kept for the divergence
 
 
 class Row(NamedTuple):
@@ -47,6 +51,7 @@ class Row(NamedTuple):
     model: str
     round: int
     solver: str
+    grid: str
     nfe: int
     metric: str
     value: float
@@ -130,7 +135,7 @@ class PointScorer:
 
 
 def runs_for(model: Model, section: Evaluate) -> list[Run]:
-    """What a model is scored on; a student that knows k times only, on Euler steps between those."""
+    """What a model is scored on; a student that knows k times only, on uniform Euler steps between those."""
     k = model.manifest.get("grid")
     if k is not None:
         return [Run("euler", nfe) for nfe in sorted({k, *section.solvers["euler"]}) if k % nfe == 0]
@@ -175,6 +180,13 @@ def evaluate(params: Params, name: str) -> Events:
                 yield Picture(f"samples-nfe-{run.nfe:04d}", picture)
             if "paths" in tensors:
                 shown["paths"] = tensors["paths"]
+        if params.evaluate.likelihood and "grid" not in model.manifest:
+            kept = work / "likelihood.json"
+            if not kept.exists():
+                yield from _likelihood(model, params, name, kept)
+            (row,) = (Row(*row) for row in read_json(kept)["rows"])
+            rows.append(row)
+            yield Metrics(row.nfe, {row.metric: row.value})
         out = work / "out"
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -183,7 +195,7 @@ def evaluate(params: Params, name: str) -> Events:
         write_file(out / "scores.csv", text.getvalue().encode())
         write_tensors(out / "samples.safetensors", shown)
         publish(out, layout.scores(name))
-        yield Table("scores", [dict(zip(Row._fields[:7], row[:7], strict=True)) for row in rows])
+        yield Table("scores", [dict(zip(Row._fields[:8], row[:8], strict=True)) for row in rows])
 
 
 def _kept(work: Path, run: Run) -> Path:
@@ -196,6 +208,11 @@ def _unit(params: Params) -> str:
 
 def _floats(shown: Tensor) -> Tensor:
     return dequantise(shown) if shown.dtype == torch.uint8 else shown
+
+
+def grid_of(model: Model, section: Evaluate) -> FixedGrid:
+    """The time grid a model is scored on."""
+    return UniformGrid() if "grid" in model.manifest else section.grid
 
 
 class Batch(NamedTuple):
@@ -221,11 +238,11 @@ def _sample(model: Model, params: Params, run: Run, labels: Tensor | None, *, be
             rtol, atol = section.dopri5.rtol, section.dopri5.atol
             x1 = integrate_adaptive(field, x0, rtol=rtol, atol=atol, label=label)
         else:
-            tableau = SOLVERS[run.solver]
-            grid = uniform_grid(steps_for(tableau, run.nfe))
+            solver = seeded(SOLVERS[run.solver], params.seed, first)
+            grid = grid_of(model, section)(steps_for(solver, run.nfe))
             if bends:
-                points = list(trajectory(field, x0, grid, tableau, label))
-            x1 = points[-1] if bends else integrate(field, x0, grid, tableau, label)
+                points = list(trajectory(field, x0, grid, solver, label))
+            x1 = points[-1] if bends else integrate(field, x0, grid, solver, label)
         yield Batch(x0, x1, field.nfe, points)
 
 
@@ -254,7 +271,8 @@ def _score(
         missing = (SHOWN_POINTS if params.is_points else SHOWN_IMAGES) - sum(map(len, shown))
         shown.append((x1[:missing] if params.is_points else quantise(x1[:missing])).cpu())
         if bends:
-            bend.append(straightness(batch.points).cpu())
+            grid = grid_of(model, params.evaluate)(len(batch.points) - 1)
+            bend.append(straightness(batch.points, grid).cpu())
             cost.append(transport_cost(batch.x0, x1).cpu())
             if params.is_points and "paths" not in tensors:
                 tensors["paths"] = torch.stack([point[:TRACED_POINTS] for point in batch.points]).cpu()
@@ -266,12 +284,21 @@ def _score(
         for metric, values in (("straightness", bend), ("transport_cost", cost)):
             scores.append(Score(metric, mean_estimate(torch.cat(values)), 0, "", ""))
     write_tensors(kept.with_suffix(".safetensors"), {**tensors, "shown": torch.cat(shown)})
+    grid_name = grid_of(model, params.evaluate).name if run.nfe else ""
+    _keep(kept, scores, model, name, run.solver, grid_name, round(evaluations / done), params.seed)
+
+
+def _keep(
+    kept: Path, scores: list[Score], model: Model, name: str, solver: str, grid: str, nfe: int, seed: int
+) -> None:
+    """Writes the rows of some scores into the file `kept`."""
     rows = [
         Row(
             name,
             model.manifest["rounds"],
-            run.solver,
-            round(evaluations / done),
+            solver,
+            grid,
+            nfe,
             score.metric,
             float(f"{score.estimate.value:.6g}"),
             float(f"{score.estimate.std:.3g}"),
@@ -279,8 +306,41 @@ def _score(
             score.n_reference,
             score.extractor,
             score.digest,
-            params.seed,
+            seed,
         )
         for score in scores
     ]
     write_json(kept, {"rows": [list(row) for row in rows]})
+
+
+def _likelihood(model: Model, params: Params, name: str, kept: Path) -> Events:
+    """Scores the log-likelihood of real samples into the file `kept`."""
+    section = params.evaluate.likelihood
+    assert section is not None
+    data, solver = params.data.load(), SOLVERS[section.solver]
+    field = model.field("fp32")  # under autocast the Jacobian would have bfloat16's three digits
+    grid = grid_of(model, params.evaluate)(steps_for(solver, section.nfe))
+    # Any of them: files come sorted by class.
+    chosen = torch.randperm(len(data.reference), generator=generator(params.seed, "likelihood/rows"))
+    chosen = chosen[: section.samples]
+    x1 = data.reference[chosen]
+    labels = None if model.num_classes is None or data.label is None else data.label[chosen]
+    found: list[Tensor] = []
+    batch = min(params.evaluate.batch, LIKELIHOOD_BATCH)
+    yield Progress(f"likelihood {name}", 0, len(x1), _unit(params))
+    for first in range(0, len(x1), batch):
+        rows = slice(first, first + batch)
+        x = _floats(x1[rows])
+        if data.bin_width is not None:
+            x = uniform_dequantise(x, data.bin_width, seed=params.seed, start=first)
+        label = None if labels is None else labels[rows].to(model.device)
+        x = x.to(model.device)
+        log_p = log_likelihood(
+            field, x, grid, solver, label=label, probes=section.probes, seed=params.seed, start=first
+        ).cpu()
+        found.append(-log_p if data.bin_width is None else bits_per_dim(log_p, prod(model.shape), data.bin_width))
+        yield Progress(f"likelihood {name}", min(first + batch, len(x1)), len(x1), _unit(params))
+    metric = "nats" if data.bin_width is None else "bits_per_dim"
+    score = Score(metric, mean_estimate(torch.cat(found)), 0, "", "")
+    grid_name = grid_of(model, params.evaluate).name
+    _keep(kept, [score], model, name, section.solver, grid_name, section.nfe, params.seed)

@@ -10,6 +10,7 @@ CURVES = Path("curves")
 SCORES = Path("scores")
 REPORTS = Path("reports")
 WORK = Path("work")
+INVERTED = "inverted"  # pairs of real data, in the folder of a round's couplings
 
 
 def model(name: str) -> Path:

@@ -9,28 +9,29 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from fmcore.data import DATA, Data
-from fmcore.features import FIT_DIMS, INCEPTION_DIMS
+from fmcore.fields import Guidance
 from fmcore.losses import DISTANCES, Distance
-from fmcore.metrics import GROUPS
-from fmcore.networks import MLP, NETWORKS, Network
-from fmcore.paths import PATHS
-from fmcore.solvers import SOLVERS, steps_for
-from fmcore.times import TIMES, KGrid, Times
+from fmcore.networks import NETWORKS, Network
+from fmcore.paths import ContinuousPath
+from fmcore.times import TIMES, FixedGrid, Grid, Times
 from fmcore.training import TrainConfig
 
 FILE = Path("params.yaml")
 MAX_BYTES = 64 * 1024
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-FAMILIES: tuple[Mapping[str, type], ...] = (DATA, NETWORKS, TIMES, DISTANCES)
+ALL_GRIDS = {kind.name: kind for kind in get_args(Grid)}
+CONTINUOUS_PATHS = {kind.name: kind for kind in get_args(ContinuousPath)}
+FAMILIES: tuple[Mapping[str, type], ...] = (DATA, NETWORKS, TIMES, DISTANCES, CONTINUOUS_PATHS, ALL_GRIDS)
+Section = TypeVar("Section")
 
 
 class ParamsError(ValueError):
@@ -48,21 +49,33 @@ class Features:
 
 @dataclass(frozen=True)
 class Base:
-    """The base flow."""
+    """The base flow; with a `teacher`, a diffusion model on disk, that one, and nothing is trained."""
 
-    path: str
+    teacher: str | None
+    path: ContinuousPath
+    coupling: str
+    label_dropout: float
     times: Times
     distance: Distance
+    weighting: str
     train: TrainConfig
 
 
 @dataclass(frozen=True)
 class Couple:
-    """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs at a time."""
+    """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs at a time.
+
+    `inverted` counts pairs of real data with the noise the teacher carries it to; `ema` is the half-life of the
+    teacher's averaged weights, None for its first.
+    """
 
     pairs: int
+    inverted: int
     solver: str
+    grid: Grid
     nfe: int
+    guidance: Guidance | None
+    ema: float | None
     batch: int
     dtype: Literal["float32", "float16"]
 
@@ -77,11 +90,30 @@ class Round:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """The share of each batch that is inverted real data, until which share of the training, and how it changes.
+
+    Its noise is turned towards fresh noise by up to `slerp` of the angle, and made anew with the model in training
+    every `refresh_images`, 0 for never.
+    """
+
+    inverted: float
+    until: float
+    slerp: float
+    refresh_images: int
+
+
+@dataclass(frozen=True)
 class Reflow:
     """The reflow rounds, in order, and how each trains on its couplings."""
 
+    network: Network | None
+    labels: Literal["keep", "drop"]
+    drop_longest: float
+    mix: Mix
     times: Times
     distance: Distance
+    weighting: str
     train: TrainConfig
     rounds: dict[str, Round]
 
@@ -93,6 +125,9 @@ class Distill:
     init: str
     couplings: str
     k: int
+    network: Network | None
+    labels: Literal["keep", "drop"]
+    drop_longest: float
     distance: Distance
     train: TrainConfig
 
@@ -106,13 +141,25 @@ class Adaptive:
 
 
 @dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood of real samples: `nfe` evaluations each, `probes` for the trace, 0 for the exact one."""
+
+    samples: int
+    solver: str
+    nfe: int
+    probes: int
+
+
+@dataclass(frozen=True)
 class Evaluate:
-    """What each model is scored on: samples, and the NFE of each fixed-step solver."""
+    """What each model is scored on: samples, and the NFE of each fixed-step solver, on a grid."""
 
     samples: int
     batch: int
+    grid: FixedGrid
     solvers: dict[str, tuple[int, ...]]
     dopri5: Adaptive | None
+    likelihood: Likelihood | None
 
 
 class Params(BaseModel):
@@ -124,6 +171,7 @@ class Params(BaseModel):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16"]
     conditional: bool
+    flip: bool
     data: Data
     features: Features
     network: Network
@@ -135,11 +183,11 @@ class Params(BaseModel):
 
     def couple_of(self, name: str) -> Couple:
         """How round `name` makes its couplings."""
-        return replace(self.couple, **self.reflow.rounds[name].couple)
+        return _merged(Couple, self.couple, self.reflow.rounds[name].couple)
 
     def train_of(self, name: str) -> TrainConfig:
         """How round `name` trains."""
-        return replace(self.reflow.train, **self.reflow.rounds[name].train)
+        return _merged(TrainConfig, self.reflow.train, self.reflow.rounds[name].train)
 
     @property
     def models(self) -> list[str]:
@@ -150,6 +198,12 @@ class Params(BaseModel):
     def is_points(self) -> bool:
         """Whether the data are points rather than images."""
         return len(self.data.shape) == 1
+
+
+def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) -> Section:
+    whole = TypeAdapter(kind)
+    text = json.dumps({**whole.dump_python(section, mode="json"), **override})
+    return whole.validate_json(text, strict=True)
 
 
 def read(path: Path = FILE) -> Params:
@@ -184,6 +238,8 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 def validate(raw: Mapping[str, Any], source: str) -> Params:
     """Checks a mapping against the schema and the rules that span sections."""
+    from flows.rules import rules
+
     try:
         text = json.dumps(raw)
     except (TypeError, ValueError) as error:
@@ -191,9 +247,9 @@ def validate(raw: Mapping[str, Any], source: str) -> Params:
     try:
         # JSON is where pydantic's strict mode builds dataclasses and tuples, yet never turns "1" into 1.
         params = Params.model_validate_json(text)
-        problems = list(_missing(raw, params)) + list(_rules(params))
+        problems = list(_missing(raw, params)) + list(rules(params))
     except ValidationError as error:
-        problems = _lines(error, raw)
+        problems = lines_of(error, raw)
     if problems:
         raise ParamsError("\n".join(f"{source}: {line}" for line in problems))
     return params
@@ -217,10 +273,11 @@ def _missing(raw: Any, value: Any, at: str = "") -> Iterator[str]:
             yield from _missing(raw[name], item, f"{at}{name}.")
 
 
-def _lines(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     """pydantic's findings as `key: expected ..., got ...`, each mistake once."""
     classes = {kind.__name__: family for family in FAMILIES for kind in family.values()}
     lines: list[str] = []
+    tried = {found["loc"][: i + 1] for found in error.errors() for i in range(len(found["loc"]))}
     for found in error.errors():
         loc = list(found["loc"])
         union = next((i for i, part in enumerate(loc) if part in classes), None)
@@ -228,9 +285,10 @@ def _lines(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
             # A choice by name: pydantic reports on every member of the union, the user chose one.
             family, chosen = classes[str(loc[union])], _at(raw, loc[:union])
             name = str(chosen.get("name")) if isinstance(chosen, Mapping) else "nothing"
-            if name not in family:
+            offered = [n for n, kind in family.items() if (*loc[:union], kind.__name__) in tried]
+            if name not in offered:
                 key = ".".join([*map(str, loc[:union]), "name"])
-                lines.append(f"{key}: expected one of {', '.join(family)}, got {json.dumps(name)}")
+                lines.append(f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}")
                 continue
             if family[name].__name__ != loc[union]:
                 continue
@@ -265,109 +323,7 @@ def _hint(loc: list[Any]) -> str:
 
 def _sections() -> list[type]:
     members = [kind for family in FAMILIES for kind in family.values()]
-    return [Features, Base, Couple, Round, Reflow, Distill, Adaptive, Evaluate, TrainConfig, *members]
-
-
-def _rules(params: Params) -> Iterator[str]:
-    """What the types cannot say."""
-    yield from _names(params)
-    yield from _couple_rules(params.couple, "couple")
-    yield from _override_rules(params)
-    if params.base.path not in PATHS:
-        yield f"base.path: expected one of {', '.join(PATHS)}, got {json.dumps(params.base.path)}"
-    if not 0 <= params.seed < 2**63:
-        yield f"seed: expected a number in [0, 2^63), got {params.seed}"
-    for where, times in (("base.times", params.base.times), ("reflow.times", params.reflow.times)):
-        if isinstance(times, KGrid):
-            yield f"{where}.name: k_grid is for students; expected uniform, logit_normal or u_shaped"
-    if params.distill.k < 1:
-        yield f"distill.k: expected a number >= 1, got {params.distill.k}"
-    yield from _evaluate_rules(params)
-    yield from _data_rules(params)
-
-
-def _names(params: Params) -> Iterator[str]:
-    seen = ["base"]
-    for name, round_ in params.reflow.rounds.items():
-        key = f"reflow.rounds.{name}"
-        if not NAME.fullmatch(name) or name in ("base", "student"):
-            yield f"{key}: expected a name like r1 ({NAME.pattern}), not base or student, got {json.dumps(name)}"
-        if round_.teacher not in seen:
-            made = ", ".join(seen)
-            yield f"{key}.teacher: expected a model made before it ({made}), got {json.dumps(round_.teacher)}"
-        seen.append(name)
-    if params.distill.init not in seen:
-        yield f"distill.init: expected one of {', '.join(seen)}, got {json.dumps(params.distill.init)}"
-    if params.distill.couplings not in params.reflow.rounds:
-        rounds = ", ".join(params.reflow.rounds) or "there is none"
-        yield f"distill.couplings: expected a round ({rounds}), got {json.dumps(params.distill.couplings)}"
-
-
-def _couple_rules(couple: Couple, at: str) -> Iterator[str]:
-    if couple.pairs < 1 or couple.batch < 1:
-        yield f"{at}: expected pairs >= 1 and batch >= 1, got {couple.pairs} and {couple.batch}"
-    yield from _solver_rules(couple.solver, (couple.nfe,), f"{at}.solver", f"{at}.nfe")
-
-
-def _override_rules(params: Params) -> Iterator[str]:
-    """A round's overrides must make whole sections: they are checked as such."""
-    whole = params.model_dump(mode="json")
-    for name, round_ in params.reflow.rounds.items():
-        if not (round_.couple or round_.train):
-            continue
-        over = {
-            "couple": {**whole["couple"], **round_.couple},
-            "reflow": {**whole["reflow"], "train": {**whole["reflow"]["train"], **round_.train}, "rounds": {}},
-        }
-        try:
-            merged = Params.model_validate_json(json.dumps({**whole, **over}))
-        except ValidationError as error:
-            for line in _lines(error, {**whole, **over}):
-                yield f"reflow.rounds.{name}.{line.removeprefix('reflow.')}"
-            continue
-        yield from _couple_rules(merged.couple, f"reflow.rounds.{name}.couple")
-
-
-def _solver_rules(name: str, nfes: tuple[int, ...], solver_key: str, nfe_key: str) -> Iterator[str]:
-    if name not in SOLVERS:
-        yield f"{solver_key}: expected one of {', '.join(SOLVERS)}, got {json.dumps(name)}"
-        return
-    for nfe in nfes:
-        try:
-            steps_for(SOLVERS[name], nfe)
-        except ValueError:
-            yield f"{nfe_key}: expected multiples of {SOLVERS[name].stages} for {name}, got {nfe}"
-
-
-def _evaluate_rules(params: Params) -> Iterator[str]:
-    evaluate = params.evaluate
-    for name, nfes in evaluate.solvers.items():
-        yield from _solver_rules(name, nfes, f"evaluate.solvers.{name}", f"evaluate.solvers.{name}")
-    if not evaluate.solvers.get("euler"):
-        yield "evaluate.solvers.euler: expected at least one NFE; straightness is measured on its finest grid"
-    if evaluate.samples < 100 or evaluate.batch < 1:
-        yield f"evaluate: expected samples >= 100 and batch >= 1, got {evaluate.samples} and {evaluate.batch}"
-    for name, nfes in evaluate.solvers.items():
-        if len(set(nfes)) < len(nfes):
-            yield f"evaluate.solvers.{name}: expected each NFE once, got {list(nfes)}"
-    dims = INCEPTION_DIMS if params.features.extractor == "inception" else FIT_DIMS
-    if not params.is_points and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
-        least = dims * GROUPS // (GROUPS - 1) + 1
-        yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
-    if evaluate.dopri5 and min(asdict(evaluate.dopri5).values()) <= 0:
-        yield f"evaluate.dopri5: expected rtol and atol > 0, got {json.dumps(asdict(evaluate.dopri5))}"
-
-
-def _data_rules(params: Params) -> Iterator[str]:
-    kind = params.features.extractor
-    if params.is_points:
-        if kind != "none":
-            yield f'features.extractor: expected "none" for points ({params.data.name}), got {json.dumps(kind)}'
-        if not isinstance(params.network, MLP):
-            yield f"network.name: expected mlp for points ({params.data.name}), got {params.network.name}"
-        if params.conditional:
-            yield f"conditional: {params.data.name} has no classes, expected false"
-    elif kind == "none":
-        yield "features.extractor: none is for points; images need classifier, rotation or inception"
-    if (kind == "inception") != (params.features.weights is not None):
-        yield f"features.weights: expected a path for inception, else null, got {params.features.weights!r}"
+    return [
+        *(Features, Base, Couple, Round, Mix, Reflow, Distill, Adaptive, Likelihood, Evaluate),
+        *(TrainConfig, Guidance, *members),
+    ]

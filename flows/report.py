@@ -26,6 +26,9 @@ LABELS = {
 }
 
 
+OF_FLOWS = ("straightness", "transport_cost", "bits_per_dim", "nats")  # one number a model, none of a student
+
+
 def report(params: Params, name: str) -> Events:
     """Joins every model's scores and draws them."""
     models = params.models
@@ -68,9 +71,10 @@ def headlines(table: pd.DataFrame, headline: str) -> dict[str, Any]:
         for model, rows in euler.groupby("model", sort=False)
     }
     out: dict[str, Any] = {headline: by_model}
-    for metric in ("straightness", "transport_cost"):
+    for metric in OF_FLOWS:
         rows = table[table.metric == metric]
-        out[metric] = dict(zip(rows.model, rows.value, strict=True))
+        if len(rows):
+            out[metric] = dict(zip(rows.model, rows.value, strict=True))
     return out
 
 
@@ -196,7 +200,7 @@ def _page(params: Params, table: pd.DataFrame, headline: str, pictures: dict[str
     wide = rows.pivot(index=["model", "solver"], columns="nfe", values="score").reindex(
         params.models, level="model"
     )
-    flows = table[table.metric.isin(["straightness", "transport_cost"])]
+    flows = table[table.metric.isin(OF_FLOWS)]
     first = rows.iloc[0]
     environment = Environment(loader=PackageLoader("flows", "."), autoescape=select_autoescape())
     return environment.get_template("report.html").render(

@@ -30,8 +30,8 @@ STAGES = {
     "features": "flows.features",
     "base": "flows.train",
     "couple": "flows.couple",
-    "reflow": "flows.train",
-    "distill": "flows.train",
+    "reflow": "flows.rectify",
+    "distill": "flows.rectify",
     "evaluate": "flows.evaluate",
     "report": "flows.report",
 }

@@ -1,14 +1,9 @@
-"""Stages `base`, `reflow@ROUND` and `distill`: one training, three couplings.
-
-They differ in the pairs they draw, the times they train at and where their weights start; everything else is
-`run_training`.
-"""
+"""Stage `base`, and the training that all stages share."""
 
 import csv
 import io
 import json
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +13,11 @@ from flows.params import Params
 from flows.setup import classes_of, device_of
 from flows.work import publish, workspace
 from fmcore import checkpoint
-from fmcore.couplings import Independent, Stored
-from fmcore.losses import Distance
+from fmcore.couplings import COUPLINGS, Flipped, Independent, LabelDropout
+from fmcore.fields import Convention
 from fmcore.networks import initialised
-from fmcore.paths import PATHS
-from fmcore.store import ArtifactError, Model, load_model, open_pairs, read_json, save_model, write_file
-from fmcore.times import KGrid, Times
+from fmcore.store import Model, read_json, save_model, write_file
+from fmcore.teachers import read_teacher
 from fmcore.training import (
     Objective,
     Record,
@@ -40,118 +34,79 @@ RECORD_STEPS = 50
 
 
 def base(params: Params, name: str) -> Events:
-    """The base flow: data paired with independent noise."""
+    """The base flow: data paired with fresh noise, or a diffusion model that exists already."""
     section, device = params.base, device_of(params)
-    recipe = params.model_dump(
-        mode="json", include={"seed", "device", "precision", "conditional", "data", "network", "base"}
-    )
+    keys = {"seed", "device", "precision", "conditional", "flip", "data", "network", "base"}
+    recipe = params.model_dump(mode="json", include=keys)
     recipe["checked"] = read_json(layout.CHECKED)
+    if section.teacher is not None:
+        yield from _adopt(section.teacher, {"teacher": section.teacher, "checked": recipe["checked"]})
+        return
     data = params.data.load()
     classes = classes_of(params, data)
     label = None if classes is None or data.label is None else data.label.to(device)
+    fresh = Independent(data.x1.to(device), label)
+    coupling = COUPLINGS[section.coupling](fresh)
+    null_label = classes if section.label_dropout else None
+    if null_label is not None:
+        coupling = LabelDropout(coupling, section.label_dropout, null_label)
     objective = flow_objective(
-        Independent(data.x1.to(device), label),
-        PATHS[section.path],
+        Flipped(coupling) if params.flip else coupling,
+        section.path,
         section.times,
         section.distance,
         batch_size=section.train.batch_size,
         precision=params.precision,
+        weighting=section.weighting,
     )
     with workspace("base", recipe) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
         state = new_state(network, section.train)
         yield from run_training("base", work, state, objective, section.train, params.seed)
-        like = Model(network, params.network, data.shape, classes, {}, "")
-        yield from _finish(
+        convention = Convention(section.path)
+        like = Model(network, params.network, data.shape, classes, {}, "", convention, null_label)
+        yield from finish(
             "base", work, state, section.train, like, {"stage": "base", "recipe": recipe, "rounds": 0}
         )
 
 
-def reflow(params: Params, name: str) -> Events:
-    """Reflow round `name`: its teacher's weights, trained on its teacher's couplings."""
-    section, config = params.reflow, params.train_of(name)
-    yield from _on_couplings(
-        params,
-        f"reflow@{name}",
-        name,
-        init=section.rounds[name].teacher,
-        couplings=name,
-        times=section.times,
-        distance=section.distance,
-        config=config,
-    )
-
-
-def distill(params: Params, name: str) -> Events:
-    """The k-step student, trained at the k times its Euler steps start from."""
-    section = params.distill
-    yield from _on_couplings(
-        params,
-        "distill",
-        "student",
-        init=section.init,
-        couplings=section.couplings,
-        times=KGrid(section.k),
-        distance=section.distance,
-        config=section.train,
-    )
-
-
-def _on_couplings(
-    params: Params,
-    stage: str,
-    name: str,
-    *,
-    init: str,
-    couplings: str,
-    times: Times,
-    distance: Distance,
-    config: TrainConfig,
-) -> Events:
-    """Trains model `name` from the weights of model `init` on the couplings of round `couplings`."""
-    device = device_of(params)
-    inputs = [layout.model(init), layout.couplings(couplings)]
-    parts = {"times": times, "distance": distance, "train": config}
-    recipe: dict[str, Any] = {key: asdict(value) for key, value in parts.items()}
-    recipe |= params.model_dump(mode="json", include={"seed", "device", "precision"})
-    start = load_model(inputs[0], device)
-    pairs, made = open_pairs(inputs[1], device)
-    if pairs.x0.shape[1:] != start.shape:
-        raise ArtifactError(
-            f"{inputs[1]} holds samples of shape {tuple(pairs.x0.shape[1:])}, {init} {start.shape}"
+def _adopt(folder: str, recipe: dict[str, Any]) -> Events:
+    """Publishes the model in `folder` as the base."""
+    teacher = read_teacher(folder)
+    with workspace("base", recipe) as work:
+        save_model(
+            work / "out",
+            teacher.network,
+            network_config=teacher.network_config,
+            shape=teacher.shape,
+            num_classes=teacher.num_classes,
+            convention=teacher.convention,
+            manifest={"stage": "base", "recipe": recipe, "rounds": 0, "images_seen": 0},
         )
-    path = PATHS[params.base.path]
-    objective = flow_objective(
-        Stored(pairs), path, times, distance, batch_size=config.batch_size, precision=params.precision
-    )
-    with workspace(stage, recipe, inputs) as work:
-        state = new_state(start.network.train().requires_grad_(True), config)
-        yield from run_training(name, work, state, objective, config, params.seed)
-        manifest: dict[str, Any] = {
-            "stage": stage,
-            "recipe": recipe,
-            "rounds": start.manifest["rounds"] + (stage != "distill"),
-            "init": {"model": init, "sha256": start.digest},
-            "couplings": {"round": couplings, "teacher": made["teacher"]},
-        }
-        if isinstance(times, KGrid):
-            manifest["grid"] = times.k
-        yield from _finish(name, work, state, config, start, manifest)
+        yield Note(f"base: {folder} taken as it is; it predicts {teacher.convention.predicts}")
+        yield from _publish("base", work, [])
 
 
 def run_training(
-    name: str, work: Path, state: TrainState, objective: Objective, config: TrainConfig, seed: int
+    name: str,
+    work: Path,
+    state: TrainState,
+    objective: Objective,
+    config: TrainConfig,
+    seed: int,
+    stop: int | None = None,
 ) -> Events:
-    """Trains `state` to the end from the newest checkpoint in `work`, and keeps the curve beside it."""
-    for line in checkpoint.restore(state, work):
-        yield Note(line)
-    if state.step:
-        yield Note(f"{name}: going on from step {state.step} of {config.steps}")
+    """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
+    if not state.step:
+        for line in checkpoint.restore(state, work):
+            yield Note(line)
+        if state.step:
+            yield Note(f"{name}: going on from step {state.step} of {config.steps}")
     curve = [record for record in _read_curve(work) if record.step <= state.step]
     total = config.steps * config.batch_size
     yield Progress(f"train {name}", state.step * config.batch_size, total)
     saved = time.monotonic()
-    for record in train(state, objective, config, seed=seed, every=RECORD_STEPS):
+    for record in train(state, objective, config, seed=seed, every=RECORD_STEPS, stop=stop):
         curve.append(record)
         yield Progress(f"train {name}", record.images, total)
         yield Metrics(record.images, {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr})
@@ -168,23 +123,34 @@ def _read_curve(work: Path) -> list[Record]:
     return [Record(*row) for row in json.loads(path.read_bytes())] if path.exists() else []
 
 
-def _finish(
+def finish(
     name: str, work: Path, state: TrainState, config: TrainConfig, like: Model, manifest: dict[str, Any]
 ) -> Events:
-    """Publishes the EMA weights as a model folder, and the curve."""
-    out = work / "out"
+    """Publishes the averaged weights as a model folder, and the curve."""
+    further = {
+        halflife: {key: value.clone() for key, value in averaged(state, which).state_dict().items()}
+        for which, halflife in enumerate(config.ema_halflife_images)
+        if which
+    }
     save_model(
-        out,
+        work / "out",
         averaged(state),
         network_config=like.network_config,
         shape=like.shape,
         num_classes=like.num_classes,
+        convention=like.convention,
+        null_label=like.null_label,
+        averages=further,
         manifest={**manifest, "images_seen": config.steps * config.batch_size},
     )
+    yield from _publish(name, work, _read_curve(work))
+
+
+def _publish(name: str, work: Path, curve: list[Record]) -> Events:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", *Record._fields])
-    writer.writerows([name, *record] for record in _read_curve(work))
+    writer.writerows([name, *record] for record in curve)
     write_file(layout.curve(name), text.getvalue().encode())
-    publish(out, layout.model(name))
+    publish(work / "out", layout.model(name))
     yield ModelReady(name, layout.model(name))

@@ -22,7 +22,7 @@ from flows.layout import WORK
 
 BUSY_SECONDS = 10.0
 CODE = Path(fmcore.__file__).parent
-STAGE_MODULES = ("couple.py", "evaluate.py", "features.py", "train.py")
+STAGE_MODULES = ("couple.py", "evaluate.py", "features.py", "rectify.py", "setup.py", "train.py")
 
 
 class BusyError(RuntimeError):

@@ -19,9 +19,12 @@ def parser() -> argparse.ArgumentParser:
     sample.add_argument(
         "--out", type=Path, required=True, help="a .png picture, or .safetensors with the tensor x1"
     )
-    sample.add_argument("--solver", default="euler", help="euler, midpoint, heun or rk4 (default euler)")
+    sample.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
     sample.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default 0)")
     sample.add_argument("--label", type=int, help="the class of all samples, for a conditional model")
+    sample.add_argument(
+        "--guidance", type=float, help="scale of classifier-free guidance; doubles the evaluations"
+    )
     sample.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     return top
 
@@ -34,13 +37,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     import torch
 
+    from fmcore.fields import Guidance
     from fmcore.pictures import sample_picture
     from fmcore.progress import Progress
     from fmcore.store import load_model, write_tensors
 
     try:
         model = load_model(args.model, args.device)
-        options = {"solver_name": args.solver, "seed": args.seed, "label": args.label}
+        guidance = None if args.guidance is None else Guidance(args.guidance)
+        options = {"solver_name": args.solver, "seed": args.seed, "label": args.label, "guidance": guidance}
         bar, parts = Progress("sample", args.count, "samples"), []
         for part in model.batches(args.count, args.nfe, **options):
             parts.append(part)

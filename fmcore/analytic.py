@@ -1,7 +1,7 @@
 """Velocity fields with exact answers: tests, docs and benchmarks measure everything else against them.
 
-All are marginal velocities of the linear path x_t = (1 - t) x_0 + t x_1 with x_0 and x_1 independent,
-v(x, t) = E[x_1 - x_0 | x_t = x].
+All are marginal velocities v(x, t) = E[u_t | x_t = x] with x_0 and x_1 independent, of the linear path
+x_t = (1 - t) x_0 + t x_1 unless another is given.
 """
 
 import torch
@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fmcore.fields import VelocityField
-from fmcore.paths import expand
+from fmcore.paths import LINEAR, Coefficients, ProbPath, coefficients, expand
 
 
 def gaussian_field(m0: Tensor, s0: Tensor, m1: Tensor, s1: Tensor) -> VelocityField:
@@ -49,35 +49,62 @@ def gaussian_rectified_field(m0: Tensor, s0: Tensor, m1: Tensor, s1: Tensor) -> 
     return field
 
 
-def mixture_field(
-    weights: Float[Tensor, " K"], means: Float[Tensor, "K D"], stds: Float[Tensor, " K"]
-) -> VelocityField:
-    """The field from N(0, I) to the mixture sum_k weights_k N(means_k, stds_k^2 I), on points (B, D).
+def _components(
+    x: Tensor, c: Coefficients, weights: Tensor, means: Tensor, stds: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Posterior weights (B, K), gaps x - a m_k (B, K, D) and variances (B, K) of x_t's components."""
+    variance = c.s**2 + c.a**2 * stds**2
+    gap = x[:, None, :] - c.a[:, :, None] * means
+    logits = weights.log() - gap.square().sum(2) / (2 * variance) - x.shape[1] / 2 * variance.log()
+    return torch.softmax(logits, 1), gap, variance
 
-    Given component k, x_t ~ N(t means_k, var_k I) with var_k = (1-t)^2 + t^2 stds_k^2, so v is the mean of the
-    components' Gaussian velocities under their posterior weights.
+
+def mixture_field(
+    weights: Float[Tensor, " K"],
+    means: Float[Tensor, "K D"],
+    stds: Float[Tensor, " K"],
+    path: ProbPath = LINEAR,
+) -> VelocityField:
+    """The field on a path from N(0, I) to the mixture sum_k weights_k N(means_k, stds_k^2 I), on points (B, D).
+
+    Given component k, x_t ~ N(a means_k, var_k I) with var_k = s^2 + a^2 stds_k^2, whose velocity is
+    a' means_k + var_k' / (2 var_k) (x - a means_k); v is their mean under the components' posterior weights.
     """
 
     def field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        t = t[:, None]
-        variance = (1 - t) ** 2 + t**2 * stds**2
-        gap = x[:, None, :] - t[:, :, None] * means
-        logits = weights.log() - gap.square().sum(2) / (2 * variance) - x.shape[1] / 2 * variance.log()
-        slope = (t * stds**2 - (1 - t)) / variance
-        velocity = means + slope[:, :, None] * gap
-        return (torch.softmax(logits, 1)[:, :, None] * velocity).sum(1)
+        c = coefficients(path, t, x)
+        posterior, gap, variance = _components(x, c, weights, means, stds)
+        slope = (c.s * c.ds + c.a * c.da * stds**2) / variance
+        velocity = c.da[:, :, None] * means + slope[:, :, None] * gap
+        return (posterior[:, :, None] * velocity).sum(1)
 
     return field
 
 
-def atoms_field(atoms: Float[Tensor, "K D"]) -> VelocityField:
-    """The field from N(0, I) to a finite set of points, each equally likely.
+def mixture_score(
+    weights: Float[Tensor, " K"],
+    means: Float[Tensor, "K D"],
+    stds: Float[Tensor, " K"],
+    path: ProbPath = LINEAR,
+) -> VelocityField:
+    """The score grad log p_t(x) of the marginals of `mixture_field`: the posterior mean of (a m_k - x) / var_k."""
 
-    v = (sum_k w_k a_k - x) / (1 - t) with w = softmax(-|x - t a_k|^2 / (2 (1-t)^2)): what a perfect network
-    learns from finite data. It is the mixture with standard deviation 0; t = 1 is outside its domain.
+    def score(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        posterior, gap, variance = _components(x, coefficients(path, t, x), weights, means, stds)
+        return -(posterior / variance)[:, :, None].mul(gap).sum(1)
+
+    return score
+
+
+def atoms_field(atoms: Float[Tensor, "K D"], path: ProbPath = LINEAR) -> VelocityField:
+    """The field on a path from N(0, I) to a finite set of points, each equally likely.
+
+    On the linear path v = (sum_k w_k a_k - x) / (1 - t) with w = softmax(-|x - t a_k|^2 / (2 (1-t)^2)): what a
+    perfect network learns from finite data. It is the mixture with standard deviation 0; where the path has no
+    noise left, at t = 1, is outside its domain.
     """
     count = len(atoms)
-    return mixture_field(atoms.new_full((count,), 1 / count), atoms, atoms.new_zeros(count))
+    return mixture_field(atoms.new_full((count,), 1 / count), atoms, atoms.new_zeros(count), path)
 
 
 def sample_mixture(

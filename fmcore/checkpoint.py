@@ -16,15 +16,15 @@ from fmcore.store import ArtifactError, read_tensors, write_file
 from fmcore.training import TrainState
 
 KEEP = 2
-_NAMES = ("network", "average", "exp_avg", "exp_avg_sq")
 
 
 def _tensors(state: TrainState) -> dict[str, Tensor]:
     tensors = {"step": torch.tensor(state.step)}
-    for i, (parameter, mean) in enumerate(zip(state.network.parameters(), state.average, strict=True)):
+    for i, parameter in enumerate(state.network.parameters()):
         moments = state.optimizer.state[parameter]
         tensors[f"network.{i}"] = parameter.detach()
-        tensors[f"average.{i}"] = mean
+        for j, average in enumerate(state.averages):
+            tensors[f"average{j}.{i}"] = average[i]
         tensors[f"exp_avg.{i}"] = moments["exp_avg"]
         tensors[f"exp_avg_sq.{i}"] = moments["exp_avg_sq"]
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -72,13 +72,14 @@ def restore(state: TrainState, folder: Path) -> list[str]:
 @torch.no_grad()
 def _load(state: TrainState, tensors: dict[str, Tensor], path: Path) -> None:
     parameters = list(state.network.parameters())
-    if len(tensors) != len(_NAMES) * len(parameters) + 1:
+    if len(tensors) != (3 + len(state.averages)) * len(parameters) + 1:
         raise ArtifactError(f"{path} belongs to another network: it has another number of parameters")
-    for i, (parameter, mean) in enumerate(zip(parameters, state.average, strict=True)):
+    for i, parameter in enumerate(parameters):
         if tensors[f"network.{i}"].shape != parameter.shape:
             raise ArtifactError(f"{path} belongs to another network: parameter {i} has another shape")
         parameter.copy_(tensors[f"network.{i}"])
-        mean.copy_(tensors[f"average.{i}"])
+        for j, average in enumerate(state.averages):
+            average[i].copy_(tensors[f"average{j}.{i}"])
         state.optimizer.state[parameter] = {
             "step": tensors["step"].to(parameter.device, torch.float32),
             "exp_avg": tensors[f"exp_avg.{i}"].to(parameter.device),

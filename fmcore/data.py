@@ -22,6 +22,7 @@ from fmcore import rng
 POINTS_HELD_OUT = 10_000
 MAX_PIXELS = 64_000_000
 NAMED_BAD_FILES = 20
+PIXEL = 1 / 127.5  # between 8-bit levels, in [-1, 1]
 
 
 class DataError(ValueError):
@@ -36,12 +37,14 @@ class Dataset(NamedTuple):
         label: classes 0..num_classes-1 of x1, or None.
         num_classes: None if there are no classes.
         reference: what generated samples are compared with: all training images, or points drawn apart.
+        bin_width: distance in x1 between neighbouring grey levels, None for points.
     """
 
     x1: Tensor
     label: Tensor | None
     num_classes: int | None
     reference: Tensor
+    bin_width: float | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +83,7 @@ class Digits:
 
         bunch = load_digits()
         x1 = torch.tensor(bunch.images, dtype=torch.float32)[:, None] / 8 - 1
-        return Dataset(x1, torch.tensor(bunch.target, dtype=torch.int64), 10, x1)
+        return Dataset(x1, torch.tensor(bunch.target, dtype=torch.int64), 10, x1, 1 / 8)
 
 
 def _checkerboard(count: int, g: Generator) -> Tensor:
@@ -186,7 +189,7 @@ class _Torchvision:
             raise DataError(f"data.root: {kind} could not be read from {self.root!r}: {first}") from None
         x1 = torch.as_tensor(found.data)
         x1 = x1[:, None] if x1.ndim == 3 else x1.permute(0, 3, 1, 2).contiguous()
-        return Dataset(x1, torch.as_tensor(found.targets, dtype=torch.int64), 10, x1)
+        return Dataset(x1, torch.as_tensor(found.targets, dtype=torch.int64), 10, x1, PIXEL)
 
 
 @dataclass(frozen=True)
@@ -286,9 +289,9 @@ class Images:
         tops = [path.relative_to(self.root).parts for path in paths]
         names = sorted({parts[0] for parts in tops})
         if len(names) < 2 or any(len(parts) < 2 for parts in tops):
-            return Dataset(x1, None, None, x1)
+            return Dataset(x1, None, None, x1, PIXEL)
         label = torch.tensor([names.index(parts[0]) for parts in tops])
-        return Dataset(x1, label, len(names), x1)
+        return Dataset(x1, label, len(names), x1, PIXEL)
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")

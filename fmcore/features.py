@@ -126,10 +126,11 @@ def fitting(
     train_index = (~test).nonzero()[:, 0]
     images = batch_size if kind == "classifier" else max(1, batch_size // 4)
 
-    def objective(network: nn.Module, g: Generator) -> Tensor:
-        drawn = torch.randint(len(train_index), (images,), generator=g, device=g.device)
-        x, target = task(train_index[drawn])
-        return nn.functional.cross_entropy(network(x), target, reduction="none")
+    def draw(g: Generator, progress: float) -> tuple[Tensor, Tensor]:
+        return task(train_index[torch.randint(len(train_index), (images,), generator=g, device=g.device)])
+
+    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none")
 
     def accuracy(network: FeatureNet) -> float:
         right = total = 0
@@ -140,7 +141,7 @@ def fitting(
                 total += len(target)
         return right / total
 
-    return Fitting(network, objective, accuracy, int(test.sum()))
+    return Fitting(network, Objective(draw, loss), accuracy, int(test.sum()))
 
 
 def save_extractor(folder: Path, kind: str, fitted: Fitting, pixels: UInt8[Tensor, "N C H W"]) -> float:

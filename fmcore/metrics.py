@@ -164,16 +164,16 @@ def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most
     return Estimate(distance(everyone), _jackknife(left_out), count)
 
 
-def straightness(points: Sequence[Float[Tensor, "B *D"]]) -> Float[Tensor, " B"]:
+def straightness(points: Sequence[Float[Tensor, "B *D"]], grid: Float[Tensor, " knots"]) -> Float[Tensor, " B"]:
     """int |(x_1 - x_0) - v(x_t, t)|^2 dt for each trajectory, mean over dimensions; 0 is a straight line.
 
-    Liu et al., arXiv:2209.03003, eq. 4 (they sum over dimensions). `points` is an Euler trajectory on a
-    uniform grid of [0, 1], whose differences are the velocities it was made of.
+    Liu et al., arXiv:2209.03003, eq. 4 (they sum over dimensions). `points` is an Euler trajectory on a grid from
+    0 to 1, whose differences are the velocities it was made of.
     """
-    steps = len(points) - 1
-    chord = points[-1] - points[0]
-    bends = [(chord - (b - a) * steps).flatten(1).square().mean(1) for a, b in pairwise(points)]
-    return torch.stack(bends).mean(0)
+    chord, total = points[-1] - points[0], torch.zeros(len(points[0])).to(points[0])
+    for (a, b), h in zip(pairwise(points), grid.diff().tolist(), strict=True):
+        total += h * (chord - (b - a) / h).flatten(1).square().mean(1)
+    return total
 
 
 def transport_cost(x0: Float[Tensor, "B *D"], x1: Float[Tensor, "B *D"]) -> Float[Tensor, " B"]:

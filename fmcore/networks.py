@@ -1,12 +1,13 @@
 """Networks that predict a velocity: a residual MLP for points and small flat images, a U-Net for images.
 
 Every network maps x (B, *D), t (B,) in [0, 1] and a class (B,) or None to a velocity (B, *D). Its
-configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt.
+configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt. Our
+conditional ones know one class more than the data, the null label of guidance.
 """
 
 from dataclasses import dataclass
 from math import pi, prod
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -77,11 +78,35 @@ class UNet:
         return VelocityUNet(self, shape, num_classes)
 
 
+@dataclass(frozen=True)
+class Diffusers:
+    """A diffusion model's UNet2DModel, as it was trained; `fmcore.teachers` makes it from files.
+
+    Main arguments:
+        config: UNet2DModel's own.
+        timesteps: of the noise schedule: the network is told (timesteps - 1) (1 - t).
+        edm: (sigma_min, sigma_max, sigma_data, sign) of a network with EDM's preconditioning, which then predicts
+            data on the VE path; else None.
+    """
+
+    config: dict[str, Any]
+    timesteps: int = 1000
+    edm: tuple[float, float, float, float] | None = None
+    name: Literal["diffusers"] = "diffusers"
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network."""
+        return DiffusersUNet(self)
+
+
 Network = MLP | UNet
 NETWORKS = {config.name: config for config in get_args(Network)}
+STORED_NETWORKS = NETWORKS | {Diffusers.name: Diffusers}
 
 
-def initialised(config: Network, shape: tuple[int, ...], num_classes: int | None, seed: int) -> nn.Module:
+def initialised(
+    config: Network | Diffusers, shape: tuple[int, ...], num_classes: int | None, seed: int
+) -> nn.Module:
     """The network with initial weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -110,7 +135,7 @@ class ResidualMLP(nn.Module):
         self.time = nn.Sequential(
             nn.Linear(TIME_FEATURES, SIGNAL), nn.SiLU(), nn.Linear(SIGNAL, SIGNAL), nn.SiLU()
         )
-        self.classes = None if num_classes is None else nn.Embedding(num_classes, SIGNAL)
+        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, SIGNAL)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
         self.modulate = nn.ModuleList(nn.Linear(SIGNAL, 2 * width) for _ in range(config.depth))
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
@@ -166,7 +191,7 @@ class VelocityUNet(nn.Module):
             attention_head_dim=8,
             norm_num_groups=8,
             dropout=config.dropout,
-            num_class_embeds=num_classes,
+            num_class_embeds=None if num_classes is None else num_classes + 1,
         )
 
     def forward(
@@ -175,3 +200,45 @@ class VelocityUNet(nn.Module):
         """See the module's docstring."""
         v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
         return v
+
+
+class DiffusersUNet(nn.Module):
+    """A diffusion model's network told t in [0, 1] (1 is data); see `Diffusers`."""
+
+    def __init__(self, config: Diffusers) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        self.unet = UNet2DModel.from_config(config.config)
+        self.timesteps, self.edm = config.timesteps, config.edm
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B C H W"]:
+        """The network's own prediction, or the data under EDM's preconditioning (arXiv:2206.00364, table 1)."""
+        if self.edm is None:
+            out: Tensor = self.unet(x, (self.timesteps - 1) * (1 - t), class_labels=label, return_dict=False)[0]
+            return out
+        low, high, data, sign = self.edm
+        sigma = (high * (low / high) ** t)[:, None, None, None]
+        norm = (sigma**2 + data**2).sqrt()
+        out = self.unet(x / norm, sigma.flatten().log() / 4, class_labels=label, return_dict=False)[0]
+        return (data / norm) ** 2 * x + sign * (sigma * data / norm) * out
+
+
+def transferred(network: nn.Module, source: nn.Module) -> bool:
+    """Copies the source's weights into a network of the same architecture; False, and nothing, if it is another.
+
+    Dropout may differ, and so may the classes: rows of the class embedding are copied only if all of them fit.
+    """
+    old, new = source.state_dict(), network.state_dict()
+    classes = {
+        name for name in old.keys() | new.keys() if name in ("classes.weight", "unet.class_embedding.weight")
+    }
+    if type(network) is not type(source) or old.keys() - classes != new.keys() - classes:
+        return False
+    if any(old[name].shape != new[name].shape for name in new.keys() - classes):
+        return False
+    fitting = {n for n in classes if n in old and n in new and old[n].shape == new[n].shape}
+    network.load_state_dict({**new, **{name: old[name] for name in (old.keys() - classes) | fitting}})
+    return True

@@ -14,7 +14,8 @@ from torch import Tensor
 from fmcore import rng
 from fmcore.couplings import Pairs
 from fmcore.fields import VelocityField
-from fmcore.solvers import Tableau, integrate
+from fmcore.pixels import dequantise
+from fmcore.solvers import Solver, integrate
 
 
 def draw(
@@ -45,7 +46,7 @@ def generate_pairs(
     shape: tuple[int, ...],
     seed: int,
     grid: Float[Tensor, " knots"],
-    tableau: Tableau,
+    solver: Solver,
     batch: int,
     labels: Int64[Tensor, " N"] | None = None,
     start: int = 0,
@@ -62,7 +63,7 @@ def generate_pairs(
         field: the teacher.
         count: pairs in all.
         shape: of one sample.
-        grid, tableau: the solver's; `grid` from 0 to 1.
+        grid, solver: how to integrate; `grid` from 0 to 1.
         batch: samples integrated together; part of what defines the pairs.
 
     Other arguments:
@@ -70,17 +71,57 @@ def generate_pairs(
         start: first sample wanted; a multiple of `batch`.
 
     Raises:
-        ValueError: if `start` is not a multiple of `batch`.
+        ValueError: if `start` is not a multiple of `batch`, or the solver is stochastic: its pairs would be no
+            map from noise to samples.
         FloatingPointError: at a sample that is not finite, named by its index.
     """
+    if solver.stochastic:
+        raise ValueError(f"couplings need a deterministic solver, got {type(solver).__name__}")
     if start % batch:
         raise ValueError(f"start (={start}) must be a multiple of batch (={batch})")
     for first in range(start, count, batch):
         x0, label = draw(first, batch, shape=shape, seed=seed, purpose=purpose, labels=labels, dtype=dtype)
         on_device = None if label is None else label.to(device)
-        x1 = integrate(field, x0.to(device), grid, tableau, on_device).to("cpu", dtype)
-        bad = (~torch.isfinite(x1).flatten(1).all(1)).nonzero()
-        if len(bad):
-            raise FloatingPointError(f"sample {first + int(bad[0])} is not finite: the teacher diverged there")
+        x1 = integrate(field, x0.to(device), grid, solver, on_device).to("cpu", dtype)
+        _check_finite(x1, first)
         keep = min(batch, count - first)
         yield Pairs(x0[:keep].to(dtype), x1[:keep], None if label is None else label[:keep])
+
+
+def invert_data(
+    field: VelocityField,
+    x1: Tensor,
+    *,
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    batch: int,
+    label: Int64[Tensor, " N"] | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Iterator[Pairs]:
+    """Yields pairs of real data x_1 (N, *D) and the noise x_0 to which the field's ODE, run backwards, takes it.
+
+    Their x_1 is the data itself, which anchors reflow where a model's samples would drift (Lee et al.,
+    arXiv:2405.20320, section 4.3; Seong et al., arXiv:2510.25229). `grid` runs from 0 to 1, as in sampling.
+
+    Raises:
+        ValueError: if the grid does not rise.
+        FloatingPointError: at a sample that is not finite, named by its index.
+    """
+    if not grid[0] < grid[-1]:
+        raise ValueError(f"grid must rise from noise to data, got {float(grid[0])} to {float(grid[-1])}")
+    for first in range(0, len(x1), batch):
+        rows = slice(first, first + batch)
+        data = dequantise(x1[rows]) if x1.dtype == torch.uint8 else x1[rows]
+        data = data.to(dtype).float()  # what is stored is exactly what is integrated
+        part = None if label is None else label[rows]
+        on_device = None if part is None else part.to(device)
+        x0 = integrate(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", dtype)
+        _check_finite(x0, first)
+        yield Pairs(x0, data.to("cpu", dtype), None if part is None else part.cpu())
+
+
+def _check_finite(x: Tensor, first: int) -> None:
+    bad = (~torch.isfinite(x).flatten(1).all(1)).nonzero()
+    if len(bad):
+        raise FloatingPointError(f"sample {first + int(bad[0])} is not finite: the teacher diverged there")

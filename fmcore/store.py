@@ -25,10 +25,11 @@ from torch import Tensor, nn
 
 from fmcore import rng
 from fmcore.couplings import Pairs
-from fmcore.fields import VelocityField, network_field
-from fmcore.networks import NETWORKS, Network
+from fmcore.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
+from fmcore.networks import STORED_NETWORKS, Diffusers, Network
+from fmcore.paths import PATHS
 from fmcore.reflow import draw
-from fmcore.solvers import integrate, solver, steps_for
+from fmcore.solvers import integrate, seeded, solver, steps_for
 from fmcore.times import uniform_grid
 
 TIME = "t=0 noise, t=1 data"
@@ -111,18 +112,36 @@ class Model:
         num_classes: None for an unconditional model.
         manifest: what made it; `manifest["grid"]` is k for a student that knows the times i/k only.
         digest: SHA-256 of the weights, the model's name in other manifests.
+
+    Other arguments:
+        convention: what the network's output means; `field` converts it.
+        null_label: the label that stands for none, if the model was trained with label dropout.
     """
 
     network: nn.Module
-    network_config: Network
+    network_config: Network | Diffusers
     shape: tuple[int, ...]
     num_classes: int | None
     manifest: dict[str, Any]
     digest: str
+    convention: Convention = OURS
+    null_label: int | None = None
 
-    def field(self, precision: str = "auto") -> VelocityField:
-        """The model's velocity field."""
-        return network_field(self.network, precision)
+    def field(self, precision: str = "auto", guidance: Guidance | None = None) -> VelocityField:
+        """The model's velocity field on the linear path, whatever path it was trained on.
+
+        Raises:
+            ValueError: for guidance of a model that was not trained with label dropout.
+        """
+        return self.guide(network_field(self.network, precision, self.convention), guidance)
+
+    def guide(self, field: VelocityField, guidance: Guidance | None) -> VelocityField:
+        """The field under guidance, if there is any."""
+        if guidance is None:
+            return field
+        if self.null_label is None:
+            raise ValueError("guidance was asked for, but this model was trained without label dropout")
+        return guided(field, guidance, self.null_label)
 
     @property
     def device(self) -> torch.device:
@@ -137,13 +156,15 @@ class Model:
         solver_name: str = "euler",
         seed: int = 0,
         label: int | None = None,
+        guidance: Guidance | None = None,
         precision: str = "auto",
     ) -> Tensor:
         """Draws `count` samples with `nfe` network evaluations each; sample i depends on (seed, i) alone.
 
         Main arguments:
             count: samples wanted.
-            nfe: evaluations a sample; a multiple of the solver's evaluations a step.
+            nfe: evaluations a sample; a multiple of the solver's evaluations a step, and of two under guidance,
+                whose interval may make it fewer.
             label: the class of all samples; None draws classes uniformly for a conditional model.
 
         Returns:
@@ -152,9 +173,8 @@ class Model:
         Raises:
             ValueError: if the solver is unknown or cannot spend `nfe`, or the label is out of range.
         """
-        return torch.cat(
-            list(self.batches(count, nfe, solver_name=solver_name, seed=seed, label=label, precision=precision))
-        )
+        options = {"seed": seed, "label": label, "guidance": guidance, "precision": precision}
+        return torch.cat(list(self.batches(count, nfe, solver_name=solver_name, **options)))  # type: ignore[arg-type]
 
     def batches(
         self,
@@ -164,24 +184,26 @@ class Model:
         solver_name: str = "euler",
         seed: int = 0,
         label: int | None = None,
+        guidance: Guidance | None = None,
         precision: str = "auto",
     ) -> Iterator[Tensor]:
         """What `sample` returns, a batch at a time."""
         labels = self._labels(count, seed, label)
         x0, _ = draw(0, count, shape=self.shape, seed=seed, purpose="sample")
-        tableau = solver(solver_name)
+        method = solver(solver_name)
         k = self.manifest.get("grid")
         if k is not None and (solver_name != "euler" or nfe < 1 or k % nfe):
             raise ValueError(
                 f"this model was distilled for {k} Euler steps: expected euler and an nfe that divides {k}, "
                 f"got {solver_name} and {nfe}"
             )
-        grid = uniform_grid(steps_for(tableau, nfe))
-        field = self.field(precision)
+        grid = uniform_grid(steps_for(method, nfe, passes=1 if guidance is None else 2))
+        field = self.field(precision, guidance)
         for first in range(0, count, SAMPLE_BATCH):
             rows = slice(first, first + SAMPLE_BATCH)
             part = None if labels is None else labels[rows].to(self.device)
-            yield integrate(field, x0[rows].to(self.device), grid, tableau, part).cpu()
+            walker = seeded(method, seed, first)
+            yield integrate(field, x0[rows].to(self.device), grid, walker, part).cpu()
 
     def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:
@@ -199,40 +221,70 @@ def save_model(
     folder: Path,
     network: nn.Module,
     *,
-    network_config: Network,
+    network_config: Network | Diffusers,
     shape: tuple[int, ...],
     num_classes: int | None,
     manifest: Mapping[str, Any],
+    convention: Convention = OURS,
+    null_label: int | None = None,
+    averages: Mapping[float, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Writes a model folder; refuses weights that are not finite."""
-    tensors = network.state_dict()
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise ArtifactError(f"{folder}: weight {name} is not finite, so the model was not written")
+    """Writes a model folder; refuses weights that are not finite.
+
+    Main arguments:
+        averages: further weights by their EMA half-life, which `load_model` can be asked for.
+    """
+    files = {"model.safetensors": network.state_dict()}
+    files |= {_ema_file(halflife): dict(weights) for halflife, weights in (averages or {}).items()}
+    for tensors in files.values():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ArtifactError(f"{folder}: weight {name} is not finite, so the model was not written")
     config = {
         "network": asdict(network_config),
         "shape": list(shape),
         "num_classes": num_classes,
+        "null_label": null_label,
+        "convention": asdict(convention),
         "time": TIME,
     }
     write_json(folder / "config.json", config)
-    write_tensors(folder / "model.safetensors", tensors)
-    write_json(folder / "manifest.json", {**manifest, "sha256": sha256(folder / "model.safetensors")})
+    digests = {}
+    for file, tensors in files.items():
+        write_tensors(folder / file, tensors)
+        digests[file] = sha256(folder / file)
+    first = digests.pop("model.safetensors")
+    write_json(folder / "manifest.json", {**manifest, "sha256": first, "averages": digests})
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
+def _ema_file(halflife_images: float) -> str:
+    return f"ema-{halflife_images:.0f}.safetensors"
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Model:
     """Loads a model folder for sampling.
 
+    Main arguments:
+        ema: half-life, in images, of the averaged weights; None for the model's first.
+
     Raises:
-        ArtifactError: if a file is missing, damaged, or the weights are not those of the manifest.
+        ArtifactError: if a file is missing, damaged, the weights are not those of the manifest, or there are no
+            weights of that half-life.
     """
     folder = Path(folder)
     config, manifest = read_json(folder / "config.json"), read_json(folder / "manifest.json")
-    weights = folder / "model.safetensors"
+    known = {"model.safetensors": manifest.get("sha256"), **manifest.get("averages", {})}
+    name = "model.safetensors" if ema is None else _ema_file(ema)
+    if name not in known:
+        others = ", ".join(sorted(known.keys() - {"model.safetensors"})) or "none"
+        raise ArtifactError(
+            f"{folder} holds no weights with an EMA half-life of {ema} images; further ones: {others}"
+        )
+    weights = folder / name
     tensors = read_tensors(weights)
     digest = sha256(weights)
-    if digest != manifest.get("sha256"):
-        raise ArtifactError(f"{weights} has SHA-256 {digest}, its manifest says {manifest.get('sha256')}")
+    if digest != known[name]:
+        raise ArtifactError(f"{weights} has SHA-256 {digest}, its manifest says {known[name]}")
     try:
         if config["time"] != TIME:
             raise ValueError(f"time is {config['time']!r}, expected {TIME!r}")
@@ -240,17 +292,23 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         shape = tuple(int(side) for side in config["shape"])
         network = network_config.build(shape, config["num_classes"])
         network.load_state_dict(tensors)
+        path = _tupled(config["convention"]["path"])
+        convention = Convention(**{**config["convention"], "path": PATHS[path["name"]](**path)})
+        null_label = config["null_label"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
     network.to(device).eval().requires_grad_(False)
-    return Model(network, network_config, shape, config["num_classes"], manifest, digest)
+    return Model(network, network_config, shape, config["num_classes"], manifest, digest, convention, null_label)
 
 
-def network_from(value: Mapping[str, Any]) -> Network:
+def network_from(value: Mapping[str, Any]) -> Network | Diffusers:
     """The network configuration that `dataclasses.asdict` wrote, back from JSON."""
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
-    config: Network = NETWORKS[fields["name"]](**fields)
+    config: Network | Diffusers = STORED_NETWORKS[value["name"]](**_tupled(value))
     return config
+
+
+def _tupled(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
 
 
 # --- stored pairs -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ fields are its parameters, its `name` is what `params.yaml` calls it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import expm1
+from math import expm1, pi
 from typing import Literal, get_args
 
 import torch
@@ -93,3 +93,82 @@ def uniform_grid(steps: int) -> Float[Tensor, " knots"]:
     if steps < 1:
         raise ValueError(f"a time grid needs at least 1 step, got {steps}")
     return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class UniformGrid:
+    """Equal steps."""
+
+    name: Literal["uniform"] = "uniform"
+
+    def __call__(self, steps: int) -> Float[Tensor, " knots"]:
+        return uniform_grid(steps)
+
+
+@dataclass(frozen=True)
+class CosineGrid:
+    """t = (1 - cos(pi u)) / 2: small steps at both ends."""
+
+    name: Literal["cosine"] = "cosine"
+
+    def __call__(self, steps: int) -> Float[Tensor, " knots"]:
+        return (1 - torch.cos(pi * uniform_grid(steps))) / 2
+
+
+@dataclass(frozen=True)
+class SigmoidGrid:
+    """t = sigmoid(kappa (u - 1/2)), stretched to [0, 1]: ever smaller steps at both ends as kappa grows.
+
+    Kim et al., "Simple ReFlow" (arXiv:2410.07815), section 5.
+    """
+
+    kappa: float = 10.0
+    name: Literal["sigmoid"] = "sigmoid"
+
+    def __post_init__(self) -> None:
+        if not 0.01 <= self.kappa <= 30:  # beyond it the first knots of fine grids coincide
+            raise ValueError(f"sigmoid needs 0.01 <= kappa <= 30, got {self.kappa}")
+
+    def __call__(self, steps: int) -> Float[Tensor, " knots"]:
+        s = torch.sigmoid(self.kappa * (uniform_grid(steps) - 0.5))
+        return (s - s[0]) / (s[-1] - s[0])
+
+
+@dataclass(frozen=True)
+class EDMGrid:
+    """sigma^(1/rho) falls in equal steps from sigma_max to sigma_min, then to 0; t = 1 / (1 + sigma).
+
+    Karras et al. (arXiv:2206.00364), eq. 5. Its first knot is moved to t = 0, where our noise is.
+    """
+
+    rho: float = 7.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    name: Literal["edm"] = "edm"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rho <= 100 or not 1e-6 <= self.sigma_min < self.sigma_max <= 1e6:
+            raise ValueError(f"edm needs 1 <= rho <= 100 and 1e-6 <= sigma_min < sigma_max <= 1e6, got {self}")
+
+    def __call__(self, steps: int) -> Float[Tensor, " knots"]:
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        u = uniform_grid(max(steps - 1, 1))[: len(uniform_grid(steps)) - 1]
+        t = 1 / (1 + (high + u * (low - high)) ** self.rho)
+        return torch.cat([torch.zeros_like(t[:1]), t[1:], torch.ones_like(t[:1])])
+
+
+@dataclass(frozen=True)
+class OptimisedGrid:
+    """A grid fitted to a model, a solver and a number of steps on a few trajectories; `solvers.optimised_grid`."""
+
+    trajectories: int = 64
+    name: Literal["optimised"] = "optimised"
+
+    def __post_init__(self) -> None:
+        if self.trajectories < 1:
+            raise ValueError(f"optimised needs trajectories >= 1, got {self.trajectories}")
+
+
+FixedGrid = UniformGrid | CosineGrid | SigmoidGrid | EDMGrid
+Grid = FixedGrid | OptimisedGrid
+GRIDS = {grid.name: grid for grid in get_args(FixedGrid)}

@@ -1,26 +1,40 @@
 """One training loop, for the base flow, every reflow round, the distilled student and the feature extractor.
 
-What is trained is an *objective*: a function of the network and a generator that returns a loss per sample.
+What is trained is an `Objective`: how a batch is drawn and the loss of a network on it.
 `flow_objective` makes the flow-matching one; reflow is the same objective on stored pairs, k-step
 distillation the same with times on a k-grid. The loop yields, and its caller logs, saves and stops.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import cos, isfinite, pi
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 
 from fmcore import ema, rng
-from fmcore.couplings import Coupling
-from fmcore.fields import network_field
-from fmcore.losses import Distance, flow_matching_loss
+from fmcore.couplings import Coupling, Pairs
+from fmcore.fields import Convention, network_field
+from fmcore.losses import WEIGHTINGS, Distance, flow_matching_loss
 from fmcore.paths import ProbPath
 from fmcore.times import TimeSampler
 
-Objective = Callable[[nn.Module, Generator], Tensor]
+
+class Objective(NamedTuple):
+    """What is trained: how a step's batch is drawn, and the loss of each of its samples.
+
+    Main arguments:
+        draw: the batch from a generator and the share of the training that is done; from nothing else, so that
+            it can be drawn ahead of time.
+        loss: of a network on a batch, (B,).
+        slow: drawing takes long enough to be done in a thread, one step ahead.
+    """
+
+    draw: Callable[[Generator, float], Any]
+    loss: Callable[[nn.Module, Any], Tensor]
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,8 @@ class TrainConfig:
         warmup_images: images over which lr rises linearly from 0.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: largest gradient norm; larger gradients are scaled down to it.
-        ema_halflife_images, ema_rampup: see `fmcore.ema.decay`.
+        ema_halflife_images, ema_rampup: see `fmcore.ema.decay`; each half-life gets an average of its own, the
+            first is the model's.
     """
 
     images: int
@@ -47,7 +62,7 @@ class TrainConfig:
     warmup_images: int = 0
     weight_decay: float = 0.0
     clip_norm: float = 1.0
-    ema_halflife_images: float = 0.0
+    ema_halflife_images: tuple[float, ...] = (0.0,)
     ema_rampup: float = 0.05
 
     def __post_init__(self) -> None:
@@ -57,8 +72,11 @@ class TrainConfig:
             raise ValueError(f"lr (={self.lr}) and clip_norm (={self.clip_norm}) must be positive")
         if not 0 <= self.lr_final <= 1:
             raise ValueError(f"lr_final (={self.lr_final}) must lie in [0, 1]")
-        if min(self.warmup_images, self.weight_decay, self.ema_halflife_images, self.ema_rampup) < 0:
+        if min(self.warmup_images, self.weight_decay, self.ema_rampup, *self.ema_halflife_images) < 0:
             raise ValueError("warmup_images, weight_decay, ema_halflife_images and ema_rampup must be >= 0")
+        rounded = {round(halflife) for halflife in self.ema_halflife_images}  # as files are named
+        if not rounded or len(rounded) < len(self.ema_halflife_images):
+            raise ValueError(f"ema_halflife_images must list each once, got {list(self.ema_halflife_images)}")
 
     @property
     def steps(self) -> int:
@@ -89,10 +107,10 @@ class Record(NamedTuple):
 
 @dataclass
 class TrainState:
-    """All that training changes: the network, its EMA weights, the optimizer and the steps done."""
+    """All that training changes: the network, its averages by half-life, the optimizer and the steps done."""
 
     network: nn.Module
-    average: list[Tensor]
+    averages: list[list[Tensor]]
     optimizer: torch.optim.AdamW
     step: int = 0
 
@@ -103,7 +121,8 @@ def new_state(network: nn.Module, config: TrainConfig) -> TrainState:
     optimizer = torch.optim.AdamW(
         parameters, lr=config.lr, betas=(0.9, 0.999), weight_decay=config.weight_decay, fused=True
     )
-    return TrainState(network, [p.detach().clone() for p in parameters], optimizer)
+    averages = [[p.detach().clone() for p in parameters] for _ in config.ema_halflife_images]
+    return TrainState(network, averages, optimizer)
 
 
 def flow_objective(
@@ -114,24 +133,63 @@ def flow_objective(
     *,
     batch_size: int,
     precision: str,
+    convention: Convention | None = None,
+    weighting: str = "none",
 ) -> Objective:
-    """The flow-matching loss on pairs drawn with replacement from a coupling."""
+    """The flow-matching loss on pairs drawn with replacement from a coupling.
+
+    Main arguments:
+        path: the path trained on.
+        convention: what the network's output means; a velocity on that path if None. Another convention is
+            trained through its conversion, so that a diffusion model's network can learn a rectified flow.
+        weighting: see `fmcore.losses.WEIGHTINGS`.
+    """
     if not len(coupling):
         raise ValueError("there is nothing to train on: the coupling holds no pairs")
+    weight, source = WEIGHTINGS[weighting], convention or Convention(path)
 
-    def objective(network: nn.Module, generator: Generator) -> Tensor:
-        index = torch.randint(len(coupling), (batch_size,), generator=generator, device=generator.device)
-        pairs = coupling(index, generator)
-        t = times(batch_size, generator)
-        return flow_matching_loss(network_field(network, precision), path, pairs, t, distance)
+    def draw(generator: Generator, progress: float) -> tuple[Pairs, Tensor]:
+        return coupling(batch_size, generator, progress), times(batch_size, generator)
 
-    return objective
+    def loss(network: nn.Module, batch: tuple[Pairs, Tensor]) -> Tensor:
+        field = network_field(network, precision, source, path)
+        return flow_matching_loss(field, path, *batch, distance, weight)
+
+    return Objective(draw, loss, coupling.slow)
+
+
+def _batches(
+    objective: Objective, config: TrainConfig, seed: int, device: torch.device, steps: range
+) -> Iterator[Any]:
+    """The batch of each step."""
+
+    def draw(k: int) -> Any:
+        return objective.draw(rng.generator(seed, "train", k, device), k / config.steps)
+
+    if not (objective.slow and steps):
+        yield from map(draw, steps)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(draw, steps.start)
+        for k in steps:
+            batch = waiting.result()
+            if k + 1 in steps:
+                waiting = thread.submit(draw, k + 1)
+            yield batch
 
 
 def train(
-    state: TrainState, objective: Objective, config: TrainConfig, *, seed: int, every: int = 50
+    state: TrainState,
+    objective: Objective,
+    config: TrainConfig,
+    *,
+    seed: int,
+    every: int = 50,
+    stop: int | None = None,
 ) -> Iterator[Record]:
     """Trains `state` in place and yields a `Record` after every `every` steps and after the last.
+
+    It ends at step `stop` if given, which counts as the last; all else stays that of the whole training.
 
     The state is whole whenever a record is yielded: saving it then, and calling `train` with it later, gives
     the weights that an uninterrupted run gives, bit for bit on the same CPU and thread count, because step k
@@ -146,14 +204,14 @@ def train(
     device = parameters[0].device
     network.train()
     window: list[tuple[Tensor, Tensor]] = []
-    while state.step < config.steps:
+    last = config.steps if stop is None else min(stop, config.steps)
+    for batch in _batches(objective, config, seed, device, range(state.step, last)):
         lr = config.lr_at(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        draws = rng.generator(seed, "train", state.step, device)
         # Dropout knows only torch's global generator.
         torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
-        loss = objective(network, draws).mean()
+        loss = objective.loss(network, batch).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
@@ -162,10 +220,10 @@ def train(
             _check_finite(loss.item(), grad_norm.item(), state.step, lr)
         optimizer.step()
         seen = state.step * config.batch_size
-        keep = ema.decay(config.batch_size, seen, config.ema_halflife_images, config.ema_rampup)
-        ema.update(state.average, parameters, keep)
+        for average, halflife in zip(state.averages, config.ema_halflife_images, strict=True):
+            ema.update(average, parameters, ema.decay(config.batch_size, seen, halflife, config.ema_rampup))
         state.step += 1
-        if state.step % every == 0 or state.step == config.steps:
+        if state.step % every == 0 or state.step == last:
             losses, norms = (torch.stack(column).mean().item() for column in zip(*window, strict=True))
             _check_finite(losses, norms, state.step, lr)
             window.clear()
@@ -181,8 +239,8 @@ def _check_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:
 
 
 @torch.no_grad()
-def averaged(state: TrainState) -> nn.Module:
-    """The network in evaluation mode with its EMA weights loaded; do not train the state after."""
-    for parameter, mean in zip(state.network.parameters(), state.average, strict=True):
+def averaged(state: TrainState, which: int = 0) -> nn.Module:
+    """The network in evaluation mode with the EMA weights of one half-life; do not train the state after."""
+    for parameter, mean in zip(state.network.parameters(), state.averages[which], strict=True):
         parameter.copy_(mean)
     return state.network.eval()

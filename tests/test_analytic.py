@@ -17,7 +17,7 @@ from fmcore.fields import Counted, network_field
 from fmcore.losses import Squared, flow_matching_loss
 from fmcore.metrics import straightness, transport_cost
 from fmcore.networks import MLP
-from fmcore.paths import PATHS
+from fmcore.paths import LINEAR
 from fmcore.rng import generator
 from fmcore.solvers import SOLVERS, integrate, trajectory
 from fmcore.times import Uniform, uniform_grid
@@ -106,7 +106,7 @@ def test_reflow_straightens():
     m0, s0, _, _ = GAUSSIANS
     x0 = m0 + s0 * normal(1000)
     before, after = (
-        straightness(list(trajectory(field, x0, uniform_grid(100), SOLVERS["euler"]))).mean()
+        straightness(list(trajectory(field, x0, uniform_grid(100), SOLVERS["euler"])), uniform_grid(100)).mean()
         for field in (gaussian_field(*GAUSSIANS), gaussian_rectified_field(*GAUSSIANS))
     )
     assert before > 0.05
@@ -181,7 +181,7 @@ def test_loss_of_the_exact_field_is_the_conditional_variance():
     x0, x1 = gaussian_pairs(100_000)
     for t in (0.0, 0.4, 0.9):
         loss = flow_matching_loss(
-            gaussian_field(*GAUSSIANS), PATHS["linear"], Pairs(x0, x1), f64(t).expand(len(x0)), Squared()
+            gaussian_field(*GAUSSIANS), LINEAR, Pairs(x0, x1), f64(t).expand(len(x0)), Squared()
         )
         exact = (s0 * s1) ** 2 / ((1 - t) ** 2 * s0**2 + t**2 * s1**2)
         assert float(loss.mean()) == pytest.approx(float(exact.mean()), abs=5 * float(loss.std()) / len(x0) ** 0.5)
@@ -190,12 +190,10 @@ def test_loss_of_the_exact_field_is_the_conditional_variance():
 def test_a_network_approaches_the_loss_of_the_exact_field_and_never_beats_it():
     weights, means, stds = f64(0.5, 0.5), f64(-1.5, 0.0, 1.5, 0.5).reshape(2, 2), f64(0.4, 0.4)
     data = sample_mixture(weights, means, stds, 200_000, generator(0, "train data")).float()
-    config = TrainConfig(images=400_000, batch_size=512, lr=3e-3, lr_final=0.0, ema_halflife_images=5000.0)
+    config = TrainConfig(images=400_000, batch_size=512, lr=3e-3, lr_final=0.0, ema_halflife_images=(5000.0,))
     torch.manual_seed(0)
     state = new_state(MLP(width=64, depth=2).build((2,), None), config)
-    objective = flow_objective(
-        Independent(data), PATHS["linear"], Uniform(), Squared(), batch_size=512, precision="fp32"
-    )
+    objective = flow_objective(Independent(data), LINEAR, Uniform(), Squared(), batch_size=512, precision="fp32")
     for _ in train(state, objective, config, seed=0, every=1000):
         pass
     field = network_field(averaged(state), "fp32")
@@ -207,7 +205,7 @@ def test_a_network_approaches_the_loss_of_the_exact_field_and_never_beats_it():
     )
     with torch.no_grad():
         floor, found, nothing = (
-            flow_matching_loss(f, PATHS["linear"], pairs, t, Squared())
+            flow_matching_loss(f, LINEAR, pairs, t, Squared())
             for f in (mixture_field(weights, means, stds), field, lambda x, t, label: torch.zeros_like(x))
         )
     above = found - floor

@@ -6,9 +6,9 @@ import torch
 from fmcore import checkpoint
 from fmcore.networks import MLP
 from fmcore.store import ArtifactError
-from fmcore.training import TrainConfig, new_state, train
+from fmcore.training import Objective, TrainConfig, new_state, train
 
-CONFIG = TrainConfig(images=60, batch_size=10, lr=1e-2, ema_halflife_images=20.0)
+CONFIG = TrainConfig(images=60, batch_size=10, lr=1e-2, ema_halflife_images=(20.0, 80.0))
 
 
 def state(width=8, depth=1, seed=0):
@@ -16,9 +16,11 @@ def state(width=8, depth=1, seed=0):
     return new_state(MLP(width=width, depth=depth).build((2,), None), CONFIG)
 
 
-def objective(network, generator):
-    x = torch.randn(10, 2, generator=generator)
-    return (network(x, torch.rand(10, generator=generator), None) - x).square().mean(1)
+def draw(generator, progress):
+    return torch.randn(10, 2, generator=generator), torch.rand(10, generator=generator)
+
+
+objective = Objective(draw, lambda network, batch: (network(*batch, None) - batch[0]).square().mean(1))
 
 
 @pytest.fixture
@@ -90,7 +92,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(folder, damage):
     list(train(found, objective, CONFIG, seed=0))
     whole = state()
     list(train(whole, objective, CONFIG, seed=0))
-    assert all(torch.equal(a, b) for a, b in zip(found.average, whole.average, strict=True))
+    for found_average, average in zip(found.averages, whole.averages, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found_average, average, strict=True))
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

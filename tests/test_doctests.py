@@ -1,12 +1,16 @@
-"""Every example in a docstring of fmcore runs and says what it prints."""
+"""Every example in a docstring of fmcore and in the pages runs and says what it prints."""
 
 import doctest
 import pkgutil
+import re
 from importlib import import_module
+from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
 import fmcore
+from flows.params import load_yaml, validate
 
 MODULES = [
     f"fmcore.{module.name}" for module in pkgutil.iter_modules(fmcore.__path__) if module.name != "__main__"
@@ -22,3 +26,37 @@ def test_examples(name):
 def test_there_are_examples():
     finder = doctest.DocTestFinder(exclude_empty=True)
     assert any(test.examples for name in MODULES for test in finder.find(import_module(name)))
+
+
+PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_in_the_pages_runs(page):
+    names: dict[str, object] = {}
+    for language, text in BLOCK.findall(page.read_text()):
+        if language == "python":
+            test = doctest.DocTestParser().get_doctest(text, names, page.name, str(page), 0)
+            runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+            assert runner.run(test, clear_globs=False).failed == 0
+            names = test.globs
+
+
+def overlay(whole, part):
+    for key, value in part.items():
+        nested = isinstance(value, dict) and isinstance(whole[key], dict) and key not in ("rounds", "solvers")
+        if nested and value.get("name") == whole[key].get("name"):
+            overlay(whole[key], value)
+        else:
+            whole[key] = value
+
+
+PARAMS = [text for page in PAGES for language, text in BLOCK.findall(page.read_text()) if language == "yaml"]
+
+
+@pytest.mark.parametrize("text", PARAMS, ids=range(len(PARAMS)))
+def test_params_in_the_pages_are_valid(text):
+    whole = load_yaml(Path(__file__).parents[1] / "presets/digits.yaml")
+    overlay(whole, YAML(typ="safe").load(text))
+    validate(whole, "page")

@@ -1,12 +1,12 @@
 """Networks, and the fields made of them."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
 from fmcore.fields import PRECISIONS, autocast_dtype, network_field
-from fmcore.networks import MLP, NETWORKS, UNet, time_features
+from fmcore.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transferred
 from fmcore.store import network_from
 
 SHAPES = {"mlp": [(2,), (1, 8, 8), (3, 4, 6)]}
@@ -176,3 +176,115 @@ def test_precisions():
     assert autocast_dtype("auto", cpu) in (None, torch.bfloat16)
     with pytest.raises(ValueError, match="'fp8': expected one of auto, fp32, bf16"):
         autocast_dtype("fp8", cpu)
+
+
+SMALL = {
+    "mlp": (MLP(width=16, depth=1), (2,), "classes.weight"),
+    "unet": (UNet(channels=(8, 16), dropout=0.1), (1, 8, 8), "unet.class_embedding.weight"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_conditional_network_knows_a_null_label_besides_the_classes(name):
+    config, shape, embedding = SMALL[name]
+    network = build(name, shape, 3, config)
+    assert len(network.state_dict()[embedding]) == 4
+    x, t, label = inputs(shape)
+    with torch.no_grad():
+        null = network(x, t, torch.full((3,), 3))
+        assert not torch.allclose(null, network(x, t, label), atol=1e-4)
+    with pytest.raises(IndexError):
+        network(x, t, torch.full((3,), 4))
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("classes", [None, 3])
+def test_initial_weights_depend_on_the_seed_alone(name, classes):
+    config, shape, _ = SMALL[name]
+    first = initialised(config, shape, classes, 7).state_dict()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again, other = (initialised(config, shape, classes, seed).state_dict() for seed in (7, 8))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(again[key], value) for key, value in first.items())
+    assert any(not torch.equal(other[key], value) for key, value in first.items())
+
+
+def pair(name, source=None, classes=(3, 3), **changes):
+    """A network and one to take its weights from, which differs by `changes`; no weight of theirs is equal."""
+    config, shape, embedding = SMALL[name]
+    network = initialised(config, shape, classes[0], 1)
+    other = build(name, shape, classes[1], source or replace(config, **changes))
+    return network, other, embedding
+
+
+def copied(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "classes"),
+    [
+        ("mlp", {}, (3, 3)),
+        ("mlp", {}, (None, None)),
+        ("unet", {"dropout": 0.0}, (3, 3)),
+        ("unet", {"dropout": 0.5}, (None, None)),
+    ],
+)
+def test_weights_transfer_within_an_architecture_whatever_the_dropout(name, changes, classes):
+    network, source, _ = pair(name, classes=classes, **changes)
+    given = copied(source)
+    assert transferred(network, source)
+    assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
+    x, t, label = inputs(SMALL[name][1])
+    label = None if classes[0] is None else label
+    with torch.no_grad():
+        assert torch.equal(network.eval()(x, t, label), source.eval()(x, t, label))
+    with torch.no_grad():  # a copy, not a share: training one leaves the other
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    assert all(torch.equal(value, given[key]) for key, value in source.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("classes", [(3, 5), (5, 3), (3, None), (None, 3)])
+def test_other_classes_transfer_all_but_their_embedding(name, classes):
+    network, source, embedding = pair(name, classes=classes)
+    own, given = copied(network), copied(source)
+    assert transferred(network, source)
+    after = network.state_dict()
+    assert after.keys() == own.keys()
+    for key, value in after.items():
+        assert torch.equal(value, own[key] if key == embedding else given[key]), key
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("mlp", {"width": 8}),
+        ("mlp", {"depth": 2}),
+        ("mlp", {"fourier": 1}),
+        ("unet", {"channels": (8, 8)}),
+        ("unet", {"channels": (8, 16, 16)}),
+        ("unet", {"layers": 2}),
+        ("unet", {"attention": True}),
+        ("unet", {"source": MLP(width=16)}),
+        ("mlp", {"source": MLP(width=8, depth=3)}),
+    ],
+)
+def test_another_architecture_transfers_nothing(name, changes):
+    network, source, _ = pair(name, **changes)
+    own, given = copied(network), copied(source)
+    assert not transferred(network, source)
+    assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
+    assert all(torch.equal(value, given[key]) for key, value in source.state_dict().items())
+
+
+def test_a_diffusion_models_network_transfers_to_none_of_ours():
+    """Its weights have the names of VelocityUNet's and mean something else."""
+    ours = UNet(channels=(8, 16)).build((1, 8, 8), None)
+    theirs = Diffusers(dict(ours.unet.config)).build((1, 8, 8), None)
+    own = copied(ours)
+    assert own.keys() == theirs.state_dict().keys()
+    assert not transferred(ours, theirs)
+    assert all(torch.equal(value, own[key]) for key, value in ours.state_dict().items())

@@ -18,6 +18,9 @@ RAW = load_yaml(DEFAULT)
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
+POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"], "extractor": "none"}}
+
+
 def changed(path, value):
     raw = copy.deepcopy(RAW)
     *parents, last = path.split(".")
@@ -119,7 +122,101 @@ WRONG = {
     "unknown data": (changed("data.name", "digit"), "data.name: expected one of digits,"),
     "no name": (changed("network", {"width": 3}), "network.name: missing"),
     "foreign key of a choice": (changed("network.channels", [8]), "network.channels: unknown key"),
-    "unknown path": (changed("base.path", "cubic"), "base.path: expected one of linear"),
+    "unknown path": (changed("base.path", {"name": "cubic"}), "base.path.name: expected one of linear, cosine"),
+    "path as text": (changed("base.path", "linear"), "base.path"),
+    "path out of range": (
+        changed("base.path", {"name": "vp", "beta_min": 0.0, "beta_max": 20.0}),
+        "base.path: vp",
+    ),
+    "table as a path": (changed("base.path", {"name": "discrete"}), "base.path.name: expected one of linear"),
+    "unknown weighting": (changed("base.weighting", "snr"), "base.weighting: expected one of none, data"),
+    "unknown coupling": (
+        changed("base.coupling", "ot"),
+        "base.coupling: expected one of independent, minibatch_ot",
+    ),
+    "OT where pairs are stored": (
+        changed("base", {**RAW["base"], "coupling": "minibatch_ot", "teacher": "somewhere"}),
+        "base.coupling: minibatch_ot needs a base to train, and base.teacher is one already made",
+    ),
+    "dropout without labels": (
+        changed("base.label_dropout", 0.1),
+        "base.label_dropout: 0.1 needs conditional: true, got false",
+    ),
+    "dropout of all labels": (
+        changed("base.label_dropout", 1.0),
+        "base.label_dropout: expected a number in [0, 1)",
+    ),
+    "guidance without labels": (
+        changed("couple.guidance", {"scale": 2.0, "start": 0.0, "stop": 1.0}),
+        "couple.guidance: expected null for the teacher base: guidance needs a base trained with labels "
+        "(conditional: true) and base.label_dropout > 0; a round may have its own",
+    ),
+    "guidance interval": (
+        changed("couple.guidance", {"scale": 2.0, "start": 0.5, "stop": 0.5}),
+        "couple.guidance: guidance needs scale >= 0",
+    ),
+    "odd nfe under guidance": (
+        changed("couple", {**RAW["couple"], "nfe": 5, "guidance": {"scale": 2.0, "start": 0.0, "stop": 1.0}}),
+        "couple.nfe: expected multiples of 2 for euler under guidance, got 5",
+    ),
+    "random couplings": (changed("couple.solver", "sde"), "couple.solver: sde is stochastic, and couplings need"),
+    "inversion by a one-way solver": (
+        changed("couple", {**RAW["couple"], "solver": "noise_anchored", "inverted": 10}),
+        "couple.solver: noise_anchored runs from noise to data only, so couple.inverted must be 0",
+    ),
+    "EMA that is not kept": (
+        changed("couple.ema", 7.0),
+        "couple.ema: expected null or a further half-life of base's train.ema_halflife_images ([]), got 7.0",
+    ),
+    "EMA twice": (changed("base.train.ema_halflife_images", [5, 5]), "ema_halflife_images must list each once"),
+    "unknown grid": (changed("couple.grid", {"name": "log"}), "couple.grid.name: expected one of uniform, cosine"),
+    "optimised grid for scores": (
+        changed("evaluate.grid", {"name": "optimised", "trajectories": 4}),
+        "evaluate.grid",
+    ),
+    "mix without inverted data": (
+        changed("reflow.mix.inverted", 0.2),
+        "reflow.mix.inverted: 0.2 needs couple.inverted > 0, got 0",
+    ),
+    "mix out of range": (changed("reflow.mix.until", 0.0), "reflow.mix: expected inverted and slerp in [0, 1]"),
+    "slerp of nothing": (changed("reflow.mix.slerp", 0.1), "reflow.mix.inverted: slerp and refresh_images act on"),
+    "drop everything": (changed("distill.drop_longest", 1.0), "distill.drop_longest: expected a number in [0, 1)"),
+    "labels to drop": (changed("reflow.labels", "drop"), "reflow.labels: drop needs conditional: true, got false"),
+    "a student whose labels are gone": (
+        {
+            **changed("reflow.labels", "drop"),
+            "conditional": True,
+            "distill": {**RAW["distill"], "init": "base", "couplings": "r2"},
+        },
+        "distill.labels: expected drop, since reflow.labels drop leaves distill.couplings r2 without labels",
+    ),
+    "a student of no kind": (
+        changed("distill.network", {"name": "vit"}),
+        "distill.network.name: expected one of mlp",
+    ),
+    "likelihood of a stochastic sampler": (
+        changed("evaluate.likelihood", {"samples": 10, "solver": "sde", "nfe": 8, "probes": 1}),
+        "evaluate.likelihood.solver: sde has no likelihood; expected a deterministic solver",
+    ),
+    "perceptual distance on another path": (
+        changed(
+            "base",
+            {
+                **RAW["base"],
+                "path": {"name": "cosine"},
+                "distance": {
+                    **{"name": "lpips", "backbone": "a.pth", "linear": "b.pth", "size": 64},
+                    **{"huber": True, "over_noise": False, "scale": 0.001},
+                },
+            },
+        ),
+        "base.distance.name: lpips needs base.path {name: linear, sigma_min: 0}, got cosine",
+    ),
+    "points to flip": ({**RAW, **POINTS, "flip": True}, "flip: moons are points, expected false"),
+    "a teacher of points": (
+        {**RAW, **POINTS, "base": {**RAW["base"], "teacher": "x"}},
+        "base.teacher: expected null for points (moons)",
+    ),
     "unknown solver": (changed("couple.solver", "leapfrog"), "couple.solver: expected one of euler"),
     "nfe of heun": (changed("evaluate.solvers.heun", [3]), "evaluate.solvers.heun: expected multiples of 2"),
     "no euler": (changed("evaluate.solvers", {"heun": [2]}), "evaluate.solvers.euler: expected at least one"),

@@ -128,7 +128,7 @@ def test_reflow_straightens_and_helps_one_step(made):
 
 def test_scores_are_tidy(made):
     table = pd.read_csv(made.folder / "reports/scores.csv")
-    columns = "model,round,solver,nfe,metric,value,std,n_samples,n_reference,extractor,extractor_sha256,seed"
+    columns = "model,round,solver,grid,nfe,metric,value,std,n_samples,n_reference,extractor,extractor_sha256,seed"
     assert list(table.columns) == columns.split(",")
     assert list(table.model.unique()) == ["base", "r1", "r2", "student"]
     assert dict(zip(table.model, table["round"], strict=True)) == {"base": 0, "r1": 1, "r2": 2, "student": 1}
@@ -333,7 +333,7 @@ def test_models_say_what_made_them(made):
     r1, student = load_model(made.folder / "models/r1"), load_model(made.folder / "models/student")
     _, couplings = open_pairs(made.folder / "couplings/r1")
     base = load_model(made.folder / "models/base")
-    assert couplings["teacher"] == {"model": "base", "sha256": base.digest}
+    assert couplings["teacher"] == {"model": "base", "sha256": base.digest, "ema": None}
     assert r1.manifest["couplings"]["teacher"]["sha256"] == base.digest
     assert student.manifest["grid"] == 1
     assert student.manifest["init"] == {"model": "r1", "sha256": r1.digest}

@@ -1,4 +1,7 @@
-"""Pairs that a field induces."""
+"""Pairs that a field induces, from noise and from data."""
+
+from functools import cache
+from math import log2
 
 import pytest
 import torch
@@ -9,8 +12,9 @@ from fmcore.couplings import Pairs
 from fmcore.fields import network_field
 from fmcore.metrics import transport_cost
 from fmcore.networks import MLP
-from fmcore.reflow import draw, generate_pairs
-from fmcore.solvers import SOLVERS
+from fmcore.pixels import dequantise
+from fmcore.reflow import draw, generate_pairs, invert_data
+from fmcore.solvers import SOLVERS, integrate
 from fmcore.times import uniform_grid
 
 MIXTURE = mixture_field(
@@ -18,25 +22,53 @@ MIXTURE = mixture_field(
 )
 
 
+REVERSIBLE = [name for name, solver in SOLVERS.items() if solver.reversible]
+
+
 def conditional(x, t, label):
     """Straight lines whose direction is the class."""
     return label[:, None].float().expand_as(x)
 
 
-def network(x, t, label):
+@cache
+def built():
     torch.manual_seed(0)
-    built = MLP(width=32, depth=1).build((2,), None)
-    for parameter in built.parameters():
+    network = MLP(width=32, depth=1).build((2,), None)
+    for parameter in network.parameters():
         parameter.data.normal_(std=0.3)
+    return network
+
+
+def network(x, t, label):
     with torch.no_grad():
-        return network_field(built, "fp32")(x, t, None)
+        return network_field(built(), "fp32")(x, t, None)
 
 
 def pairs(field=MIXTURE, count=50, batch=8, **changes):
-    settings = {"shape": (2,), "seed": 3, "grid": uniform_grid(4), "tableau": SOLVERS["heun"], **changes}
-    parts = list(generate_pairs(field, count, batch=batch, **settings))
-    label = None if parts[0].label is None else torch.cat([p.label for p in parts])
-    return Pairs(torch.cat([p.x0 for p in parts]), torch.cat([p.x1 for p in parts]), label)
+    settings = {"shape": (2,), "seed": 3, "grid": uniform_grid(4), "solver": SOLVERS["heun"], **changes}
+    return joined(generate_pairs(field, count, batch=batch, **settings))
+
+
+def joined(parts):
+    x0, x1, label = zip(*parts, strict=True)
+    return Pairs(torch.cat(x0), torch.cat(x1), None if label[0] is None else torch.cat(label))
+
+
+def inverted(field, x1, **changes):
+    settings = {"grid": uniform_grid(4), "solver": SOLVERS["heun"], "batch": 8, **changes}
+    return joined(invert_data(field, x1, **settings))
+
+
+def shift(x, t, label):
+    return torch.ones_like(x)
+
+
+def gaussian(*moments, dtype=torch.float32):
+    return tuple(torch.tensor([moment], dtype=dtype) for moment in moments)
+
+
+def normal(*shape, purpose="data", dtype=torch.float32):
+    return rng.noise(5, purpose, 0, shape[0], shape[1:]).to(dtype)
 
 
 @pytest.mark.parametrize("field", [MIXTURE, network], ids=["mixture", "network"])
@@ -78,12 +110,12 @@ def test_stored_noise_is_what_was_integrated(dtype):
 
 def test_pairs_are_the_flow_of_the_field():
     m0, s0, m1, s1 = torch.tensor([0.0]), torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([0.2])
-    found = pairs(gaussian_field(m0, s0, m1, s1), shape=(1,), grid=uniform_grid(100), tableau=SOLVERS["rk4"])
+    found = pairs(gaussian_field(m0, s0, m1, s1), shape=(1,), grid=uniform_grid(100), solver=SOLVERS["rk4"])
     torch.testing.assert_close(
         found.x1, gaussian_flow(m0, s0, m1, s1, found.x0, torch.ones(50)), atol=1e-4, rtol=0
     )
     straight = pairs(
-        gaussian_rectified_field(m0, s0, m1, s1), shape=(1,), grid=uniform_grid(1), tableau=SOLVERS["euler"]
+        gaussian_rectified_field(m0, s0, m1, s1), shape=(1,), grid=uniform_grid(1), solver=SOLVERS["euler"]
     )
     torch.testing.assert_close(straight.x1, found.x1, atol=1e-4, rtol=0)
 
@@ -119,7 +151,7 @@ def test_a_teacher_that_diverges_is_refused_with_the_sample(bad):
         return torch.where(broken[:, None], torch.full_like(x, bad), torch.zeros_like(x))
 
     with pytest.raises(FloatingPointError, match="sample 21 is not finite"):
-        pairs(field, grid=uniform_grid(1), tableau=SOLVERS["euler"])
+        pairs(field, grid=uniform_grid(1), solver=SOLVERS["euler"])
 
 
 def test_a_sample_that_half_precision_cannot_hold_is_refused():
@@ -131,6 +163,136 @@ def test_draw_follows_rng():
     x0, label = draw(4, 6, shape=(2, 3), seed=1, purpose="sample")
     assert label is None
     assert torch.equal(x0, rng.noise(1, "sample", 0, 10, (2, 3))[4:])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_pairs_need_a_deterministic_solver(name):
+    if SOLVERS[name].stochastic:
+        with pytest.raises(ValueError, match=f"deterministic solver, got {type(SOLVERS[name]).__name__}"):
+            pairs(solver=SOLVERS[name])
+    else:
+        torch.testing.assert_close(pairs(shift, solver=SOLVERS[name]).x1, pairs().x0 + 1)
+
+
+def test_data_goes_back_against_the_field_and_not_along_it():
+    data = normal(20, 3)
+    found = inverted(shift, data)
+    torch.testing.assert_close(found.x0, data - 1)
+    assert torch.equal(found.x1, data)
+
+
+def test_inverted_data_are_the_inverse_of_the_flow():
+    m0, s0, m1, s1 = moments = gaussian(0.5, 2.0, 3.0, 0.2)
+    data = m1 + s1 * normal(50, 1)
+    found = inverted(gaussian_field(*moments), data, grid=uniform_grid(100), solver=SOLVERS["rk4"])
+    torch.testing.assert_close(found.x0, m0 + s0 / s1 * (data - m1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(gaussian_flow(*moments, found.x0, torch.ones(50)), data, atol=1e-4, rtol=0)
+    straight = inverted(gaussian_rectified_field(*moments), data, grid=uniform_grid(1), solver=SOLVERS["euler"])
+    torch.testing.assert_close(straight.x0, found.x0, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", REVERSIBLE)
+def test_inversion_is_undone_by_sampling_at_the_solver_s_order(name):
+    solver, data = SOLVERS[name], normal(16, 2, dtype=torch.float64)
+    field = mixture_field(
+        torch.tensor([0.3, 0.7], dtype=torch.float64),
+        torch.tensor([[-1.0, 0.5], [1.0, 1.0]], dtype=torch.float64),
+        torch.tensor([0.6, 0.4], dtype=torch.float64),
+    )
+
+    def error(steps):
+        found = inverted(field, data, grid=uniform_grid(steps), solver=solver, dtype=torch.float64)
+        assert torch.equal(found.x1, data)
+        return float((integrate(field, found.x0, uniform_grid(steps), solver) - data).square().mean().sqrt())
+
+    coarse, fine = error(32), error(64)
+    assert log2(coarse / fine) > solver.order - 0.2
+    assert fine < 0.1
+
+
+def test_sampling_is_undone_by_inversion_on_a_grid_that_is_not_symmetric():
+    grid = uniform_grid(64) ** 1.5
+    made = pairs(count=8, grid=grid, solver=SOLVERS["rk4"])
+    back = inverted(MIXTURE, made.x1, grid=grid, solver=SOLVERS["rk4"])
+    torch.testing.assert_close(back.x0, made.x0, atol=1e-4, rtol=0)
+
+
+def test_the_grid_is_walked_from_its_end():
+    """With Euler the times at which the field is asked are the grid's knots but for the first, falling."""
+    asked = []
+
+    def field(x, t, label):
+        asked.append(t.unique().item())
+        return torch.zeros_like(x)
+
+    inverted(field, normal(3, 2), grid=torch.tensor([0.0, 0.25, 1.0]), solver=SOLVERS["euler"])
+    assert asked == [1.0, 0.25]
+
+
+def test_pixels_become_images_before_they_go_back():
+    pixels = torch.arange(60, dtype=torch.uint8).reshape(5, 3, 2, 2)
+    found = inverted(shift, pixels, batch=2)
+    assert found.x0.dtype == found.x1.dtype == torch.float32
+    assert torch.equal(found.x1, dequantise(pixels))
+    torch.testing.assert_close(found.x0, dequantise(pixels) - 1)
+
+
+def test_labels_of_data_reach_the_field_and_stay_with_it():
+    data, label = normal(21, 2), torch.arange(21) % 4
+    found = inverted(conditional, data, label=label)
+    assert torch.equal(found.label, label)
+    torch.testing.assert_close(found.x0, data - label[:, None])
+    assert inverted(shift, data).label is None
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 24])
+def test_data_come_back_in_batches_in_their_order(count):
+    data = normal(count, 2)
+    parts = list(invert_data(MIXTURE, data, grid=uniform_grid(4), solver=SOLVERS["heun"], batch=8))
+    assert [len(part.x0) for part in parts] == [min(8, count - first) for first in range(0, count, 8)]
+    found = joined(parts)
+    assert torch.equal(found.x1, data)
+    torch.testing.assert_close(found.x0, inverted(MIXTURE, data, batch=count).x0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_inverted_pairs_are_stored_as_asked(dtype):
+    data = normal(10, 2)
+    found = inverted(shift, data, dtype=dtype)
+    assert found.x0.dtype == found.x1.dtype == dtype
+    assert torch.equal(found.x1, data.to(dtype))
+    torch.testing.assert_close(found.x0, (found.x1.float() - 1).to(dtype))  # what is stored was integrated
+
+
+@pytest.mark.parametrize("index", [0, 7, 8, 21, 29])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_data_at_which_the_teacher_diverges_are_named(index, bad):
+    data = normal(30, 2)
+
+    def field(x, t, label):
+        broken = (x == data[index]).all(1)
+        return torch.where(broken[:, None], torch.full_like(x, bad), torch.zeros_like(x))
+
+    with pytest.raises(FloatingPointError, match=f"sample {index} is not finite"):
+        inverted(field, data, grid=uniform_grid(1), solver=SOLVERS["euler"])
+
+
+def test_noise_that_half_precision_cannot_hold_is_refused():
+    with pytest.raises(FloatingPointError, match="sample 0 is not finite"):
+        inverted(lambda x, t, label: torch.full_like(x, 1e6), normal(3, 2), dtype=torch.float16)
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if name not in REVERSIBLE])
+def test_a_solver_that_cannot_run_backwards_inverts_nothing(name):
+    with pytest.raises(ValueError, match="from noise at 0 to data only"):
+        inverted(MIXTURE, normal(3, 2), solver=SOLVERS[name])
+
+
+def test_data_are_left_as_they_were():
+    data = normal(9, 2)
+    before = data.clone()
+    inverted(MIXTURE, data)
+    assert torch.equal(data, before)
 
 
 @pytest.mark.gpu

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from fmcore.couplings import Pairs
+from fmcore.fields import Convention, Guidance, network_field
 from fmcore.networks import MLP, NETWORKS, UNet
+from fmcore.paths import VE, VP, Discrete
 from fmcore.store import (
     ArtifactError,
     finished_shards,
@@ -421,3 +423,77 @@ def test_reading_what_is_no_safetensors_file_names_it(tmp_path):
     scramble(tmp_path / "x")
     with pytest.raises(ArtifactError, match=r"x is damaged"):
         read_tensors(tmp_path / "x")
+
+
+# --- conventions, guidance, averages ------------------------------------------------------------------------
+
+CONVENTIONS = {
+    "own path": Convention(VP(0.2, 15.0)),
+    "a diffusion model's table": Convention(Discrete((0.9, 0.5, 0.1)), "noise"),
+    "edm": Convention(VE(0.002, 80.0), "data"),
+}
+
+
+@pytest.mark.parametrize("kind", CONVENTIONS)
+def test_a_model_keeps_its_convention_and_is_sampled_on_the_linear_path(tmp_path, kind):
+    network = write_model(tmp_path / "plain")
+    convention = CONVENTIONS[kind]
+    config, shape, classes = MODELS["mlp"]
+    options = {"network_config": config, "shape": shape, "num_classes": classes, "manifest": {}}
+    save_model(tmp_path / "foreign", network, convention=convention, **options)
+    model = load_model(tmp_path / "foreign")
+    assert model.convention == convention
+    x, t = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)), torch.linspace(0.1, 0.9, 5)
+    expected = network_field(network, "fp32", convention)(x, t, None)
+    torch.testing.assert_close(model.field("fp32")(x, t, None), expected, rtol=0, atol=0)
+    assert not torch.allclose(expected, network(x, t, None))
+
+
+def test_guidance_needs_a_model_that_was_trained_for_it(tmp_path):
+    config, shape, classes = MODELS["mlp with classes"]
+    network = write_model(tmp_path / "plain", "mlp with classes")
+    with pytest.raises(ValueError, match="trained without label dropout"):
+        load_model(tmp_path / "plain").sample(2, nfe=2, guidance=Guidance(2.0))
+    options = {"network_config": config, "shape": shape, "num_classes": classes, "manifest": {}}
+    save_model(tmp_path / "guided", network, null_label=classes, **options)
+    model = load_model(tmp_path / "guided")
+    plain, one, two = (
+        model.sample(3, nfe=4, guidance=guidance, label=1, precision="fp32")
+        for guidance in (None, Guidance(1.0), Guidance(2.0))
+    )
+    half = model.sample(3, nfe=2, label=1, precision="fp32")
+    torch.testing.assert_close(one, half)  # a guided step costs two evaluations
+    assert not torch.allclose(two, half)
+    assert not torch.allclose(plain, half)
+    with pytest.raises(ValueError, match="cannot spend 3"):
+        model.sample(3, nfe=3, guidance=Guidance(2.0))
+
+
+def test_further_averages_are_there_to_be_asked_for(tmp_path):
+    config, shape, classes = MODELS["mlp"]
+    network = write_model(tmp_path / "one")
+    other = {name: value + 1 for name, value in network.state_dict().items()}
+    options = {"network_config": config, "shape": shape, "num_classes": classes, "manifest": {}}
+    save_model(tmp_path / "two", network, averages={200_000.0: other}, **options)
+    first, second = load_model(tmp_path / "two"), load_model(tmp_path / "two", ema=200_000.0)
+    assert first.digest != second.digest
+    for name, value in network.state_dict().items():
+        assert torch.equal(first.network.state_dict()[name], value)
+        assert torch.equal(second.network.state_dict()[name], value + 1)
+    with pytest.raises(
+        ArtifactError, match=r"no weights with an EMA half-life of 7 images; further ones: ema-200000"
+    ):
+        load_model(tmp_path / "two", ema=7)
+    damaged = tmp_path / "two" / "ema-200000.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-4] + b"oops")
+    load_model(tmp_path / "two")
+    with pytest.raises(ArtifactError, match=r"ema-200000.safetensors has SHA-256"):
+        load_model(tmp_path / "two", ema=200_000.0)
+
+
+def test_samples_of_a_stochastic_solver_do_not_depend_on_how_many_are_drawn(tmp_path):
+    write_model(tmp_path / "m")
+    model = load_model(tmp_path / "m")
+    many, few = (model.sample(count, nfe=4, solver_name="sde", precision="fp32") for count in (20, 5))
+    torch.testing.assert_close(many[:5], few)
+    assert not torch.allclose(many, model.sample(20, nfe=4, precision="fp32"))

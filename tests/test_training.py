@@ -1,6 +1,8 @@
 """The training loop: exact resume, schedules, guards."""
 
+import threading
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,19 +11,20 @@ import torch
 from fmcore import checkpoint
 from fmcore.couplings import Independent, Pairs, Stored
 from fmcore.data import EightGaussians
-from fmcore.fields import network_field
+from fmcore.fields import Convention, network_field
 from fmcore.losses import Squared
 from fmcore.networks import MLP, UNet
-from fmcore.paths import PATHS
+from fmcore.paths import LINEAR, PATHS, ContinuousPath
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.times import Uniform, uniform_grid
-from fmcore.training import NonFiniteLoss, TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
 
 CONFIG = TrainConfig(
-    images=22 * 16, batch_size=16, lr=1e-3, lr_final=0.1, warmup_images=64, ema_halflife_images=50.0
+    images=22 * 16, batch_size=16, lr=1e-3, lr_final=0.1, warmup_images=64, ema_halflife_images=(50.0, 200.0)
 )
 POINTS = EightGaussians(count=500).load().x1
 DIGITS = torch.rand((20, 1, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1
+CONTINUOUS = [path.name for path in get_args(ContinuousPath)]
 NETWORKS = {
     "mlp": (MLP(width=16, depth=1), POINTS),
     "unet with dropout": (UNet(channels=(8, 16), dropout=0.3), DIGITS),
@@ -30,7 +33,7 @@ NETWORKS = {
 
 def objective_on(x1, label=None, batch_size=16, precision="fp32"):
     return flow_objective(
-        Independent(x1, label), PATHS["linear"], Uniform(), Squared(), batch_size=batch_size, precision=precision
+        Independent(x1, label), LINEAR, Uniform(), Squared(), batch_size=batch_size, precision=precision
     )
 
 
@@ -41,7 +44,7 @@ def fresh(name, config=CONFIG, seed=0):
 
 
 def weights(state):
-    return [p.detach().clone() for p in state.network.parameters()], [a.clone() for a in state.average]
+    return [p.detach().clone() for p in state.network.parameters()], [a.clone() for a in state.averages[0]]
 
 
 def same(a, b):
@@ -80,7 +83,7 @@ def test_resume_from_any_record_is_exact(run):
 
 
 def drop_average(state):
-    for mean, parameter in zip(state.average, state.network.parameters(), strict=True):
+    for mean, parameter in zip(state.averages[0], state.network.parameters(), strict=True):
         mean.copy_(parameter.detach())
 
 
@@ -155,13 +158,13 @@ def test_loop_agrees_with_adamw_written_out():
     aim, curvature = np.array([1.0, 2.0, 0.0]), np.array([4.0, 1.0, 0.1])
     config = TrainConfig(
         images=400, batch_size=10, lr=0.05, lr_final=0.2, warmup_images=100, weight_decay=0.3, clip_norm=0.7,
-        ema_halflife_images=60.0, ema_rampup=0.5,
+        ema_halflife_images=(60.0,), ema_rampup=0.5,
     )  # fmt: skip
 
-    def objective(network, generator):
-        loss = (torch.from_numpy(curvature) * (network.w - torch.from_numpy(aim)) ** 2).sum()
-        return loss.expand(config.batch_size)
+    def loss(network, batch):
+        return (torch.from_numpy(curvature) * (network.w - torch.from_numpy(aim)) ** 2).sum().expand(batch)
 
+    objective = Objective(lambda generator, progress: config.batch_size, loss)
     state = new_state(Bowl(), config)
     records = list(train(state, objective, config, seed=0, every=1))
 
@@ -181,7 +184,7 @@ def test_loop_agrees_with_adamw_written_out():
         keep = 0.5 ** (10 / halflife) if halflife else 0.0
         average = keep * average + (1 - keep) * w
     assert state.network.w.tolist() == pytest.approx(w, rel=1e-4)
-    assert state.average[0].tolist() == pytest.approx(average, rel=1e-4)
+    assert state.averages[0][0].tolist() == pytest.approx(average, rel=1e-4)
 
 
 def test_lr_warms_up_linearly_and_falls_along_a_cosine():
@@ -206,7 +209,9 @@ def test_lr_warms_up_linearly_and_falls_along_a_cosine():
         ({"lr_final": 1.5}, r"lr_final \(=1.5\)"),
         ({"warmup_images": -1}, ">= 0"),
         ({"weight_decay": -0.1}, ">= 0"),
-        ({"ema_halflife_images": -1.0}, ">= 0"),
+        ({"ema_halflife_images": (-1.0,)}, ">= 0"),
+        ({"ema_halflife_images": (5.0, 5.0)}, "list each once"),
+        ({"ema_halflife_images": ()}, "list each once"),
     ],
 )
 def test_senseless_configurations_are_refused(change, message):
@@ -283,7 +288,7 @@ def test_reflow_is_the_same_training_on_stored_pairs():
     torch.manual_seed(0)
     state = new_state(MLP(width=32, depth=1).build((2,), None), config)
     objective = flow_objective(
-        Stored(Pairs(x0, 2 * x0 + 1)), PATHS["linear"], Uniform(), Squared(), batch_size=200, precision="fp32"
+        Stored(Pairs(x0, 2 * x0 + 1)), LINEAR, Uniform(), Squared(), batch_size=200, precision="fp32"
     )
     records = list(train(state, objective, config, seed=0, every=100))
     assert records[-1].loss < 0.02 < records[0].loss
@@ -297,6 +302,93 @@ def test_averaged_holds_the_average_in_evaluation_mode():
     assert not network.training
     assert same([p.detach() for p in network.parameters()], average)
     assert not same(parameters, average)
+
+
+def test_each_half_life_has_the_average_it_would_have_alone():
+    both = replace(CONFIG, ema_rampup=1.0)
+    state = fresh("mlp", both)
+    list(train(state, objective_on(POINTS), both, seed=0))
+    for which, halflife in enumerate(both.ema_halflife_images):
+        config = replace(both, ema_halflife_images=(halflife,))
+        alone = fresh("mlp", config)
+        list(train(alone, objective_on(POINTS), config, seed=0))
+        assert same(alone.averages[0], state.averages[which])
+    assert not same(*state.averages)
+
+
+def test_a_slow_coupling_is_drawn_a_step_ahead_in_a_thread_with_the_same_result(tmp_path):
+    """Batches are functions of the step, so who draws them, when, and after which resume makes no difference."""
+    threads = []
+
+    def slow(objective):
+        def draw(generator, progress):
+            threads.append(threading.current_thread())
+            return objective.draw(generator, progress)
+
+        return objective._replace(draw=draw, slow=True)
+
+    quick, ahead, again = fresh("mlp"), fresh("mlp"), fresh("mlp")
+    objective = objective_on(POINTS)
+    records = list(train(quick, objective, CONFIG, seed=0, every=4))
+    assert list(train(ahead, slow(objective), CONFIG, seed=0, every=4)) == records
+    assert len(threads) == CONFIG.steps
+    assert threading.main_thread() not in threads
+    next(train(again, slow(objective), CONFIG, seed=0, every=8))
+    checkpoint.save(again, tmp_path)
+    resumed = fresh("mlp", seed=3)
+    checkpoint.restore(resumed, tmp_path)
+    list(train(resumed, slow(objective), CONFIG, seed=0))
+    for state in (ahead, resumed):
+        assert same(weights(quick)[0], weights(state)[0])
+
+
+def test_an_error_while_drawing_ahead_reaches_the_caller():
+    def draw(generator, progress):
+        raise RuntimeError("no batch today")
+
+    with pytest.raises(RuntimeError, match="no batch today"):
+        list(train(fresh("mlp"), Objective(draw, lambda network, batch: batch, slow=True), CONFIG, seed=0))
+
+
+def test_training_in_stretches_is_training_at_once():
+    whole, parts = fresh("mlp"), fresh("mlp")
+    list(train(whole, objective_on(POINTS), CONFIG, seed=0))
+    records = []
+    for stop in (5, 6, 16, 100):
+        records += train(parts, objective_on(POINTS), CONFIG, seed=0, stop=stop)
+    assert [record.step for record in records] == [5, 6, 16, CONFIG.steps]
+    assert same(weights(whole)[0], weights(parts)[0])
+
+
+def test_progress_reaches_the_coupling():
+    seen = []
+    objective = objective_on(POINTS)
+
+    def draw(generator, progress):
+        seen.append(progress)
+        return objective.draw(generator, progress)
+
+    list(train(fresh("mlp"), objective._replace(draw=draw), CONFIG, seed=0))
+    assert seen == [step / CONFIG.steps for step in range(CONFIG.steps)]
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_every_path_is_learnt_and_sampled_on_the_linear_one(name):
+    """Trained on its own path, a network carries noise on the linear path to the same two blobs."""
+    path = PATHS[name]()
+    g = torch.Generator().manual_seed(0)
+    x1 = torch.where(torch.rand(4000, 1, generator=g) < 0.3, -1.5, 1.0) + 0.2 * torch.randn(4000, 1, generator=g)
+    config = TrainConfig(images=200_000, batch_size=500, lr=5e-3, lr_final=0.0, ema_halflife_images=(5000.0,))
+    torch.manual_seed(0)
+    state = new_state(MLP(width=64, depth=1, fourier=2).build((1,), None), config)
+    objective = flow_objective(Independent(x1), path, Uniform(), Squared(), batch_size=500, precision="fp32")
+    list(train(state, objective, config, seed=0))
+    field = network_field(averaged(state), "fp32", Convention(path))
+    ends = integrate(field, torch.randn(2000, 1, generator=g), uniform_grid(64), SOLVERS["heun"])
+    assert (ends < -0.25).float().mean() == pytest.approx(0.3, abs=0.05)
+    assert ends[ends < -0.25].mean() == pytest.approx(-1.5, abs=0.1)
+    assert ends[ends > -0.25].mean() == pytest.approx(1.0, abs=0.1)
+    assert ends[ends > -0.25].std() == pytest.approx(0.2, abs=0.06)
 
 
 @pytest.mark.gpu
