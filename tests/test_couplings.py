@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fmcore import couplings
+from fmcore.couplings import COUPLINGS as COUPLINGS_BY_NAME
 from fmcore.couplings import (
     Coupling,
     Flipped,
@@ -517,3 +518,27 @@ def test_optimal_transport_keeps_each_class_its_noise():
             assert torch.equal(mine, theirs)
         cost = [(p.x1 - p.x0).square().sum() for p in (pairs, plain)]
         assert cost[0] <= cost[1] * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("name", COUPLINGS_BY_NAME)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_coupling_of_params_yaml_pairs_data_with_normal_noise(name, conditional):
+    """Whoever is paired with whom: noise is N(0, I), within each class too, and labels stay with their data."""
+    label = torch.arange(400) % 2
+    x1 = torch.stack([torch.where(label == 0, -3.0, 3.0), torch.arange(400.0)], 1)
+    coupling = COUPLINGS_BY_NAME[name](Independent(x1, label if conditional else None))
+    assert len(coupling) == 400
+    drawn = [coupling(100, generator(0, "train", step), step / 40) for step in range(40)]
+    again = coupling(100, generator(0, "train", 3), 3 / 40)
+    assert same(again[:2], drawn[3][:2])
+    x0, met = (torch.cat([pairs[i] for pairs in drawn]) for i in (0, 1))
+    assert stats.kstest(x0.flatten().numpy(), "norm").pvalue > 1e-3
+    assert torch.equal(x1[met[:, 1].long()], met)
+    assert stats.chisquare(met[:, 1].long().bincount(minlength=400).numpy()).pvalue > 1e-3
+    if not conditional:
+        assert all(pairs.label is None for pairs in drawn)
+        return
+    got = torch.cat([pairs.label for pairs in drawn])
+    assert torch.equal(got, label[met[:, 1].long()])
+    for k in (0, 1):
+        assert stats.kstest(x0[got == k].flatten().numpy(), "norm").pvalue > 1e-3
