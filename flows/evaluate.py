@@ -9,7 +9,7 @@ import io
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,24 +19,15 @@ from flows.events import Events, Metrics, Picture, Progress, Table
 from flows.params import Evaluate, Params
 from flows.setup import device_of
 from flows.work import publish, workspace
-from fmcore.features import load_extractor, load_stats
+from fmcore.features import load_extractor, load_reference
 from fmcore.fields import Counted
 from fmcore.likelihood import bits_per_dim, log_likelihood, uniform_dequantise
-from fmcore.metrics import (
-    POINT_METRICS,
-    Estimate,
-    Stats,
-    frechet_estimate,
-    group_sizes,
-    mean_estimate,
-    stats,
-    straightness,
-    transport_cost,
-)
+from fmcore.metrics import mean_estimate, straightness, transport_cost
 from fmcore.pictures import sample_picture
 from fmcore.pixels import dequantise, quantise
 from fmcore.reflow import draw
 from fmcore.rng import generator
+from fmcore.scoring import ImageScorer, PointScorer, Score, Scorer
 from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, seeded, steps_for, trajectory
 from fmcore.store import Model, load_model, read_json, read_tensors, write_file, write_json, write_tensors
 from fmcore.times import FixedGrid, UniformGrid
@@ -70,68 +61,13 @@ class Run(NamedTuple):
     nfe: int | None
 
 
-class Score(NamedTuple):
-    """A distance to the data and what it was measured with."""
-
-    metric: str
-    estimate: Estimate
-    n_reference: int
-    extractor: str
-    digest: str
-
-
-class Scorer(Protocol):
-    """Takes samples batch by batch, then says how far they are from the data."""
-
-    def add(self, x1: Tensor) -> None: ...
-
-    def scores(self) -> list[Score]: ...
-
-
-class ImageScorer:
-    """Frechet distance on the extractor's features; keeps sums only."""
-
-    def __init__(self, count: int, device: torch.device, weights: str | None) -> None:
-        self.extractor = load_extractor(layout.FEATURES, device, weights)
-        self.reference = load_stats(layout.FEATURES / "reference.safetensors")
-        self.sizes, self.groups = group_sizes(count), list[Stats]()
-        self.waiting: list[Tensor] = []
-
-    def add(self, x1: Tensor) -> None:
-        """Adds images in [-1, 1]."""
-        self.waiting.append(self.extractor(quantise(x1)).cpu())
-        features = torch.cat(self.waiting)
-        while len(self.groups) < len(self.sizes) and len(features) >= (size := self.sizes[len(self.groups)]):
-            self.groups.append(stats(features[:size]))
-            features = features[size:]
-        self.waiting = [features]
-
-    def scores(self) -> list[Score]:
-        """The Frechet distance of all images added."""
-        estimate = frechet_estimate(self.groups, self.reference)
-        ex = self.extractor
-        return [Score(ex.metric, estimate, self.reference.count, ex.metric.split("_", 1)[1], ex.digest)]
-
-
-class PointScorer:
-    """Every distance of `POINT_METRICS` to the points held out."""
-
-    def __init__(self) -> None:
-        self.reference = read_tensors(layout.FEATURES / "reference.safetensors")["x1"]
-        self.points: list[Tensor] = []
-
-    def add(self, x1: Tensor) -> None:
-        """Adds points."""
-        self.points.append(x1.cpu())
-
-    def scores(self) -> list[Score]:
-        """The distances of all points added."""
-        x = torch.cat(self.points)
-        found = []
-        for name, metric in POINT_METRICS.items():
-            estimate = metric(x, self.reference)
-            found.append(Score(name, estimate, estimate.samples, "points", ""))
-        return found
+def scorer_of(params: Params, device: torch.device) -> Scorer:
+    """What the samples of these parameters are scored with."""
+    section, file = params.evaluate, layout.FEATURES / "reference.safetensors"
+    if params.is_points:
+        return PointScorer(read_tensors(file)["x1"], section.metrics, params.seed)
+    extractor = load_extractor(layout.FEATURES, device, params.features.weights)
+    return ImageScorer(section.samples, extractor, load_reference(file), section.metrics, params.seed)
 
 
 def runs_for(model: Model, section: Evaluate) -> list[Run]:
@@ -162,7 +98,7 @@ def evaluate(params: Params, name: str) -> Events:
         yield Progress(f"score {name}", done, total, _unit(params))
         for run in runs:
             if not _kept(work, run).exists():
-                scorer = PointScorer() if params.is_points else ImageScorer(count, device, params.features.weights)
+                scorer = scorer_of(params, device)
                 batches = _sample(model, params, run, labels, bends=run == bent)
                 kept = _kept(work, run)
                 for scored in _score(batches, scorer, model, params, name, run, kept, bends=run == bent):
@@ -267,7 +203,7 @@ def _score(
         x1 = batch.x1
         if not torch.isfinite(x1).all():
             raise FloatingPointError(f"{name} made samples that are not finite: it diverged")
-        scorer.add(x1)
+        scorer.add(x1 if params.is_points else quantise(x1))
         missing = (SHOWN_POINTS if params.is_points else SHOWN_IMAGES) - sum(map(len, shown))
         shown.append((x1[:missing] if params.is_points else quantise(x1[:missing])).cpu())
         if bends:

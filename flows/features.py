@@ -1,5 +1,7 @@
 """Stage `features`: the feature extractor and the data's statistics under it, or the points held out."""
 
+import torch
+
 from flows import layout
 from flows.events import Events, Metrics, Note, Progress
 from flows.params import Params
@@ -7,18 +9,20 @@ from flows.setup import device_of
 from flows.train import run_training
 from flows.work import publish, workspace
 from fmcore.features import (
+    Reference,
     adopt_inception,
     data_digest,
-    feature_stats,
     fitting,
     load_extractor,
+    reference_parts,
     save_extractor,
-    save_stats,
+    save_reference,
 )
-from fmcore.metrics import Stats
 from fmcore.pixels import quantise
 from fmcore.store import read_json, write_json, write_tensors
 from fmcore.training import averaged, new_state
+
+BATCH = 500
 
 
 def features(params: Params, name: str) -> Events:
@@ -60,14 +64,15 @@ def features(params: Params, name: str) -> Events:
             yield Metrics(0, accuracy)
             yield Note(f"feature {section.extractor}: held-out accuracy {held_out:.3f}")
         extractor = load_extractor(out, device, section.weights)
-        reference: Stats | None = None
+        reference: Reference | None = None
         yield Progress("reference features", 0, len(pixels))
-        for part in feature_stats(extractor, pixels):
+        for part in reference_parts(extractor, torch.split(pixels, BATCH), len(pixels)):
             reference = part if reference is None else reference + part
-            yield Progress("reference features", reference.count, len(pixels))
+            yield Progress("reference features", reference.stats.count, len(pixels))
         assert reference is not None
-        save_stats(out / "reference.safetensors", reference)
+        save_reference(out / "reference.safetensors", reference)
         manifest = read_json(out / "manifest.json")
-        write_json(out / "manifest.json", {**manifest, "reference_sha256": data_digest(pixels)})
+        about = {"reference_sha256": data_digest(pixels), "image_shape": list(pixels.shape[1:])}
+        write_json(out / "manifest.json", {**manifest, **about})
         write_json(out / "accuracy.json", accuracy)
         publish(out, layout.FEATURES)

@@ -159,6 +159,7 @@ class Evaluate:
     grid: FixedGrid
     solvers: dict[str, tuple[int, ...]]
     dopri5: Adaptive | None
+    metrics: tuple[str, ...]
     likelihood: Likelihood | None
 
 

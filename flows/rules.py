@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from flows.params import NAME, Couple, Params, lines_of
 from fmcore.couplings import COUPLINGS
 from fmcore.features import FIT_DIMS, INCEPTION_DIMS
+from fmcore.fidelity import FEATURE_METRICS
 from fmcore.losses import WEIGHTINGS
 from fmcore.metrics import GROUPS
 from fmcore.networks import MLP
@@ -186,6 +187,9 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
     if not params.is_points and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
         least = dims * GROUPS // (GROUPS - 1) + 1
         yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
+    for name in evaluate.metrics:
+        if name not in FEATURE_METRICS:
+            yield f"evaluate.metrics: expected any of {', '.join(FEATURE_METRICS)}, got {json.dumps(name)}"
     if likelihood := evaluate.likelihood:
         at = "evaluate.likelihood"
         yield from _solver_rules(likelihood.solver, (likelihood.nfe,), f"{at}.solver", f"{at}.nfe")

@@ -261,17 +261,10 @@ class Images:
         return folder_digest(self.root, lambda path: path.suffix.lower() in SUFFIXES)
 
     def _find(self) -> list[Path]:
-        if not Path(self.root).is_dir():
-            raise DataError(f"data.root: no folder {self.root!r}; expected a folder of images")
-        paths = []
-        for folder, folders, files in os.walk(self.root):
-            folders.sort()
-            paths += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in SUFFIXES]
-        if not paths:
-            raise DataError(
-                f"data.root: no image in {self.root!r}; expected files ending in {', '.join(SUFFIXES)}"
-            )
-        return paths
+        try:
+            return image_paths(self.root)
+        except DataError as error:
+            raise DataError(f"data.root: {error}") from None
 
     def load(self) -> Dataset:
         """(N, 3 or 1, size, size) uint8; a DataError lists the files that cannot be read."""
@@ -295,6 +288,19 @@ class Images:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def image_paths(root: str | Path) -> list[Path]:
+    """The images under a folder, in order of name; a DataError if there is no folder or no image in it."""
+    if not Path(root).is_dir():
+        raise DataError(f"no folder {str(root)!r}; expected a folder of images")
+    paths = []
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        paths += [Path(folder, f) for f in sorted(files) if Path(f).suffix.lower() in SUFFIXES]
+    if not paths:
+        raise DataError(f"no image in {str(root)!r}; expected files ending in {', '.join(SUFFIXES)}")
+    return paths
 
 
 def _read_image(path: Path, size: int, grey: bool) -> Tensor:

@@ -6,7 +6,7 @@ a model that drops one is found out, where random or pixel features hardly notic
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from math import log2
 from pathlib import Path
@@ -22,6 +22,7 @@ from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_j
 from fmcore.training import Objective
 
 FIT_DIMS = 64
+KEPT = 5000  # features kept one by one: enough for neighbours and kernels, 40 MB of Inception's
 HELD_OUT_EVERY = 5
 INCEPTION_DIMS = 2048
 # The published weights carry the first digits of their SHA-256 in their name.
@@ -172,11 +173,21 @@ def _spread(network: FeatureNet, pixels: UInt8[Tensor, "N C H W"]) -> Tensor:
 
 
 def adopt_inception(weights: str, folder: Path) -> None:
-    """Records in `folder` which Inception weights file scores are computed with.
+    """Records in `folder` which Inception weights scores are computed with; errors are those of `inception`."""
+    digest = _inception_digest(weights)
+    write_json(folder / "manifest.json", {"extractor": "inception", "sha256": digest})  # no path: machines differ
+
+
+def inception(weights: str, device: torch.device | str = "cpu") -> Extractor:
+    """The extractor of FID proper, with the weights in that file.
 
     Raises:
         ValueError: if the file is missing or is not a plain dictionary of tensors.
     """
+    return _inception(Path(weights), _inception_digest(weights), device)
+
+
+def _inception_digest(weights: str) -> str:
     path = Path(weights)
     if not path.is_file():
         raise ValueError(
@@ -190,10 +201,7 @@ def adopt_inception(weights: str, folder: Path) -> None:
         raise ValueError(f"features.weights: {weights!r} is not a file of weights: {first}") from None
     if not (isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values())):
         raise ValueError(f"features.weights: {weights!r} is not a file of weights but a {type(found).__name__}")
-    write_json(
-        folder / "manifest.json",
-        {"extractor": "inception", "sha256": sha256(path)},  # no path: it differs between machines
-    )
+    return sha256(path)
 
 
 def load_extractor(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Extractor:
@@ -234,21 +242,36 @@ def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor
     return Extractor(metric, INCEPTION_DIMS, digest, features)
 
 
-def feature_stats(extractor: Extractor, pixels: UInt8[Tensor, "N C H W"], batch: int = 500) -> Iterator[Stats]:
-    """Statistics of the features of each batch; their sum is the statistics of all."""
-    for part in torch.split(pixels, batch):
-        yield stats(extractor(part))
+@dataclass(frozen=True)
+class Reference:
+    """The data under an extractor: its statistics, and some features for metrics that need them one by one."""
+
+    stats: Stats
+    features: Float[Tensor, "N D"]
+
+    def __add__(self, other: "Reference") -> "Reference":
+        return Reference(self.stats + other.stats, torch.cat([self.features, other.features]))
 
 
-def save_stats(path: Path, value: Stats) -> None:
-    """Writes statistics as safetensors."""
-    write_tensors(path, {"count": torch.tensor(value.count), "total": value.total, "outer": value.outer})
+def reference_parts(extractor: Extractor, batches: Iterable[Tensor], count: int) -> Iterator[Reference]:
+    """The reference of each batch of `count` images; the sum keeps every so many-th feature, `KEPT` at most."""
+    every, first = -(-count // KEPT), 0
+    for pixels in batches:
+        found = extractor(pixels).cpu()
+        yield Reference(stats(found), found[-first % every :: every])
+        first += len(found)
 
 
-def load_stats(path: Path) -> Stats:
-    """Reads what `save_stats` wrote."""
+def save_reference(path: Path, value: Reference) -> None:
+    """Writes a reference as safetensors."""
+    sums = {"count": torch.tensor(value.stats.count), "total": value.stats.total, "outer": value.stats.outer}
+    write_tensors(path, {**sums, "features": value.features})
+
+
+def load_reference(path: Path) -> Reference:
+    """Reads what `save_reference` wrote."""
     tensors = read_tensors(path)
-    return Stats(int(tensors["count"]), tensors["total"], tensors["outer"])
+    return Reference(Stats(int(tensors["count"]), tensors["total"], tensors["outer"]), tensors["features"])
 
 
 def data_digest(x: Tensor) -> str:

@@ -93,10 +93,11 @@ def frechet_estimate(groups: Sequence[Stats], reference: Stats) -> Estimate:
             f"got {least} generated (one of {len(groups)} groups left out) and {reference.count} real"
         )
     left_out = [frechet_distance(whole - group, reference) for group in groups]
-    return Estimate(frechet_distance(whole, reference), _jackknife(left_out), whole.count)
+    return Estimate(frechet_distance(whole, reference), jackknife(left_out), whole.count)
 
 
-def _jackknife(left_out: Sequence[float]) -> float:
+def jackknife(left_out: Sequence[float]) -> float:
+    """The standard error of a statistic, from its values with one group left out each (Efron and Stein, 1981)."""
     values = torch.tensor(left_out, dtype=torch.float64)
     n = len(values)
     return sqrt((n - 1) / n * float((values - values.mean()).square().sum()))
@@ -130,7 +131,7 @@ def sliced_wasserstein(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, dire
         return values[order % GROUPS != group].reshape(directions, -1)
 
     left_out = [distance(without(a, order_a, g), without(b, order_b, g)) for g in range(GROUPS)]
-    return Estimate(distance(a, b), _jackknife(left_out), count)
+    return Estimate(distance(a, b), jackknife(left_out), count)
 
 
 def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most: int = 4000) -> Estimate:
@@ -161,7 +162,7 @@ def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most
         keep = everyone.clone()
         keep[group] = False
         left_out.append(distance(keep))
-    return Estimate(distance(everyone), _jackknife(left_out), count)
+    return Estimate(distance(everyone), jackknife(left_out), count)
 
 
 def straightness(points: Sequence[Float[Tensor, "B *D"]], grid: Float[Tensor, " knots"]) -> Float[Tensor, " B"]:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 
 import beartype
@@ -14,6 +15,9 @@ import torch
 check_types = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
 jaxtyping.install_import_hook("fmcore", f"{__name__}.check_types")
 
+
+# Started in the background of a shell, pytest would ignore Ctrl-C, and so would what it starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # One thread: the sums of a matrix product depend on their number, and small tensors are slower on more.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -89,7 +89,7 @@ MISTAKES = {
     "label too large": ("images", {"--label": "10"}, "label must lie in 0..9, got 10"),
     "label without classes": ("points", {"--label": "1"}, "trained without classes"),
     "no samples": ("points", {"--count": "0"}, "--count must be at least 1"),
-    "unknown suffix": ("points", {"--out": "x.jpg"}, "--out end in .png or .safetensors"),
+    "unknown suffix": ("points", {"--out": "x.jpg"}, "--out must end in .png or .safetensors"),
     "unknown device": ("points", {"--device": "toaster"}, "toaster"),
     "no picture of it": ("three", {}, "have no picture"),
     "no folder for it": ("points", {"--out": "{models}/points/config.json/x.png"}, "config.json"),

@@ -10,14 +10,15 @@ from fmcore.data import Digits
 from fmcore.features import (
     FIT_DIMS,
     INCEPTION_DIMS,
+    Reference,
     adopt_inception,
     data_digest,
-    feature_stats,
     fitting,
     load_extractor,
-    load_stats,
+    load_reference,
+    reference_parts,
     save_extractor,
-    save_stats,
+    save_reference,
 )
 from fmcore.metrics import frechet_distance, stats
 from fmcore.pixels import quantise
@@ -87,15 +88,20 @@ def test_features_see_a_class_that_is_dropped(good):
     assert frechet_distance(stats(f), stats(f)) < 1e-3
 
 
-def test_statistics_of_batches_add_up(good):
+@pytest.mark.parametrize("kept", [5000, 130, 100, 7])
+def test_references_of_batches_add_up(good, monkeypatch, kept):
+    monkeypatch.setattr("fmcore.features.KEPT", kept)
     *_, extractor = good
     pixels, _ = digits(130)
-    parts = list(feature_stats(extractor, pixels, batch=50))
-    assert [part.count for part in parts] == [50, 50, 30]
+    parts = list(reference_parts(extractor, torch.split(pixels, 50), 130))
+    assert [part.stats.count for part in parts] == [50, 50, 30]
     whole = stats(extractor(pixels))
     total = parts[0] + parts[1] + parts[2]
-    torch.testing.assert_close(total.total, whole.total, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(total.outer, whole.outer, rtol=1e-4, atol=1e-2)
+    torch.testing.assert_close(total.stats.total, whole.total, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(total.stats.outer, whole.outer, rtol=1e-4, atol=1e-2)
+    every = -(-130 // kept)
+    assert len(total.features) <= kept
+    torch.testing.assert_close(total.features, extractor(pixels)[::every], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["classifier", "rotation"])
@@ -145,13 +151,15 @@ def test_other_image_sizes(tmp_path, shape):
     assert load_extractor(tmp_path)(pixels[:3]).shape == (3, FIT_DIMS)
 
 
-def test_statistics_come_back(tmp_path):
-    value = stats(torch.randn(30, 4))
-    save_stats(tmp_path / "stats.safetensors", value)
-    again = load_stats(tmp_path / "stats.safetensors")
-    assert again.count == 30
-    assert torch.equal(again.total, value.total)
-    assert torch.equal(again.outer, value.outer)
+def test_a_reference_comes_back(tmp_path):
+    features = torch.randn(30, 4)
+    value = Reference(stats(features), features[:7])
+    save_reference(tmp_path / "reference.safetensors", value)
+    again = load_reference(tmp_path / "reference.safetensors")
+    assert again.stats.count == 30
+    assert torch.equal(again.stats.total, value.stats.total)
+    assert torch.equal(again.stats.outer, value.stats.outer)
+    assert torch.equal(again.features, features[:7])
 
 
 def test_data_digest_is_of_the_values():

@@ -169,6 +169,7 @@ WRONG = {
         "couple.ema: expected null or a further half-life of base's train.ema_halflife_images ([]), got 7.0",
     ),
     "EMA twice": (changed("base.train.ema_halflife_images", [5, 5]), "ema_halflife_images must list each once"),
+    "unknown metric": (changed("evaluate.metrics", ["fid"]), "evaluate.metrics: expected any of kid"),
     "unknown grid": (changed("couple.grid", {"name": "log"}), "couple.grid.name: expected one of uniform, cosine"),
     "optimised grid for scores": (
         changed("evaluate.grid", {"name": "optimised", "trajectories": 4}),

@@ -125,6 +125,7 @@ def test_guidance_is_baked_into_couplings_and_labels_may_be_dropped():
         couple__nfe=8,
         reflow__labels="drop",
         evaluate__solvers={"euler": [1, 4], "sde": [4]},
+        evaluate__metrics=["kid", "precision_recall"],
     )
     list(run(params, *ALL))
     base, r1, student = (load_model(f"models/{name}") for name in ("base", "r1", "student"))
@@ -140,6 +141,9 @@ def test_guidance_is_baked_into_couplings_and_labels_may_be_dropped():
     assert (unguided - pairs.x1).abs().max() > 0.01
     table = pd.read_csv("scores/base/scores.csv")
     assert set(table.solver) == {"euler", "sde"}
+    for metric in ("fd_cnn64", "kid", "precision", "recall"):
+        assert list(table[table.metric == metric].nfe) == [1, 4, 4]
+        assert set(table[table.metric == metric].extractor) == {"cnn64"}
     with pytest.raises(ValueError, match="trained without label dropout"):
         r1.field("fp32", guidance)
 

@@ -1,0 +1,178 @@
+"""Scores of generated features against real ones beyond the Frechet distance.
+
+A Frechet distance mixes how good samples are with what is missing, and is biased for few samples. The kernel
+distance is unbiased; precision and density say how good the samples are, recall and coverage what is missing.
+
+Standard errors count the chance in both sets, the reference's too: a jackknife leaves out a tenth of each at a
+time, drawn at random as rows may come sorted by class.
+"""
+
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from fmcore import rng
+from fmcore.metrics import GROUPS, Estimate, jackknife
+
+JACKKNIFED = 10_000  # rows of each set that the error of a kernel distance is made of
+CHUNK = 500
+
+Fake = Float[Tensor, "N D"]
+Real = Float[Tensor, "M E"]  # E is D, or a line of our own says that it is not
+
+
+def kid(
+    features: Fake, reference: Real, *, seed: int = 0, subsets: int = 100, subset_size: int = 1000
+) -> Estimate:
+    """Kernel inception distance: unbiased squared MMD of the kernel (x.y / D + 1)^3, mean over random subsets.
+
+    Binkowski et al., arXiv:1801.01401; the value is torch-fidelity's for `rng_seed=seed`. `subset_size` is lowered
+    to the size of the smaller set.
+
+    The subsets overlap, so their spread is not the error of their mean. It only says how far the mean may be from
+    the MMD of all rows, which is what a subset's is on average. How far that may be from the truth is added by the
+    jackknife, made on at most `JACKKNIFED` rows of each set and scaled to all. Where both sets have one
+    distribution this is about 1.4 times too large, as for any degenerate U-statistic; far from there it is right.
+    """
+    from torch_fidelity import metric_kid
+
+    x, y = (part.cpu() for part in _checked(features, reference, 2 * GROUPS))
+    size = min(subset_size, len(x), len(y))
+    found = metric_kid.kid_features_to_metric(
+        x, y, kid_subsets=subsets, kid_subset_size=size, rng_seed=seed, verbose=False
+    )
+    mean, spread = (found[key] for key in (metric_kid.KEY_METRIC_KID_MEAN, metric_kid.KEY_METRIC_KID_STD))
+    a, b = (_shuffled(part)[:JACKKNIFED] for part in (x, y))
+    scale = max(len(a) / len(x), len(b) / len(y))
+    return Estimate(mean, sqrt(scale * jackknife(_mmd_left_out(a, b)) ** 2 + spread**2 / subsets), len(x))
+
+
+def precision_recall(
+    features: Fake, reference: Real, *, neighbours: int = 3, chunk: int = CHUNK
+) -> tuple[Estimate, Estimate]:
+    """Share of the samples that lie among the data, and share of the data that lies among the samples.
+
+    Kynkaanniemi et al., arXiv:1904.06991; the values are torch-fidelity's. A point lies among others if it is in
+    one of their balls, which reach to the k-th neighbour: both shares depend on the sizes of the sets. Errors are
+    up to about twice too large, as a jackknife's are where rows count together, but 0 for a share of 0 or 1.
+    """
+    x, y = (_shuffled(part) for part in _checked(features, reference, GROUPS * (neighbours + 1)))
+    samples, data = (_balls(b, a, neighbours, torch.le, chunk)[0] > 0 for a, b in ((x, y), (y, x)))
+    return _estimate(samples, len(x)), _estimate(data, len(x))
+
+
+def density_coverage(
+    features: Fake, reference: Real, *, neighbours: int = 5, chunk: int = CHUNK
+) -> tuple[Estimate, Estimate]:
+    """In how many of the data's balls a sample lies, over k, and the share of those balls with a sample in them.
+
+    Naeem et al., arXiv:2002.09797; unlike recall, coverage does not trust the wide balls of outlying samples. For
+    two sets of one distribution the density is 1 on average, the coverage about 1 - 2^-k if they are equal in
+    size. Balls are open as in the authors' code, so a copy of the data has density 1. Errors as for precision.
+    """
+    x, y = (_shuffled(part) for part in _checked(features, reference, GROUPS * (neighbours + 1)))
+    held, reached = _balls(y, x, neighbours, torch.lt, chunk)
+    return _estimate(held / neighbours, len(x)), _estimate(reached, len(x))
+
+
+def inception_score(logits: Float[Tensor, "N classes"], *, seed: int = 0, splits: int = 10) -> Estimate:
+    """exp E KL(p(class | x) || p(class)), mean over disjoint splits, through torch-fidelity.
+
+    Salimans et al., arXiv:1606.03498. Their spread is an honest error of their mean, which grows with their size.
+    """
+    from torch_fidelity import metric_isc
+
+    x, _ = _checked(logits, logits, 2 * splits)
+    found = metric_isc.isc_features_to_metric(x.cpu(), splits, shuffle=True, rng_seed=seed)
+    mean, spread = (found[key] for key in (metric_isc.KEY_METRIC_ISC_MEAN, metric_isc.KEY_METRIC_ISC_STD))
+    return Estimate(mean, spread / sqrt(splits - 1), len(x))
+
+
+def _checked(features: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """Both on one device and in one precision, single at least."""
+    if features.shape[1] != reference.shape[1]:
+        raise ValueError(f"features have {features.shape[1]} dimensions, the reference has {reference.shape[1]}")
+    if min(len(features), len(reference)) < least:
+        raise ValueError(f"expected at least {least} samples of each, got {len(features)} and {len(reference)}")
+    for name, part in (("features", features), ("reference", reference)):
+        bad = (~part.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(f"{name}: {len(bad)} of {len(part)} rows are not finite, the first is row {bad[0]}")
+    dtype = torch.promote_types(torch.promote_types(features.dtype, reference.dtype), torch.float32)
+    return features.to(dtype), reference.to(features.device, dtype)
+
+
+def _shuffled(points: Tensor) -> Tensor:
+    """In a fixed random order, in which row i belongs to group i % GROUPS."""
+    order = torch.randperm(len(points), generator=rng.generator(0, "fidelity/groups"))
+    return points[order.to(points.device)]
+
+
+def _mmd_left_out(x: Tensor, y: Tensor) -> list[float]:
+    """The unbiased MMD of all rows but one group of each set, for each group."""
+    from torch_fidelity.metric_kid import kernel_poly
+
+    def means(a: Tensor, b: Tensor) -> Tensor:
+        sums = torch.zeros(GROUPS, GROUPS, dtype=torch.float64)
+        for i in range(GROUPS):
+            k = torch.from_numpy(kernel_poly(a[i::GROUPS].numpy(), b.numpy())).double()
+            if a is b:
+                k[:, i::GROUPS].fill_diagonal_(0)
+            sums[i] = torch.stack([k[:, j::GROUPS].sum() for j in range(GROUPS)])
+        found = []
+        for g in range(GROUPS):
+            keep = torch.arange(GROUPS) != g
+            n, m = (len(part) - len(part[g::GROUPS]) for part in (a, b))
+            found.append(sums[keep][:, keep].sum() / (n * (m - (a is b))))
+        return torch.stack(found)
+
+    left_out: list[float] = (means(x, x) + means(y, y) - 2 * means(x, y)).tolist()
+    return left_out
+
+
+def _kept(points: Tensor) -> Bool[Tensor, "ways N"]:
+    """Which points are kept: all of them in row 0, all but one group in each of the others."""
+    return (torch.arange(len(points)) % GROUPS != torch.arange(-1, GROUPS)[:, None]).to(points.device)
+
+
+def _distances(x: Tensor, y: Tensor) -> Float[Tensor, "n m"]:
+    # In double, and rounded, or the error of the matrix product would depend on the chunk.
+    return torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist").float()
+
+
+def _balls(
+    centres: Tensor, points: Tensor, neighbours: int, within: Callable[[Tensor, Tensor], Tensor], chunk: int
+) -> tuple[Float[Tensor, "ways N"], Bool[Tensor, "ways M"]]:
+    """In how many balls each point lies, and whether each ball holds a point, for each row of `_kept`."""
+    kept_centres, kept_points = _kept(centres), _kept(points)
+    held, reached = torch.zeros(kept_points.shape, device=points.device), torch.zeros_like(kept_centres)
+    k = neighbours + 1  # a centre is its own nearest
+    for first in range(0, len(centres), chunk):
+        rows = slice(first, first + chunk)
+        d = _distances(centres[rows], centres)
+        nearest = torch.stack([d[:, g::GROUPS].topk(k, largest=False).values for g in range(GROUPS)], 1)
+        d = _distances(centres[rows], points)
+        for way, (centre, point) in enumerate(zip(kept_centres[:, rows], kept_points, strict=True)):
+            groups = [g for g in range(GROUPS) if g != way - 1]
+            radii = nearest[:, groups].flatten(1).topk(k, largest=False).values[:, -1]
+            inside = within(d, radii.masked_fill(~centre, -torch.inf)[:, None]) & point
+            held[way] += inside.float().sum(0)
+            reached[way, rows] = inside.any(1)
+    return held, reached
+
+
+def _estimate(found: Tensor, samples: int) -> Estimate:
+    """Mean over the rows kept, which count 0 where they are not, with its jackknife error."""
+    means = found.double().sum(1) / _kept(found[0]).sum(1)
+    return Estimate(float(means[0]), jackknife(means[1:].tolist()), samples)
+
+
+FeatureMetric = Callable[[Tensor, Tensor, int], dict[str, Estimate]]
+FEATURE_METRICS: dict[str, FeatureMetric] = {
+    "kid": lambda x, y, seed: {"kid": kid(x, y, seed=seed)},
+    "precision_recall": lambda x, y, _: dict(zip(("precision", "recall"), precision_recall(x, y), strict=True)),
+    "density_coverage": lambda x, y, _: dict(zip(("density", "coverage"), density_coverage(x, y), strict=True)),
+}

@@ -1,0 +1,344 @@
+"""Feature scores against torch-fidelity, naive loops, closed forms and their own repetitions."""
+
+from math import comb, sqrt
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_fidelity.metric_isc import isc_featuresdict_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric, kid_featuresdict_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric, prc_featuresdict_to_metric
+
+import fmcore.fidelity as fidelity
+from fmcore.fidelity import FEATURE_METRICS, density_coverage, inception_score, kid, precision_recall
+
+
+def normal(count, dims, seed=0, dtype=torch.float64):
+    return torch.randn((count, dims), generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def features(seed, count=150, dims=6):
+    """Correlated, skewed and off centre, as features are."""
+    return (normal(count, dims, seed) @ normal(dims, dims, 100)).relu() + 0.3 * normal(count, dims, 50 + seed)
+
+
+def quick(x, y, seed=0):
+    return kid(x, y, seed=seed, subsets=10, subset_size=100)
+
+
+def every(x, y, chunk=500):
+    """All the scores made of neighbours."""
+    return [*precision_recall(x, y, chunk=chunk), *density_coverage(x, y, chunk=chunk)]
+
+
+def values(found):
+    return [estimate.value for estimate in found]
+
+
+# --- the standard tool --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_kid_is_torch_fidelity_s(dtype):
+    x, y = features(1, 130).to(dtype), features(2, 110).to(dtype)
+    for seed, size in ((0, 60), (2020, 110)):
+        found = kid(x, y, seed=seed, subsets=7, subset_size=size)
+        told = kid_featuresdict_to_metric(
+            {"a": x}, {"a": y}, "a", kid_subsets=7, kid_subset_size=size, rng_seed=seed, verbose=False
+        )
+        assert found.value == told["kernel_inception_distance_mean"]
+        assert found.samples == 130
+    assert kid(x, y, subsets=3) == kid(x, y, subsets=3, subset_size=110)
+
+
+def test_kid_of_a_thousand_samples_is_what_the_standard_tool_prints_by_default():
+    x, y = features(1, 1100, 4).float(), features(2, 1050, 4).float()
+    theirs = kid_features_to_metric(x, y, kid_subsets=5, verbose=False)
+    assert kid(x, y, seed=2020, subsets=5).value == theirs["kernel_inception_distance_mean"]
+
+
+@pytest.mark.parametrize("neighbours", [1, 3, 5])
+def test_precision_and_recall_are_torch_fidelity_s(neighbours):
+    x, y = features(1, 170) + 0.2, features(2)
+    told = {"prc_neighborhood": neighbours, "verbose": False}
+    precision, recall = precision_recall(x, y, neighbours=neighbours)
+    theirs = prc_featuresdict_to_metric({"a": x}, {"a": y}, "a", **told)
+    assert precision.value == pytest.approx(theirs["precision"], rel=1e-6)  # its means are in single precision
+    assert recall.value == pytest.approx(theirs["recall"], rel=1e-6)
+    assert 0 < recall.value < 1 > precision.value > 0
+    assert precision.samples == recall.samples == 170
+    # Its distances in single precision may put a point or two on the other side.
+    rough = prc_features_to_metric(x.float(), y.float(), **told)
+    assert precision.value == pytest.approx(rough["precision"], abs=2 / 150)
+
+
+def test_inception_score_is_torch_fidelity_s_and_of_known_value():
+    logits = 3 * normal(200, 5, dtype=torch.float32)
+    found = inception_score(logits, seed=3, splits=4)
+    theirs = isc_featuresdict_to_metric({"a": logits}, "a", isc_splits=4, rng_seed=3, verbose=False)
+    assert found.value == theirs["inception_score_mean"]
+    assert found.std == pytest.approx(theirs["inception_score_std"] / sqrt(3))
+    certain = 100 * torch.eye(5).repeat(40, 1)
+    assert inception_score(certain, splits=2).value == pytest.approx(5, rel=0.02)
+    assert inception_score(torch.ones(20, 5)).value == pytest.approx(1)
+
+
+# --- the kernel distance ------------------------------------------------------------------------------------
+
+
+def naive_mmd(x, y):
+    def mean(a, b):
+        same = a is b
+        found = [
+            (1 + float(p @ q) / len(p)) ** 3
+            for i, p in enumerate(a)
+            for j, q in enumerate(b)
+            if i != j or not same
+        ]
+        return sum(found) / len(found)
+
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+
+def test_kid_of_one_subset_of_everything_is_a_double_loop():
+    x, y = features(1, 25, 3), features(2, 25, 3) + 0.5
+    assert kid(x, y, subsets=2).value == pytest.approx(naive_mmd(x, y), rel=1e-9)
+
+
+def test_what_the_jackknife_of_kid_leaves_out_is_a_double_loop_of_the_rest():
+    x, y = features(1, 23, 3), features(2, 31, 3)
+    for group, found in enumerate(fidelity._mmd_left_out(x, y)):
+        rest = [part[torch.arange(len(part)) % 10 != group] for part in (x, y)]
+        assert found == pytest.approx(naive_mmd(*rest), rel=1e-9)
+
+
+def third_moments(mean, covariance):
+    """E x, E x x, E x x x of a normal distribution."""
+    second = covariance + mean.outer(mean)
+    mixed = torch.einsum("i,jk->ijk", mean, covariance)
+    mixed = mixed + mixed.permute(1, 0, 2) + mixed.permute(1, 2, 0)
+    return mean, second, torch.einsum("i,j,k->ijk", mean, mean, mean) + mixed
+
+
+def true_kid(a, b):
+    """(x.y / D + 1)^3 is a sum of scalar products of powers, so KID is one of squared differences of moments."""
+    dims = len(a[0])
+    gaps = [p - q for p, q in zip(third_moments(*a), third_moments(*b), strict=True)]
+    return sum(comb(3, n) * float(gap.square().sum()) / dims**n for n, gap in enumerate(gaps, 1))
+
+
+EYE, ZERO = torch.eye(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
+
+
+def draws(shift, scale, reps, real=300, fake=300):
+    for rep in range(reps):
+        yield shift + scale * normal(fake, 8, 2 * rep), normal(real, 8, 2 * rep + 1)
+
+
+@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.1, 1.2)])
+def test_the_true_kid_lies_in_two_standard_errors(shift, scale):
+    """Without bias, and the error is the spread over repetitions: never below, and above for equal sets only."""
+    truth = true_kid((ZERO + shift, scale**2 * EYE), (ZERO, EYE))
+    found = [quick(x, y, seed) for seed, (x, y) in enumerate(draws(shift, scale, 60, fake=400))]
+    spread = float(np.std(values(found), ddof=1))
+    assert np.mean(values(found)) == pytest.approx(truth, abs=5 * spread / sqrt(60))
+    assert np.mean([abs(e.value - truth) <= 2 * e.std for e in found]) >= 0.85
+    told = sqrt(np.mean([e.std**2 for e in found]))
+    assert 0.75 < told / spread < (2.2 if (shift, scale) == (0, 1) else 1.4)
+
+
+def test_few_small_subsets_make_the_error_larger_by_as_much_as_they_scatter():
+    x, y = features(1, 300), features(2, 300)
+    found = [kid(x, y, seed=seed, subsets=4, subset_size=30) for seed in range(40)]
+    scatter = float(np.std(values(found), ddof=1))
+    least = kid(x, y, subsets=1, subset_size=300).std
+    assert sqrt(np.mean([e.std**2 for e in found])) == pytest.approx(sqrt(least**2 + scatter**2), rel=0.3)
+    assert scatter > least
+
+
+def test_an_error_made_on_a_part_of_the_rows_is_scaled_to_all(monkeypatch):
+    x, y = next(draws(0.5, 1.0, 1, real=2000, fake=2000))
+    whole = quick(x, y).std
+    monkeypatch.setattr(fidelity, "JACKKNIFED", 500)
+    assert quick(x, y).std == pytest.approx(whole, rel=0.5)  # it would be twice as large unscaled
+    assert quick(x, y).value == kid(x, y, subsets=10, subset_size=100).value
+
+
+# --- neighbours ---------------------------------------------------------------------------------------------
+
+
+def naive(x, y, k_recall=3, k_cover=5):
+    """Precision, recall, density and coverage with a loop over every pair."""
+
+    def radius(i, points, k):
+        return sorted(float((points[i] - q).norm()) for j, q in enumerate(points) if j != i)[k - 1]
+
+    def inside(points, centres, k, *, closed):
+        radii = [radius(j, centres, k) for j in range(len(centres))]
+        distance = [[float((p - c).norm()) for c in centres] for p in points]
+        return np.array(
+            [[d < r or (closed and d == r) for d, r in zip(row, radii, strict=True)] for row in distance]
+        )
+
+    among = [inside(a, b, k_recall, closed=True).any(1).mean() for a, b in ((x, y), (y, x))]
+    held = inside(x, y, k_cover, closed=False)
+    return [*among, held.sum() / (k_cover * len(x)), held.any(0).mean()]
+
+
+@settings(max_examples=3)
+@given(seed=st.integers(0, 1000), fake=st.integers(60, 75), real=st.integers(60, 75), shift=st.floats(0, 1))
+def test_neighbours_are_those_of_a_naive_loop(seed, fake, real, shift):
+    x, y = features(seed, fake, 3) + shift, features(seed + 1, real, 3)
+    assert values(every(x, y)) == pytest.approx(naive(x, y))
+
+
+def test_what_the_jackknife_leaves_out_is_gone_from_both_sets():
+    x, y = (fidelity._shuffled(part) for part in (features(1, 73, 3), features(2, 66, 3)))
+    rest = [naive(*(part[torch.arange(len(part)) % 10 != g] for part in (x, y))) for g in range(10)]
+    for estimate, left_out in zip(
+        every(features(1, 73, 3), features(2, 66, 3)), zip(*rest, strict=True), strict=True
+    ):
+        assert estimate.std == pytest.approx(sqrt(9 * np.var(left_out)))
+
+
+def test_a_copy_of_the_data_is_perfect_and_what_is_far_away_worthless():
+    x = features(1)
+    assert values(every(x, x)) == [1, 1, pytest.approx(1), 1]
+    assert values(every(x[torch.randperm(150)], x)) == [1, 1, pytest.approx(1), 1]
+    assert every(x + 1000, x) == [(0, 0, 150)] * 4
+
+
+def test_the_rim_of_a_ball_counts_for_precision_and_not_for_density():
+    line, beyond = torch.arange(60.0)[:, None], torch.full((60, 1), 60.0)
+    assert precision_recall(beyond, line, neighbours=1)[0].value == 1
+    assert values(density_coverage(beyond, line, neighbours=1)) == [0, 0]
+
+
+def test_single_precision_features_far_from_the_origin_keep_their_distances():
+    x, y = ((features(seed) + 3000).float() for seed in (1, 2))
+    assert every(x, y) == every(x.double(), y.double())
+
+
+def modes(count, seed, offset):
+    """Two clusters of equal size far apart, or one of them twice."""
+    return normal(count, 4, seed) + offset * (torch.arange(count) % 2)[:, None]
+
+
+def test_dropping_a_mode_halves_recall_and_coverage_only():
+    whole, half = every(modes(400, 1, 20), modes(400, 2, 20)), every(modes(400, 1, 0), modes(400, 2, 20))
+    assert values(half)[1] / values(whole)[1] == pytest.approx(0.5, abs=0.05)
+    assert values(half)[3] / values(whole)[3] == pytest.approx(0.5, abs=0.05)
+    assert values(half)[0] == pytest.approx(values(whole)[0], abs=0.05)
+    assert values(half)[2] == pytest.approx(values(whole)[2], abs=0.2)
+
+
+def test_making_half_the_samples_of_nothing_halves_precision_and_density_only():
+    whole, half = every(modes(400, 1, 0), modes(400, 2, 0)), every(modes(400, 1, 20), modes(400, 2, 0))
+    assert values(half)[0] / values(whole)[0] == pytest.approx(0.5, abs=0.05)
+    assert values(half)[2] / values(whole)[2] == pytest.approx(0.5, abs=0.1)
+    assert values(half)[3] > 0.9 * values(whole)[3]
+
+
+@pytest.mark.parametrize(("fake", "real"), [(150, 150), (80, 240)])
+def test_density_and_coverage_of_one_distribution_are_known(fake, real):
+    """A ball has the k-th of all others on its rim; it is empty when the k nearest of everyone are all real."""
+    empty = np.prod([(real - 1 - i) / (real + fake - 1 - i) for i in range(5)])
+    found = np.array([values(density_coverage(x, y)) for x, y in draws(0.0, 1.0, 40, real, fake)])
+    error = found.std(0, ddof=1) / sqrt(40)
+    assert abs(found.mean(0) - (1, 1 - empty)) == pytest.approx(0, abs=5 * error.max())
+    assert (abs(found.mean(0) - (1, 1 - empty)) < 5 * error).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_errors_of_neighbour_scores_cover_their_spread(shift):
+    """A jackknife errs on the side of caution here: some 1.1 to 2.3 times the spread over repetitions."""
+    found = np.array([every(x, y) for x, y in draws(shift, 1.0, 60, real=200)])
+    value, told = found[..., 0], found[..., 1]
+    ratio = np.sqrt((told**2).mean(0)) / value.std(0, ddof=1)
+    assert (ratio > 0.8).all()
+    assert (ratio < 2.6).all()
+    assert ((abs(value - value.mean(0)) <= 2 * told).mean(0) >= 0.85).all()
+
+
+# --- what must not matter -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=10)
+@given(chunk=st.integers(1, 200))
+def test_neighbour_scores_are_the_same_whatever_the_chunk(chunk):
+    x, y = features(1).float(), features(2, 120).float()
+    assert every(x, y, chunk) == every(x, y)
+    copy = every(x, x, chunk)  # every rim is touched
+    assert copy == every(x, x)
+
+
+def test_the_order_of_rows_does_not_change_neighbour_scores():
+    x, y = features(1), features(2)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    assert values(every(x[order], y[order.flip(0)])) == values(every(x, y))
+
+
+def test_kid_depends_on_the_order_of_rows_by_its_subsets_only():
+    x, y = features(1), features(2)
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    assert kid(x[order], y, subsets=2).value == pytest.approx(kid(x, y, subsets=2).value, rel=1e-9)
+    assert quick(x[order], y).value != quick(x, y).value
+
+
+def test_rows_that_come_class_by_class_get_the_error_of_rows_that_do_not():
+    """Ten classes in turn: a group of every tenth row would be a class."""
+    turns = [normal(200, 4, seed) + 5 * (torch.arange(200) % 10)[:, None] for seed in (1, 2)]
+    loose = [part[torch.randperm(200, generator=torch.Generator().manual_seed(0))] for part in turns]
+    for a, b in zip([quick(*turns), *every(*turns)], [quick(*loose), *every(*loose)], strict=True):
+        assert 0.5 < a.std / b.std < 2
+
+
+@given(turn=st.integers(0, 100), scale=st.floats(0.01, 100))
+@settings(max_examples=5)
+def test_neighbour_scores_know_no_units_and_no_direction(turn, scale):
+    x, y = features(1, 80), features(2, 80)
+    q = scale * torch.linalg.qr(normal(6, 6, turn))[0]
+    assert values(every(x @ q, y @ q)) == values(every(x, y))
+
+
+def test_scores_by_name_are_deterministic_and_silent(capfd):
+    x, y = features(1, 1010, 3).half(), features(2, 1010, 3).float()
+    torch.manual_seed(0)
+    names = []
+    for metric in FEATURE_METRICS.values():
+        first = metric(x, y[:200], 5)
+        torch.randn(7)
+        np.random.rand(7)
+        assert metric(x, y[:200], 5) == first
+        names += first
+    assert names == ["kid", "precision", "recall", "density", "coverage"]
+    assert kid(x, y[:200], seed=5) == FEATURE_METRICS["kid"](x, y[:200], 5)["kid"]
+    assert capfd.readouterr() == ("", "")
+
+
+# --- bad input ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", FEATURE_METRICS.values(), ids=FEATURE_METRICS)
+def test_bad_input_is_refused_in_one_line(metric):
+    x = features(1, 60)
+    with pytest.raises(ValueError, match=r"^features have 6 dimensions, the reference has 5$"):
+        metric(x, x[:, :5], 0)
+    for a, b, got in ((x[:19], x, "19 and 60"), (x, x[:1], "60 and 1"), (x[:0], x, "0 and 60")):
+        with pytest.raises(ValueError, match=rf"^expected at least \d0 samples of each, got {got}$"):
+            metric(a, b, 0)
+    bad = x.clone()
+    bad[[7, 9], 2] = torch.tensor([torch.nan, torch.inf]).double()
+    for name, a, b in (("features", bad, x), ("reference", x, bad)):
+        with pytest.raises(ValueError, match=rf"^{name}: 2 of 60 rows are not finite, the first is row 7$"):
+            metric(a, b, 0)
+    assert all(estimate.samples == 60 for estimate in metric(x, x, 0).values())
+
+
+def test_too_few_or_broken_logits_are_refused():
+    with pytest.raises(ValueError, match="expected at least 20 samples"):
+        inception_score(torch.ones(19, 3))
+    with pytest.raises(ValueError, match=r"the first is row 0$"):
+        inception_score(torch.full((20, 3), torch.nan))
