@@ -16,21 +16,28 @@ from flows.work import need_space, publish, workspace
 from fmcore.couplings import Pairs
 from fmcore.fields import Counted
 from fmcore.metrics import mean_estimate, transport_cost
+from fmcore.quality import pair_quality, suspicions
 from fmcore.reflow import draw, generate_pairs, invert_data
 from fmcore.rng import generator
 from fmcore.solvers import SOLVERS, integrate, steps_for
 from fmcore.store import (
+    ArtifactError,
     Model,
     Shard,
     finished_shards,
     load_model,
+    open_pairs,
     read_json,
     seal_pairs,
     write_json,
     write_shard,
 )
+from fmcore.times import OptimisedGrid
 
 SHARD_BYTES = 16 * 2**20
+# Pairs that are made again, and how far off their median may be: other neighbours mean other last bits, which the
+# ODE of a rough network in bfloat16 may spread, while a wrong teacher, direction or tensor is off by about 1.
+AGAIN, TOLERANCE = 64, 0.1
 
 
 def couple(params: Params, name: str) -> Events:
@@ -63,6 +70,8 @@ def couple(params: Params, name: str) -> Events:
     with workspace(f"couple@{name}", recipe, [layout.model(teacher_name)]) as work:
         # Kept, because a search that ran again could end on other knots.
         if not (work / "grid.json").exists():
+            if isinstance(section.grid, OptimisedGrid):
+                yield Note(f"couple {name}: searching for the grid, at most {24 * steps} solves")
             write_json(work / "grid.json", {"knots": knots_of(section.grid, steps, solver, field, some).tolist()})
         grid = torch.tensor(read_json(work / "grid.json")["knots"], dtype=torch.float64)
         counted.nfe = 0
@@ -95,13 +104,54 @@ def couple(params: Params, name: str) -> Events:
                 return invert_data(field, data.x1[rows], label=label, **common)  # type: ignore[arg-type]
 
             if len(chosen) < section.inverted:
-                yield Note(f"couple {name}: {section.inverted} inverted pairs wanted, the data has {len(chosen)}")
+                yield Note(
+                    f"couple {name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data"
+                )
             place = out / layout.INVERTED
             real = yield from _shards(place, f"invert {name}", inverted, len(chosen), section, teacher)
-            seal_pairs(place, real.values(), {**manifest, "stage": f"invert@{name}", "pairs": len(chosen)})
         # Last: a sealed folder could not be gone on with.
+        if section.inverted:
+            seal_pairs(place, real.values(), {**manifest, "stage": f"invert@{name}", "pairs": len(chosen)})
+            yield from _quality(place, f"invert {name}", teacher, None)
         seal_pairs(out, shards.values(), {**manifest, "pairs": section.pairs})
+
+        def again(x0: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
+            return integrate(field, x0.to(device), grid, solver, None if label is None else label.to(device)).cpu()
+
+        yield from _quality(out, f"couple {name}", teacher, again)
         publish(out, layout.couplings(name))
+
+
+def _quality(
+    folder: Path,
+    what: str,
+    teacher: Model,
+    again: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None,
+) -> Events:
+    """Looks at the pairs as they lie on disk, makes some of them again, and keeps what it found beside them.
+
+    Raises:
+        ArtifactError: if the teacher takes a pair's noise elsewhere than to its sample.
+    """
+    (x0, x1, label), _ = open_pairs(folder)
+    parts = zip(torch.split(x0, 4096), torch.split(x1, 4096), strict=True)
+    labels = iter(torch.split(label, 4096)) if label is not None else iter(())
+    quality = pair_quality((Pairs(a, b, next(labels, None)) for a, b in parts), teacher.num_classes)
+    if again is not None:
+        rows = torch.randperm(len(x0), generator=generator(0, "pairs/again"))[:AGAIN]
+        found = again(x0[rows].float(), None if label is None else label[rows])
+        stored = x1[rows].float().flatten(1)
+        off = (found.flatten(1) - stored).norm(dim=1) / stored.norm(dim=1).clamp(min=1)
+        quality["again"] = float(off.median())
+        if not quality["again"] < TOLERANCE:
+            raise ArtifactError(
+                f"{folder}: pairs made again end {quality['again']:.2g} of their size away from those stored"
+            )
+    for line in suspicions(quality):
+        yield Note(f"{what}: {line}")
+    write_json(folder / "quality.json", {key: float(f"{value:.6g}") for key, value in quality.items()})
+    prefix = "inverted" if again is None else "pairs"
+    yield Metrics(0, {f"{prefix}.{key}": value for key, value in quality.items()})
 
 
 def _shards(

@@ -285,7 +285,7 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         if union is not None:
             # A choice by name: pydantic reports on every member of the union, the user chose one.
             family, chosen = classes[str(loc[union])], _at(raw, loc[:union])
-            name = str(chosen.get("name")) if isinstance(chosen, Mapping) else "nothing"
+            name = str(chosen.get("name")) if isinstance(chosen, Mapping) else f"no mapping with a name: {chosen}"
             offered = [n for n, kind in family.items() if (*loc[:union], kind.__name__) in tried]
             if name not in offered:
                 key = ".".join([*map(str, loc[:union]), "name"])

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
 COLOURS = ("#1f5fbf", "#d1495b", "#2e8b57", "#8f5bb5", "#c98a1b", "#4f9da6", "#7a5c3e")
-MARKS = {"euler": "o-", "midpoint": "^--", "heun": "s--", "rk4": "D:"}
+# Marker and line of each solver, in the order of the table; a single point has no line anyway.
+MARKS = ("o-", "s--", "^:", "D-.", "v--", "X:", "P-.", "*-")
 LABELS = {
     "fid_inception": "FID",
     "sliced_wasserstein": "sliced Wasserstein distance",
@@ -100,17 +101,18 @@ def _nfe_axis(axes: "Axes", values: list[int]) -> None:
 def _curves(curves: pd.DataFrame, models: list[str], path: Path) -> Path:
     figure = _figure(7.5, 4.6)
     axes = figure.add_subplot()
+    solvers = [str(solver) for solver in curves.solver.unique()]
     for i, model in enumerate(models):
         for solver, rows in curves[curves.model == model].groupby("solver", sort=False):
             rows = rows.sort_values("nfe")
-            mark = "*" if len(rows) == 1 else MARKS.get(str(solver), "x-")
+            mark = MARKS[solvers.index(str(solver)) % len(MARKS)]
             axes.errorbar(
                 rows.nfe,
                 rows.value,
                 yerr=rows["std"],
                 fmt=mark,
                 color=COLOURS[i % len(COLOURS)],
-                markersize=11 if mark == "*" else 5,
+                markersize=9 if len(rows) == 1 else 5,
                 markerfacecolor=COLOURS[i % len(COLOURS)] if solver == "euler" else "none",
                 capsize=2,
                 label=f"{model}, {solver}",
@@ -164,7 +166,8 @@ def _training(training: pd.DataFrame, path: Path) -> Path:
     axes = figure.add_subplot()
     for i, (model, curve) in enumerate(training.groupby("model", sort=False)):
         smooth = curve.loss.rolling(5, min_periods=1).mean()
-        axes.plot(curve.images, smooth, color=COLOURS[i % len(COLOURS)], label=str(model))
+        mark = "." if len(curve) < 5 else ""
+        axes.plot(curve.images, smooth, mark + "-", color=COLOURS[i % len(COLOURS)], label=str(model))
     axes.set_yscale("log")
     axes.set_xlabel("images seen")
     axes.set_ylabel("training loss (each its own)")

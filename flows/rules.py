@@ -4,7 +4,7 @@ Each broken rule is one line that names the keys, what was expected and what cam
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 
 from pydantic import ValidationError
@@ -18,7 +18,7 @@ from fmcore.metrics import GROUPS
 from fmcore.networks import MLP
 from fmcore.paths import Linear
 from fmcore.perceptual import Perceptual
-from fmcore.solvers import SOLVERS, steps_for
+from fmcore.solvers import ADAPTIVE, SOLVERS, steps_for
 from fmcore.times import TIMES, KGrid
 
 
@@ -57,38 +57,40 @@ def _names(params: Params) -> Iterator[str]:
         yield f"distill.couplings: expected a round ({rounds}), got {json.dumps(params.distill.couplings)}"
 
 
-def _couple_rules(params: Params, couple: Couple, at: str, teacher: str | None = None) -> Iterator[str]:
-    """Of the `couple` section, or, if a teacher is given, of what a round makes of it."""
+def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teacher: str | None) -> Iterator[str]:
+    """Of what a round makes of the `couple` section; `at` says where a key of it stands."""
     if couple.pairs < 1 or couple.batch < 1 or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
-        yield f"{at}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
+        yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
     passes = 1 if couple.guidance is None else 2
-    yield from _solver_rules(couple.solver, (couple.nfe,), f"{at}.solver", f"{at}.nfe", passes=passes)
+    yield from _solver_rules(couple.solver, (couple.nfe,), at("solver"), at("nfe"), passes=passes)
     method = SOLVERS.get(couple.solver)
     if method and method.stochastic:
-        yield f"{at}.solver: {couple.solver} is stochastic, and couplings need a deterministic solver"
+        yield f"{at('solver')}: {couple.solver} is stochastic, and couplings need a deterministic solver"
     elif method and couple.inverted and not method.reversible:
-        yield f"{at}.solver: {couple.solver} runs from noise to data only, so {at}.inverted must be 0"
+        yield f"{at('solver')}: {couple.solver} runs from noise to data only, so {at('inverted')} must be 0"
     if teacher is None:
         return
     dropout = 0.0 if params.base.teacher else params.base.label_dropout
     if couple.guidance and (teacher != "base" or not dropout):
         yield (
-            f"{at}.guidance: expected null for the teacher {teacher}: guidance needs a base trained with labels "
-            "(conditional: true) and base.label_dropout > 0; a round may have its own in reflow.rounds.NAME.couple"
+            f"{at('guidance')}: expected null for the teacher {teacher}: guidance needs a base trained with "
+            "labels (conditional: true) and base.label_dropout > 0; a round may have its own in "
+            "reflow.rounds.NAME.couple"
         )
     train = params.base.train if teacher == "base" else params.train_of(teacher)
     further = [] if teacher == "base" and params.base.teacher else list(train.ema_halflife_images[1:])
     if couple.ema is not None and couple.ema not in further:
         yield (
-            f"{at}.ema: expected null or a further half-life of {teacher}'s train.ema_halflife_images "
-            f"({json.dumps(further)}), got {couple.ema}"
+            f"{at('ema')}: expected null or, after the first, a half-life of {teacher}'s "
+            f"train.ema_halflife_images ({json.dumps(further)}), got {couple.ema}"
         )
 
 
 def _override_rules(params: Params) -> Iterator[str]:
     """A round's overrides must make whole sections: they are checked as such."""
     whole = params.model_dump(mode="json")
+    told: list[str] = []
     for name, round_ in params.reflow.rounds.items():
         over = {
             "couple": {**whole["couple"], **round_.couple},
@@ -101,10 +103,16 @@ def _override_rules(params: Params) -> Iterator[str]:
                 yield f"reflow.rounds.{name}.{line.removeprefix('reflow.')}"
             continue
         known = round_.teacher == "base" or round_.teacher in params.reflow.rounds
-        at = f"reflow.rounds.{name}.couple" if round_.couple else "couple"
-        yield from _couple_rules(params, merged.couple, at, round_.teacher if known else None)
+
+        def at(key: str, own: Collection[str] = round_.couple, name: str = name) -> str:
+            return f"reflow.rounds.{name}.couple.{key}" if key in own else f"couple.{key}"
+
+        for line in _couple_rules(params, merged.couple, at, round_.teacher if known else None):
+            if line not in told:
+                told.append(line)
+                yield line
         if params.reflow.mix.inverted and not merged.couple.inverted:
-            yield f"reflow.mix.inverted: {params.reflow.mix.inverted} needs {at}.inverted > 0, got 0"
+            yield f"reflow.mix.inverted: {params.reflow.mix.inverted} needs {at('inverted')} > 0, got 0"
 
 
 def _base_rules(params: Params) -> Iterator[str]:
@@ -162,7 +170,8 @@ def _solver_rules(
     name: str, nfes: tuple[int, ...], solver_key: str, nfe_key: str, *, passes: int = 1
 ) -> Iterator[str]:
     if name not in SOLVERS:
-        yield f"{solver_key}: expected one of {', '.join(SOLVERS)}, got {json.dumps(name)}"
+        hint = "; adaptive steps are evaluate.dopri5" if name == ADAPTIVE else ""
+        yield f"{solver_key}: expected one of {', '.join(SOLVERS)}, got {json.dumps(name)}{hint}"
         return
     for nfe in nfes:
         try:

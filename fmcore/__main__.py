@@ -47,8 +47,8 @@ def _add_sampling(verb: argparse.ArgumentParser, count: int) -> None:
     verb.add_argument("--nfe", type=int, default=1, help="network evaluations a sample (default 1)")
     verb.add_argument("--count", type=int, default=count, help=f"samples (default {count})")
     verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
-    verb.add_argument("--seed", type=int, default=0, help="sample i depends on (seed, i) alone (default 0)")
-    verb.add_argument("--guidance", type=float, help="scale of classifier-free guidance; doubles the evaluations")
+    verb.add_argument("--seed", type=int, default=0, help="sample i starts from noise (seed, i) (default 0)")
+    verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
     verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
 
 

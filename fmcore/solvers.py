@@ -182,7 +182,8 @@ def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
     """
     cost = solver.stages * passes
     if nfe < 1 or nfe % cost:
-        raise ValueError(f"a solver with {cost} evaluations a step cannot spend {nfe}")
+        guided = " under guidance" if passes > 1 else ""
+        raise ValueError(f"a solver with {cost} evaluations a step{guided} cannot spend {nfe}")
     return nfe // cost
 
 

@@ -67,7 +67,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: expected a file that the stage before writes") from None
+        raise ArtifactError(f"{path} is missing: expected a file that a stage of the pipeline writes") from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
@@ -197,8 +197,8 @@ class Model:
                 f"this model was distilled for {k} Euler steps: expected euler and an nfe that divides {k}, "
                 f"got {solver_name} and {nfe}"
             )
-        grid = uniform_grid(steps_for(method, nfe, passes=1 if guidance is None else 2))
         field = self.field(precision, guidance)
+        grid = uniform_grid(steps_for(method, nfe, passes=1 if guidance is None else 2))
         for first in range(0, count, SAMPLE_BATCH):
             rows = slice(first, first + SAMPLE_BATCH)
             part = None if labels is None else labels[rows].to(self.device)

@@ -61,10 +61,10 @@ def teacher_files(folder: str | Path) -> tuple[Path, Path, Path]:
     """
     top = Path(folder)
     unet = top / "unet" if (top / "unet").is_dir() else top
-    schedules = [place / "scheduler_config.json" for place in (top / "scheduler", top, unet) if place.is_dir()]
+    schedules = [place / "scheduler_config.json" for place in (top / "scheduler", top, unet)]
     schedule = next((path for path in schedules if path.is_file()), None)
     if schedule is None:
-        looked = ", ".join(map(str, schedules)) or f"no folder {folder}"
+        looked = " or ".join(map(str, dict.fromkeys(schedules))) if top.is_dir() else "there is no such folder"
         raise ArtifactError(f"{folder}: expected a diffusers model with a scheduler_config.json ({looked})")
     found = (unet / "config.json", unet / WEIGHTS, schedule)
     for path in found:
