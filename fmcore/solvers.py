@@ -122,8 +122,10 @@ class EulerMaruyama:
     """dx = (v + g^2 / 2 score) dt + g dW with g^2 = 2 churn (1 - t): other paths, the ODE's marginals.
 
     Song et al. (arXiv:2011.13456), appendix D. On the linear path the score is -(x - t v) / (1 - t), which this
-    choice of g keeps finite (Ma et al., arXiv:2401.08740, section 2.3). The last step adds no noise: none would
-    be left of it. Noise of step k for sample i depends on (seed, k, start + i) alone: see `seeded`.
+    choice of g keeps finite (Ma et al., arXiv:2401.08740, section 2.3), if noise and data were paired
+    independently: the velocity of a rectified flow says where its pairs go, not how its density slopes. The last
+    step adds no noise: none would be left of it. Noise of step k for sample i depends on (seed, k, start + i)
+    alone: see `seeded`.
     """
 
     churn: float = 1.0

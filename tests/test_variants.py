@@ -141,6 +141,7 @@ def test_guidance_is_baked_into_couplings_and_labels_may_be_dropped():
     assert (unguided - pairs.x1).abs().max() > 0.01
     table = pd.read_csv("scores/base/scores.csv")
     assert set(table.solver) == {"euler", "sde"}
+    assert set(pd.read_csv("scores/r1/scores.csv").solver) == {"euler"}, "a rectified velocity is no score"
     for metric in ("fd_cnn64", "kid", "precision", "recall"):
         assert list(table[table.metric == metric].nfe) == [1, 4, 4]
         assert set(table[table.metric == metric].extractor) == {"cnn64"}
