@@ -343,7 +343,7 @@ def test_models_say_what_made_them(made):
 
 MISTAKES = {
     "unknown key": ("base.train.lerning_rate", 1.0, "base.train.lerning_rate: unknown key"),
-    "out of range": ("couple.pairs", -1, "couple: expected pairs >= 1"),
+    "out of range": ("couple.pairs", -1, "couple.pairs: expected pairs >= 1"),
     "missing data": (
         "data",
         {"name": "mnist", "root": "nowhere", "download": False},
