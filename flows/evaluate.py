@@ -76,7 +76,7 @@ def runs_for(model: Model, section: Evaluate) -> list[Run]:
     if k is not None:
         return [Run("euler", nfe) for nfe in sorted({k, *section.solvers["euler"]}) if k % nfe == 0]
     # The score that a stochastic solver needs is in the velocity only if noise and data were paired independently.
-    recipe = model.manifest["recipe"].get("base", {})
+    recipe = model.manifest.get("recipe", {}).get("base", {})
     paired = model.manifest["rounds"] or recipe.get("coupling", "independent") != "independent"
     solvers = {name for name in section.solvers if not (paired and SOLVERS[name].stochastic)}
     fixed = [Run(name, nfe) for name, nfes in section.solvers.items() if name in solvers for nfe in sorted(nfes)]
