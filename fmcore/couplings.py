@@ -169,19 +169,10 @@ class Mixture:
 
 
 @dataclass(frozen=True)
-class Slerped:
-    """Turns each x_0 towards fresh noise by a share, uniform in [0, most], of a right angle.
-
-    x_0 cos + fresh sin is N(0, I) again in any dimension; in high ones, where fresh noise is at a right angle to
-    any other, it is the slerp of conic reflow (arXiv:2510.25229, with most = 0.13).
-    """
+class _Changed:
+    """What couplings that change another's pairs have in common."""
 
     inner: Coupling
-    most: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.most <= 1:
-            raise ValueError(f"slerp needs most in [0, 1], got {self.most}")
 
     @property
     def slow(self) -> bool:
@@ -189,6 +180,21 @@ class Slerped:
 
     def __len__(self) -> int:
         return len(self.inner)
+
+
+@dataclass(frozen=True)
+class Slerped(_Changed):
+    """Turns each x_0 towards fresh noise by a share, uniform in [0, most], of a right angle.
+
+    x_0 cos + fresh sin is N(0, I) again in any dimension; in high ones, where fresh noise is at a right angle to
+    any other, it is the slerp of conic reflow (arXiv:2510.25229, with most = 0.13).
+    """
+
+    most: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 1:
+            raise ValueError(f"slerp needs most in [0, 1], got {self.most}")
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         x0, x1, label = self.inner(count, generator, progress)
@@ -199,20 +205,11 @@ class Slerped:
 
 
 @dataclass(frozen=True)
-class Flipped:
+class Flipped(_Changed):
     """Mirrors half of the pairs left to right, noise and image together: the flow of a mirrored data set.
 
     For stored pairs it is exact only if their teacher commutes with mirroring, which training with flips teaches.
     """
-
-    inner: Coupling
-
-    @property
-    def slow(self) -> bool:
-        return self.inner.slow
-
-    def __len__(self) -> int:
-        return len(self.inner)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         x0, x1, label = self.inner(count, generator, progress)
@@ -221,23 +218,15 @@ class Flipped:
 
 
 @dataclass(frozen=True)
-class LabelDropout:
+class LabelDropout(_Changed):
     """Replaces each sample's label by `null_label` with probability `p`, for guidance (arXiv:2207.12598)."""
 
-    inner: Coupling
     p: float
     null_label: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
             raise ValueError(f"label dropout needs p in [0, 1], got {self.p}")
-
-    @property
-    def slow(self) -> bool:
-        return self.inner.slow
-
-    def __len__(self) -> int:
-        return len(self.inner)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         x0, x1, label = self.inner(count, generator, progress)

@@ -78,19 +78,6 @@ def density_coverage(
     return _estimate(held / neighbours, len(x)), _estimate(reached, len(x))
 
 
-def inception_score(logits: Float[Tensor, "N classes"], *, seed: int = 0, splits: int = 10) -> Estimate:
-    """exp E KL(p(class | x) || p(class)), mean over disjoint splits, through torch-fidelity.
-
-    Salimans et al., arXiv:1606.03498. Their spread is an honest error of their mean, which grows with their size.
-    """
-    from torch_fidelity import metric_isc
-
-    x, _ = _checked(logits, logits, 2 * splits)
-    found = metric_isc.isc_features_to_metric(x.cpu(), splits, shuffle=True, rng_seed=seed)
-    mean, spread = (found[key] for key in (metric_isc.KEY_METRIC_ISC_MEAN, metric_isc.KEY_METRIC_ISC_STD))
-    return Estimate(mean, spread / sqrt(splits - 1), len(x))
-
-
 def _checked(features: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Tensor]:
     """Both on one device and in one precision, single at least."""
     if features.shape[1] != reference.shape[1]:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_fidelity.metric_isc import isc_featuresdict_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric, kid_featuresdict_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric, prc_featuresdict_to_metric
 
 import fmcore.fidelity as fidelity
-from fmcore.fidelity import FEATURE_METRICS, density_coverage, inception_score, kid, precision_recall
+from fmcore.fidelity import FEATURE_METRICS, density_coverage, kid, precision_recall
 
 
 def normal(count, dims, seed=0, dtype=torch.float64):
@@ -72,17 +71,6 @@ def test_precision_and_recall_are_torch_fidelity_s(neighbours):
     # Its distances in single precision may put a point or two on the other side.
     rough = prc_features_to_metric(x.float(), y.float(), **told)
     assert precision.value == pytest.approx(rough["precision"], abs=2 / 150)
-
-
-def test_inception_score_is_torch_fidelity_s_and_of_known_value():
-    logits = 3 * normal(200, 5, dtype=torch.float32)
-    found = inception_score(logits, seed=3, splits=4)
-    theirs = isc_featuresdict_to_metric({"a": logits}, "a", isc_splits=4, rng_seed=3, verbose=False)
-    assert found.value == theirs["inception_score_mean"]
-    assert found.std == pytest.approx(theirs["inception_score_std"] / sqrt(3))
-    certain = 100 * torch.eye(5).repeat(40, 1)
-    assert inception_score(certain, splits=2).value == pytest.approx(5, rel=0.02)
-    assert inception_score(torch.ones(20, 5)).value == pytest.approx(1)
 
 
 # --- the kernel distance ------------------------------------------------------------------------------------
@@ -335,10 +323,3 @@ def test_bad_input_is_refused_in_one_line(metric):
         with pytest.raises(ValueError, match=rf"^{name}: 2 of 60 rows are not finite, the first is row 7$"):
             metric(a, b, 0)
     assert all(estimate.samples == 60 for estimate in metric(x, x, 0).values())
-
-
-def test_too_few_or_broken_logits_are_refused():
-    with pytest.raises(ValueError, match="expected at least 20 samples"):
-        inception_score(torch.ones(19, 3))
-    with pytest.raises(ValueError, match=r"the first is row 0$"):
-        inception_score(torch.full((20, 3), torch.nan))
