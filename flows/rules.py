@@ -171,7 +171,9 @@ def _solver_rules(
 ) -> Iterator[str]:
     if name not in SOLVERS:
         hint = "; adaptive steps are evaluate.dopri5" if name == ADAPTIVE else ""
-        yield f"{solver_key}: expected one of {', '.join(SOLVERS)}, got {json.dumps(name)}{hint}"
+        scores = solver_key.startswith("evaluate.solvers")
+        offered = [other for other, method in SOLVERS.items() if scores or not method.stochastic]
+        yield f"{solver_key}: expected one of {', '.join(offered)}, got {json.dumps(name)}{hint}"
         return
     for nfe in nfes:
         try:

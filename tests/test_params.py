@@ -219,6 +219,10 @@ WRONG = {
         "base.teacher: expected null for points (moons)",
     ),
     "unknown solver": (changed("couple.solver", "leapfrog"), "couple.solver: expected one of euler"),
+    "solver of no couplings": (
+        changed("couple.solver", "dopri5"),
+        'rk4, ab2, noise_anchored, got "dopri5"; adaptive steps are evaluate.dopri5',
+    ),
     "nfe of heun": (changed("evaluate.solvers.heun", [3]), "evaluate.solvers.heun: expected multiples of 2"),
     "no euler": (changed("evaluate.solvers", {"heun": [2]}), "evaluate.solvers.euler: expected at least one"),
     "teacher that is not there": (
