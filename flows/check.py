@@ -12,6 +12,7 @@ from flows import layout
 from flows.events import Events, Note
 from flows.params import Params
 from flows.setup import device_of
+from fmcore.features import digest_of
 from fmcore.perceptual import Perceptual, load_lpips
 from fmcore.store import sha256, write_json
 from fmcore.teachers import read_teacher, teacher_files
@@ -19,14 +20,13 @@ from fmcore.teachers import read_teacher, teacher_files
 
 def check(params: Params, name: str) -> Events:
     """Params were validated on the way here; this looks at the files they name."""
-    digest = params.data.check()
-    found = {"data_sha256": digest}
+    found = {"data_sha256": params.data.check()}
     if params.base.teacher is not None:
         found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
     found |= _check_perceptual(params)
-    weights = params.features.weights
-    if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"features.weights: no file {weights!r}; expected torch-fidelity's Inception weights")
+    section = params.features
+    if digest := digest_of(section.extractor, section.weights, section.download):
+        found["extractor_sha256"] = digest
     device_of(params)
     sections = {"network": None if params.base.teacher else params.network}
     sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}

@@ -12,14 +12,14 @@ from flows import layout
 from flows.events import Event, Events, Metrics, Note, Progress
 from flows.params import Couple, Params
 from flows.setup import classes_of, device_of, knots_of
-from flows.work import need_space, publish, workspace
+from flows.work import need_space, publish, workspace, write_table
 from fmcore.couplings import Pairs
 from fmcore.fields import Counted
-from fmcore.metrics import mean_estimate, transport_cost
-from fmcore.quality import pair_quality, suspicions
+from fmcore.metrics import mean_estimate, straightness, transport_cost
+from fmcore.quality import histogram, pair_quality, quantiles, suspicions
 from fmcore.reflow import draw, generate_pairs, invert_data
 from fmcore.rng import generator
-from fmcore.solvers import SOLVERS, integrate, steps_for
+from fmcore.solvers import SOLVERS, integrate, steps_for, trajectory
 from fmcore.store import (
     ArtifactError,
     Model,
@@ -37,7 +37,7 @@ from fmcore.times import OptimisedGrid
 SHARD_BYTES = 16 * 2**20
 # Pairs that are made again, and how far off their median may be: other neighbours mean other last bits, which the
 # ODE of a rough network in bfloat16 may spread, while a wrong teacher, direction or tensor is off by about 1.
-AGAIN, TOLERANCE = 64, 0.1
+AGAIN, TOLERANCE = 256, 0.1
 
 
 def couple(params: Params, name: str) -> Events:
@@ -86,6 +86,7 @@ def couple(params: Params, name: str) -> Events:
             "shape": list(teacher.shape),
             "grid": grid.tolist(),
             "network_evaluations": counted.nfe,
+            "rounds": teacher.manifest["rounds"] + 1,
         }
 
         def generated(start: int, stop: int) -> Iterator[Pairs]:
@@ -115,8 +116,9 @@ def couple(params: Params, name: str) -> Events:
             yield from _quality(place, f"invert {name}", teacher, None)
         seal_pairs(out, shards.values(), {**manifest, "pairs": section.pairs})
 
-        def again(x0: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-            return integrate(field, x0.to(device), grid, solver, None if label is None else label.to(device)).cpu()
+        def again(x0: torch.Tensor, label: torch.Tensor | None) -> list[torch.Tensor]:
+            on_device = None if label is None else label.to(device)
+            return [x.cpu() for x in trajectory(field, x0.to(device), grid, solver, on_device)]
 
         yield from _quality(out, f"couple {name}", teacher, again)
         publish(out, layout.couplings(name))
@@ -126,32 +128,38 @@ def _quality(
     folder: Path,
     what: str,
     teacher: Model,
-    again: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor] | None,
+    again: Callable[[torch.Tensor, torch.Tensor | None], list[torch.Tensor]] | None,
 ) -> Events:
     """Looks at the pairs as they lie on disk, makes some of them again, and keeps what it found beside them.
 
     Raises:
-        ArtifactError: if the teacher takes a pair's noise elsewhere than to its sample.
+        ArtifactError: if a pair is not finite, or the teacher takes a pair's noise elsewhere than to its sample.
     """
-    (x0, x1, label), _ = open_pairs(folder)
+    (x0, x1, label), manifest = open_pairs(folder)
     parts = zip(torch.split(x0, 4096), torch.split(x1, 4096), strict=True)
     labels = iter(torch.split(label, 4096)) if label is not None else iter(())
-    quality = pair_quality((Pairs(a, b, next(labels, None)) for a, b in parts), teacher.num_classes)
+    numbers, bins = pair_quality((Pairs(a, b, next(labels, None)) for a, b in parts), teacher.num_classes)
+    if numbers["not_finite"]:
+        raise ArtifactError(f"{folder}: {numbers['not_finite']:.0f} pairs are not finite")
     if again is not None:
         rows = torch.randperm(len(x0), generator=generator(0, "pairs/again"))[:AGAIN]
-        found = again(x0[rows].float(), None if label is None else label[rows])
+        points = again(x0[rows].float(), None if label is None else label[rows])
         stored = x1[rows].float().flatten(1)
-        off = (found.flatten(1) - stored).norm(dim=1) / stored.norm(dim=1).clamp(min=1)
-        quality["again"] = float(off.median())
-        if not quality["again"] < TOLERANCE:
+        off = (points[-1].flatten(1) - stored).norm(dim=1) / stored.norm(dim=1).clamp(min=1)
+        numbers["again"] = float(off.median())
+        if not numbers["again"] < TOLERANCE:
             raise ArtifactError(
-                f"{folder}: pairs made again end {quality['again']:.2g} of their size away from those stored"
+                f"{folder}: pairs made again end {numbers['again']:.2g} of their size away from those stored"
             )
-    for line in suspicions(quality):
+        curvature = straightness(points, torch.tensor(manifest["grid"], dtype=torch.float64))
+        numbers |= quantiles("curvature", curvature)
+        bins += histogram("curvature", curvature)
+    for line in suspicions(numbers):
         yield Note(f"{what}: {line}")
-    write_json(folder / "quality.json", {key: float(f"{value:.6g}") for key, value in quality.items()})
+    write_json(folder / "quality.json", {key: float(f"{value:.6g}") for key, value in numbers.items()})
+    write_table(folder / "histograms.csv", ("what", "left", "right", "count"), bins)
     prefix = "inverted" if again is None else "pairs"
-    yield Metrics(0, {f"{prefix}.{key}": value for key, value in quality.items()})
+    yield Metrics(0, {f"{prefix}.{key}": value for key, value in numbers.items()})
 
 
 def _shards(

@@ -40,6 +40,13 @@ class Table(NamedTuple):
     rows: list[dict[str, object]]
 
 
+class Tag(NamedTuple):
+    """A short text that the run and its pipeline are found and compared by; `name` is its stable key."""
+
+    name: str
+    text: str
+
+
 class Note(NamedTuple):
     """One line for the log."""
 
@@ -53,5 +60,5 @@ class ModelReady(NamedTuple):
     path: Path
 
 
-Event = Progress | Metrics | Picture | Table | Note | ModelReady
+Event = Progress | Metrics | Picture | Table | Tag | Note | ModelReady
 Events = Iterator[Event]

@@ -28,6 +28,11 @@ def curve(name: str) -> Path:
     return CURVES / f"{name}.csv"
 
 
+def coupled(name: str) -> str:
+    """The name under which the scores of a round's couplings go."""
+    return f"couplings-{name}"
+
+
 def scores(name: str) -> Path:
-    """The folder of a model's scores."""
+    """The folder of a model's scores, or of those of `coupled` couplings."""
     return SCORES / name

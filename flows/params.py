@@ -40,10 +40,14 @@ class ParamsError(ValueError):
 
 @dataclass(frozen=True)
 class Features:
-    """What images are compared by; `weights` is the Inception file's path, else null."""
+    """What images are compared by: an extractor's name, or MODULE:FUNCTION of the user's own.
 
-    extractor: Literal["classifier", "rotation", "inception", "none"]
+    `weights` is the path of Inception's file, null for torch's usual cache; `download` lets it be fetched there.
+    """
+
+    extractor: str
     weights: str | None
+    download: bool
     train: TrainConfig
 
 
@@ -152,11 +156,15 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What each model is scored on: samples, and the NFE of each fixed-step solver, on a grid."""
+    """What each model is scored on: samples, and the NFE of each fixed-step solver, on each of the grids.
+
+    `repeats` is the number of disjoint ranges of noise, each of `samples`.
+    """
 
     samples: int
+    repeats: int
     batch: int
-    grid: FixedGrid
+    grids: tuple[FixedGrid, ...]
     solvers: dict[str, tuple[int, ...]]
     dopri5: Adaptive | None
     metrics: tuple[str, ...]

@@ -11,15 +11,18 @@ from pydantic import ValidationError
 
 from flows.params import NAME, Couple, Params, lines_of
 from fmcore.couplings import COUPLINGS
-from fmcore.features import FIT_DIMS, INCEPTION_DIMS
-from fmcore.fidelity import FEATURE_METRICS
+from fmcore.features import EXTRACTORS, FUNCTION, dims_of
 from fmcore.losses import WEIGHTINGS
 from fmcore.metrics import GROUPS
 from fmcore.networks import MLP
 from fmcore.paths import Linear
 from fmcore.perceptual import Perceptual
+from fmcore.scoring import METRICS
 from fmcore.solvers import ADAPTIVE, SOLVERS, steps_for
 from fmcore.times import TIMES, KGrid
+
+OF_IMAGES = ("frechet_infinity", "inception_score")
+WITH_CLASSES = ("classifier", "inception-v3-compat")
 
 
 def rules(params: Params) -> Iterator[str]:
@@ -194,13 +197,24 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
     for name, nfes in evaluate.solvers.items():
         if len(set(nfes)) < len(nfes):
             yield f"evaluate.solvers.{name}: expected each NFE once, got {list(nfes)}"
-    dims = INCEPTION_DIMS if params.features.extractor == "inception" else FIT_DIMS
-    if not params.is_points and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
+    if evaluate.repeats < 1:
+        yield f"evaluate.repeats: expected a number >= 1, got {evaluate.repeats}"
+    names = [grid.name for grid in evaluate.grids]
+    if not names or len(set(names)) < len(names):
+        yield f"evaluate.grids: expected at least one grid and each once, got {json.dumps(names)}"
+    dims = None if params.is_points else dims_of(params.features.extractor, params.data.shape)
+    if dims is not None and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
         least = dims * GROUPS // (GROUPS - 1) + 1
         yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
     for name in evaluate.metrics:
-        if name not in FEATURE_METRICS:
-            yield f"evaluate.metrics: expected any of {', '.join(FEATURE_METRICS)}, got {json.dumps(name)}"
+        offered = [known for known in METRICS if not (params.is_points and known in OF_IMAGES)]
+        if name not in offered:
+            yield f"evaluate.metrics: expected any of {', '.join(offered)}, got {json.dumps(name)}"
+    if "inception_score" in evaluate.metrics and params.features.extractor not in WITH_CLASSES:
+        yield (
+            f"evaluate.metrics: inception_score needs features.extractor {' or '.join(WITH_CLASSES)}, "
+            f"got {params.features.extractor}"
+        )
     if likelihood := evaluate.likelihood:
         at = "evaluate.likelihood"
         yield from _solver_rules(likelihood.solver, (likelihood.nfe,), f"{at}.solver", f"{at}.nfe")
@@ -216,6 +230,10 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
 
 def _data_rules(params: Params) -> Iterator[str]:
     kind = params.features.extractor
+    if kind not in EXTRACTORS and not FUNCTION.fullmatch(kind):
+        offered = ", ".join(EXTRACTORS)
+        yield f"features.extractor: expected one of {offered}, or MODULE:FUNCTION, got {json.dumps(kind)}"
+        return
     if params.is_points:
         if kind != "none":
             yield f'features.extractor: expected "none" for points ({params.data.name}), got {json.dumps(kind)}'
@@ -231,6 +249,6 @@ def _data_rules(params: Params) -> Iterator[str]:
             if isinstance(section.distance, Perceptual):
                 yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are points"
     elif kind == "none":
-        yield "features.extractor: none is for points; images need classifier, rotation or inception"
-    if (kind == "inception") != (params.features.weights is not None):
-        yield f"features.weights: expected a path for inception, else null, got {params.features.weights!r}"
+        yield "features.extractor: none is for points; images need another, e.g. classifier or rotation"
+    if kind != "inception-v3-compat" and (params.features.weights is not None or params.features.download):
+        yield f"features: expected weights null and download false for {kind}, only inception-v3-compat has a file"

@@ -33,6 +33,7 @@ STAGES = {
     "reflow": "flows.rectify",
     "distill": "flows.rectify",
     "evaluate": "flows.evaluate",
+    "evaluate_pairs": "flows.evaluate",
     "report": "flows.report",
 }
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import psutil
 
-from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table
+from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
 from flows.tracking import Process, redacted
 from flows.ui import live_api
 
@@ -109,6 +109,8 @@ class Run:
                 self._log_sometimes(f"metrics {sorted(values)}", f"step {step}: {text}")
             case Note(text):
                 self._log(text)
+            case Tag(name, text):
+                self._log(f"{name}: {text}")
             case Table(name, rows):
                 self._show(name, "table", json.dumps(_plain(rows)))
             case Picture(name, path):

@@ -137,6 +137,9 @@ class Store:
                         self.client.log_batch(run, params=batch)
                 case "files":
                     self.client.log_artifacts(run, str(journal.folder / record["files"]))
+                case "tag":
+                    for tagged in (run, self.parent(journal)):
+                        self.client.set_tag(tagged, record["name"], record["text"][:TAG_LENGTH])
                 case "model":
                     self._send_model(journal, record, run)
         if any(record["kind"] == "note" for record in fresh):

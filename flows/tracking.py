@@ -36,7 +36,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 import psutil
 
-from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table
+from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
 
 RECORDS = "records.jsonl"
 LOG = "log.txt"
@@ -228,6 +228,8 @@ class Run:
                 files, kept = self._place(f"tables/{name}.csv")
                 _write_csv(kept, rows)
                 self._append(kind="files", files=files)
+            case Tag(name, text):
+                self._append(kind="tag", name=f"fmcore.{name}", text=text)
             case Note(text):
                 with (self.folder / LOG).open("a") as log:
                     log.write(f"{time.strftime('%H:%M:%S')} {text}\n")

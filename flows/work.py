@@ -5,24 +5,30 @@ DVC deletes a stage's outputs before it runs the stage, so what must survive a k
 The same command resumes there; another recipe has another folder. It is removed when the stage is done.
 """
 
+import csv
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
 import fmcore
 from flows.layout import WORK
+from fmcore.store import write_file
 
 BUSY_SECONDS = 10.0
 CODE = Path(fmcore.__file__).parent
-STAGE_MODULES = ("couple.py", "evaluate.py", "features.py", "rectify.py", "setup.py", "train.py")
+STAGE_MODULES = (
+    *("couple.py", "evaluate.py", "features.py", "looks.py"),
+    *("rectify.py", "setup.py", "sweep.py", "train.py"),
+)
 
 
 class BusyError(RuntimeError):
@@ -90,6 +96,15 @@ def publish(finished: Path, out: Path) -> None:
         if error.errno != errno.EXDEV:  # DVC's experiments may run on another file system
             raise
         shutil.move(finished, out)
+
+
+def write_table(path: Path, names: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(lines)
+    write_file(path, text.getvalue().encode())
 
 
 def need_space(folder: Path, size: int, what: str) -> None:

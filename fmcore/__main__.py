@@ -5,6 +5,7 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,9 +35,14 @@ def parser() -> argparse.ArgumentParser:
         "--against",
         type=Path,
         required=True,
-        help="the folder `features` that the pipeline made of its data, or a folder of images (then --weights)",
+        help="the folder `features` that the pipeline made of its data, or a folder of images",
     )
-    evaluate.add_argument("--weights", help="torch-fidelity's file of Inception weights")
+    evaluate.add_argument(
+        "--extractor",
+        help="what images are compared by: inception-v3-compat (default), pixels, random, or a function of yours, "
+        "MODULE:FUNCTION; a folder `features` says so itself, but a function's name must be repeated here",
+    )
+    evaluate.add_argument("--weights", help="file of Inception weights (default: the one in torch's cache)")
     evaluate.add_argument("--metrics", default="", help="besides, e.g. kid,precision_recall,density_coverage")
     evaluate.add_argument("--out", type=Path, help="a .csv file for the table")
     _add_sampling(evaluate, count=10_000)
@@ -100,15 +106,16 @@ def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.data import image_paths
     from fmcore.fidelity import FEATURE_METRICS
     from fmcore.pixels import quantise
-    from fmcore.scoring import ImageScorer, PointScorer, Scorer, folder_images
+    from fmcore.scoring import METRICS, ImageScorer, PointScorer, Scorer, folder_images
     from fmcore.store import ArtifactError, load_model, read_json, read_tensors
 
-    metrics = [name for name in args.metrics.split(",") if name]
-    for name in metrics:
-        if name not in FEATURE_METRICS:
-            raise ValueError(f"--metrics: expected any of {', '.join(FEATURE_METRICS)}, got {name!r}")
     file = args.against / "reference.safetensors"
-    is_points = file.is_file() and read_json(args.against / "manifest.json")["extractor"] == "none"
+    is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
+    metrics = [name for name in args.metrics.split(",") if name]
+    offered = tuple(FEATURE_METRICS) if is_points else METRICS
+    for name in metrics:
+        if name not in offered:
+            raise ValueError(f"--metrics: expected any of {', '.join(offered)}, got {name!r}")
     model = load_model(args.target, args.device) if (args.target / "config.json").is_file() else None
     if model is None and is_points:
         raise ArtifactError(f"{args.target}: expected a model folder, since {args.against} holds points")
@@ -138,36 +145,36 @@ def _evaluate(args: argparse.Namespace) -> str:
     if args.out:
         _write(args, scores)
     lines = [f"{args.target} against {args.against}: {count} samples ({how}), seed {args.seed}"]
-    for metric, (value, std, samples), real, name, digest in scores:
-        made_with = f"{samples} samples, {real} real, {name} {digest[:8]}".strip()
-        lines.append(f"{metric:20} {value:.6g} ± {std:.2g}   ({made_with})")
+    for score in scores:
+        e = score.estimate
+        made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
+        lines.append(f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})")
     return "\n".join(lines)
 
 
 def _reference(args: argparse.Namespace, file: Path) -> tuple["Extractor", "Reference", tuple[int, ...]]:
     """The extractor, the data under it and the shape of its images: the pipeline's, or made of a folder here."""
     from fmcore.data import image_paths
-    from fmcore.features import inception, load_extractor, load_reference, reference_parts
+    from fmcore.features import adopt, load_extractor, load_reference, reference_parts
     from fmcore.progress import Progress
     from fmcore.scoring import folder_images
     from fmcore.store import read_json
 
     if file.is_file():
-        extractor = load_extractor(args.against, args.device, args.weights)
+        extractor = load_extractor(args.against, args.device, args.weights, args.extractor)
         return extractor, load_reference(file), tuple(read_json(args.against / "manifest.json")["image_shape"])
-    if args.weights is None:
-        raise ValueError(
-            f"--weights is needed to compare with images in {args.against}: torch-fidelity's Inception file; "
-            "or give --against the folder `features` of a pipeline"
-        )
-    extractor, count = inception(args.weights, args.device), len(image_paths(args.against))
+    kind, count = args.extractor or "inception-v3-compat", len(image_paths(args.against))
+    shape = tuple(next(folder_images(args.against, None, batch=1)).shape[1:])
+    with TemporaryDirectory() as folder:
+        data = folder_images(args.against, shape)
+        extractor = adopt(kind, Path(folder), shape, data, args.device, args.weights)
     bar, total = Progress("reference", count, "images"), None
-    for part in reference_parts(extractor, folder_images(args.against, None), count):
+    for part in reference_parts(extractor, folder_images(args.against, shape), count):
         total = part if total is None else total + part
         bar.to(total.stats.count)
     bar.close()
     assert total is not None
-    return extractor, total, tuple(next(folder_images(args.against, None, batch=1)).shape[1:])
+    return extractor, total, shape
 
 
 def _write(args: argparse.Namespace, scores: Sequence["Score"]) -> None:

@@ -1,42 +1,66 @@
-"""Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32.
+"""Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32; and the data under them.
 
-Inception's features make sense for colour photographs only, and cost minutes a score without a GPU. For other
-images a small classifier is fitted on the training split; its penultimate layer sees what a class is, so
-a model that drops one is found out, where random or pixel features hardly notice.
+    classifier, rotation    a small network fitted on the training split (`fmcore.feature_net`)
+    inception-v3-compat     FID proper (`fmcore.inception`): made for colour photographs, slow without a GPU
+    pixels                  the pixels themselves, for tests and closed forms
+    random                  the small network, unfitted: nearly blind to missing modes, so a complement at most
+    MODULE:FUNCTION         any function that can be imported, the current folder included; it takes uint8 NCHW
+                            pixels on the device of the scores and returns (N, D) floats
+
+A folder that records an extractor says of which file it was made, by SHA-256; of a function that is the source
+file it stands in, and not what that file reads.
 """
 
 import hashlib
+import importlib
+import inspect
+import os
+import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from math import log2
+from functools import reduce
+from math import prod
+from operator import add
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
-from torch import Generator, Tensor, nn
+from torch import Tensor
 
+from fmcore.feature_net import FIT_DIMS, FeatureNet, Fitting
+from fmcore.inception import INCEPTION_DIMS, INCEPTION_SHA, find_inception, load_inception
 from fmcore.metrics import Stats, stats
 from fmcore.pixels import dequantise
+from fmcore.rng import generator
 from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
-from fmcore.training import Objective
 
-FIT_DIMS = 64
-KEPT = 5000  # features kept one by one: enough for neighbours and kernels, 40 MB of Inception's
-HELD_OUT_EVERY = 5
-INCEPTION_DIMS = 2048
-# The published weights carry the first digits of their SHA-256 in their name.
-INCEPTION_NAME, INCEPTION_SHA = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
+FITTED, UNFITTED = ("classifier", "rotation"), ("inception-v3-compat", "pixels", "random")
+EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they are
+FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
+KEPT = 5000  # features that neighbours and kernels are made of
+FEATURE_BYTES = 2**29  # of features kept one by one: 65,000 images under Inception
+PARTS = 8  # that the data is dealt into, to see how far it is from itself
+_NETS = {"classifier": "fd_cnn64", "rotation": "fd_rot64", "random": "fd_random64"}
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature extractor: `metric` names the distance on its features, `digest` its weights."""
+    """A feature extractor.
+
+    Main arguments:
+        metric: the name of the distance on its features.
+        digest: SHA-256 of its weights or source, "" if it has neither.
+        features: uint8 NCHW -> (N, dims).
+        logits: class scores from features, of extractors that have classes.
+    """
 
     metric: str
     dims: int
     digest: str
     features: Callable[[Tensor], Tensor]
+    logits: Callable[[Tensor], Tensor] | None = None
 
     def __call__(self, pixels: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
         """Features of 8-bit images."""
@@ -44,222 +68,292 @@ class Extractor:
             return self.features(pixels)
 
 
-class FeatureNet(nn.Module):
-    """A few convolutions and a 64-unit layer, whose activations times `scale` are the features.
-
-    A trained ReLU layer has no natural scale, and a Frechet distance grows with its square. `scale` gives the
-    features of the data unit variance, averaged over dimensions, so that values mean the same for each seed
-    and each data set: 0 is the data, about 64 (the number of dimensions) is what a single image repeated gets
-    from the spread it lacks, before its distance from the mean.
-    """
-
-    scale: Tensor
-
-    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
-        super().__init__()
-        channels, side = shape[0], min(shape[1:])
-        layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU()]
-        for _ in range(max(1, round(log2(side / 4)))):
-            layers += [nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
-        layers += [nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten()]
-        self.body = nn.Sequential(*layers, nn.Linear(64 * 16, FIT_DIMS), nn.ReLU())
-        self.head = nn.Linear(FIT_DIMS, classes)
-        self.register_buffer("scale", torch.ones(()))
-
-    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N classes"]:
-        """Class scores."""
-        scores: Tensor = self.head(self.body(x))
-        return scores
-
-    def features(self, pixels: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
-        """What `Extractor` calls."""
-        found: Tensor = self.scale * self.body(dequantise(pixels.to(self.scale.device)))
-        return found
+def dims_of(name: str, shape: tuple[int, ...]) -> int | None:
+    """How many features an extractor makes of images of that shape; None for a function: only a call tells."""
+    if FUNCTION.fullmatch(name):
+        return None
+    return {"inception-v3-compat": INCEPTION_DIMS, "pixels": prod(shape)}.get(name, FIT_DIMS)
 
 
-class Fitting(NamedTuple):
-    """What to train for an extractor, and how well it does on the images held out."""
-
-    network: FeatureNet
-    objective: Objective
-    held_out_accuracy: Callable[[FeatureNet], float]
-    held_out: int
-
-
-def fitting(
-    kind: str,
-    pixels: UInt8[Tensor, "N C H W"],
-    label: Int64[Tensor, " N"] | None,
-    num_classes: int | None,
-    *,
-    batch_size: int,
-    seed: int,
-) -> Fitting:
-    """How to fit a `classifier` (on labels) or a `rotation` extractor; every fifth image is held out.
-
-    Which way up an image is can be asked of any data (Gidaris et al., arXiv:1803.07728): the rotation task shows
-    each image in all four orientations.
+def digest_of(kind: str, weights: str | None, download: bool) -> str | None:
+    """SHA-256 of the file an extractor is made of: Inception's weights, a function's source; None for the others.
 
     Raises:
-        ValueError: for a classifier on data without classes, rotation of images that are not square, or fewer
-            than `HELD_OUT_EVERY` images.
+        ValueError: as `find_inception`, and if a function cannot be imported.
     """
-    shape = tuple(pixels.shape[1:])
-    if kind == "classifier" and (label is None or num_classes is None):
-        raise ValueError("features.extractor: classifier needs data with classes; expected rotation for this data")
-    if kind == "rotation" and shape[1] != shape[2]:
-        raise ValueError(f"features.extractor: rotation needs square images, got {shape[1]}x{shape[2]}")
-    if len(pixels) < HELD_OUT_EVERY:
-        raise ValueError(f"features: expected at least {HELD_OUT_EVERY} images, got {len(pixels)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = FeatureNet(shape, num_classes if kind == "classifier" and num_classes else 4).to(pixels.device)
-    test = torch.arange(len(pixels), device=pixels.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-
-    def task(index: Tensor) -> tuple[Tensor, Tensor]:
-        x = dequantise(pixels[index])
-        if kind == "classifier":
-            assert label is not None
-            return x, label[index]
-        quarter = torch.arange(4, device=x.device).repeat_interleave(len(x))
-        return torch.cat([x.rot90(k, (2, 3)) for k in range(4)]), quarter
-
-    train_index = (~test).nonzero()[:, 0]
-    images = batch_size if kind == "classifier" else max(1, batch_size // 4)
-
-    def draw(g: Generator, progress: float) -> tuple[Tensor, Tensor]:
-        return task(train_index[torch.randint(len(train_index), (images,), generator=g, device=g.device)])
-
-    def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return nn.functional.cross_entropy(network(batch[0]), batch[1], reduction="none")
-
-    def accuracy(network: FeatureNet) -> float:
-        right = total = 0
-        with torch.inference_mode():
-            for index in torch.split(test.nonzero()[:, 0], 500):
-                x, target = task(index)
-                right += int((network(x).argmax(1) == target).sum())
-                total += len(target)
-        return right / total
-
-    return Fitting(network, Objective(draw, loss), accuracy, int(test.sum()))
+    if kind == "inception-v3-compat":
+        return sha256(find_inception(weights, download))
+    return sha256(_imported(kind)[1]) if FUNCTION.fullmatch(kind) else None
 
 
 def save_extractor(folder: Path, kind: str, fitted: Fitting, pixels: UInt8[Tensor, "N C H W"]) -> float:
     """Sets the scale of a fitted network, writes it to `folder`, and returns its held-out accuracy."""
     network = fitted.network.eval()
     accuracy = fitted.held_out_accuracy(network)
-    network.scale.fill_(float(_spread(network, pixels)))
-    write_tensors(folder / "extractor.safetensors", network.state_dict())
-    write_json(
-        folder / "manifest.json",
-        {
-            "extractor": kind,
-            "shape": list(pixels.shape[1:]),
-            "classes": network.head.out_features,
-            "held_out_accuracy": round(accuracy, 6),
-            "held_out_images": fitted.held_out,
-            "sha256": sha256(folder / "extractor.safetensors"),
-        },
-    )
+    about = {"held_out_accuracy": round(accuracy, 6), "held_out_images": fitted.held_out}
+    _save_network(folder, kind, network, torch.split(pixels, 500), tuple(pixels.shape[1:]), about)
     return accuracy
 
 
-def _spread(network: FeatureNet, pixels: UInt8[Tensor, "N C H W"]) -> Tensor:
-    """1 / root mean variance of the features of the data."""
+def _save_network(
+    folder: Path,
+    kind: str,
+    network: FeatureNet,
+    data: Iterable[Tensor],
+    shape: tuple[int, ...],
+    about: dict[str, Any],
+) -> None:
+    """Gives the features of the data unit variance, averaged over dimensions, and writes the network."""
     with torch.inference_mode():
-        found = torch.cat([network.features(part) for part in torch.split(pixels, 500)])
-    return found.var(0).mean().rsqrt()
+        whole = reduce(add, (stats(network.features(pixels)) for pixels in data))
+    network.scale.fill_(float(whole.covariance.diagonal().mean().rsqrt()))
+    write_tensors(folder / "extractor.safetensors", network.state_dict())
+    about = {**about, "classes": network.head.out_features}
+    _record(folder, kind, sha256(folder / "extractor.safetensors"), shape, about)
 
 
-def adopt_inception(weights: str, folder: Path) -> None:
-    """Records in `folder` which Inception weights scores are computed with; errors are those of `inception`."""
-    digest = _inception_digest(weights)
-    write_json(folder / "manifest.json", {"extractor": "inception", "sha256": digest})  # no path: machines differ
+def _record(folder: Path, kind: str, digest: str, shape: tuple[int, ...], about: dict[str, Any]) -> None:
+    # No path of the weights: machines differ.
+    write_json(
+        folder / "manifest.json", {**about, "extractor": kind, "sha256": digest, "image_shape": list(shape)}
+    )
 
 
-def inception(weights: str, device: torch.device | str = "cpu") -> Extractor:
-    """The extractor of FID proper, with the weights in that file.
+def adopt(
+    kind: str,
+    folder: Path,
+    shape: tuple[int, ...],
+    data: Iterable[Tensor],
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    download: bool = False,
+) -> Extractor:
+    """The extractor of that name, which needs no fitting, recorded in `folder`.
+
+    Main arguments:
+        shape: (C, H, W) of the images.
+        data: batches of the data's images; only `random` looks at them, to set its scale.
+        weights, download: see `find_inception`.
 
     Raises:
-        ValueError: if the file is missing or is not a plain dictionary of tensors.
+        ValueError: for a kind that must be fitted or is unknown, weights that are missing or are none, a function
+            that cannot be imported or does not make features of two images.
     """
-    return _inception(Path(weights), _inception_digest(weights), device)
+    about: dict[str, Any] = {}
+    if kind == "inception-v3-compat":
+        path = find_inception(weights, download)
+        made = _inception(path, sha256(path), device)
+    elif kind == "pixels":
+        made = _pixels(shape, device)
+    elif kind == "random":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = FeatureNet(shape, 1).to(device).eval()
+        _save_network(folder, kind, network, data, shape, about)
+        return load_extractor(folder, device)
+    elif FUNCTION.fullmatch(kind):
+        made = _tried(kind, shape, device)
+        about = {"dims": made.dims}
+    else:
+        raise ValueError(f"extractor: expected one of {', '.join(UNFITTED)} or MODULE:FUNCTION, got {kind!r}")
+    _record(folder, kind, made.digest, shape, about)
+    return made
 
 
-def _inception_digest(weights: str) -> str:
-    path = Path(weights)
-    if not path.is_file():
-        raise ValueError(
-            f"features.weights: no file {weights!r}; expected torch-fidelity's {INCEPTION_NAME}, "
-            "which is never downloaded for you"
-        )
+def load_extractor(
+    folder: Path,
+    device: torch.device | str = "cpu",
+    weights: str | None = None,
+    function: str | None = None,
+) -> Extractor:
+    """The extractor that the features stage fitted or adopted.
+
+    Main arguments:
+        weights: where Inception's file lies, None for the usual cache.
+        function: MODULE:FUNCTION if that is what it must be. The folder may be somebody else's, so nothing is
+            imported because a file in it says so.
+
+    Raises:
+        ArtifactError: if its file is missing or is another than the manifest names, or the function is another.
+        ValueError: as `adopt`.
+    """
+    file = folder / "manifest.json"
+    manifest = read_json(file)
     try:
-        found = torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity would unpickle anything
-    except Exception as error:
-        first = str(error).splitlines()[0]
-        raise ValueError(f"features.weights: {weights!r} is not a file of weights: {first}") from None
-    if not (isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values())):
-        raise ValueError(f"features.weights: {weights!r} is not a file of weights but a {type(found).__name__}")
-    return sha256(path)
-
-
-def load_extractor(folder: Path, device: torch.device | str = "cpu", weights: str | None = None) -> Extractor:
-    """The extractor that the features stage fitted or adopted; `weights` is where Inception's file lies.
-
-    Raises:
-        ArtifactError: if its file is missing or is another than the manifest names.
-    """
-    manifest = read_json(folder / "manifest.json")
-    kind = manifest["extractor"]
-    path = Path(weights or "") if kind == "inception" else folder / "extractor.safetensors"
-    if not path.is_file() or sha256(path) != manifest["sha256"]:
-        raise ArtifactError(f"{path}: expected the extractor with SHA-256 {manifest['sha256']}")
-    if kind == "inception":
-        return _inception(path, manifest["sha256"], device)
-    network = FeatureNet(tuple(manifest["shape"]), manifest["classes"])
+        kind, digest, shape = str(manifest["extractor"]), manifest["sha256"], tuple(manifest["image_shape"])
+        of_function = FUNCTION.fullmatch(kind) is not None
+        if function is None and of_function:
+            raise ArtifactError(
+                f"{folder}: made with the function {kind}, and what a folder names is not run for that; "
+                f"expected --extractor {kind}"
+            )
+        if function is not None and function != kind:
+            raise ArtifactError(f"{folder}: expected features of {function}, got those of {kind}")
+        if kind == "pixels":
+            return _pixels(shape, device)
+        if of_function:
+            call, path = _imported(kind)
+            _check_digest(path, digest)
+            return _function(kind, call, digest, manifest["dims"], device)
+        if kind == "inception-v3-compat":
+            path = find_inception(weights)
+            _check_digest(path, digest)
+            return _inception(path, digest, device)
+        if kind not in _NETS:
+            offered = ", ".join((*FITTED, *UNFITTED))
+            raise ArtifactError(f"{file}: expected an extractor among {offered}, got {kind!r}")
+        path = folder / "extractor.safetensors"
+        _check_digest(path, digest)
+        network = FeatureNet(shape, manifest["classes"])
+    except KeyError as error:
+        raise ArtifactError(f"{file}: expected a manifest of features, got one without {error}") from None
     network.load_state_dict(read_tensors(path))
     network.to(device).eval()
-    name = "cnn64" if kind == "classifier" else "rot64"
-    return Extractor(f"fd_{name}", FIT_DIMS, manifest["sha256"], network.features)
+    logits = network.logits if kind == "classifier" else None
+    return Extractor(_NETS[kind], FIT_DIMS, digest, network.features, logits)
+
+
+def _check_digest(path: Path, digest: str) -> None:
+    if not path.is_file() or sha256(path) != digest:
+        raise ArtifactError(f"{path}: expected the extractor with SHA-256 {digest}")
 
 
 def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-
-    network = FeatureExtractorInceptionV3(
-        "inception-v3-compat", [str(INCEPTION_DIMS)], feature_extractor_weights_path=str(path)
-    ).to(device)
-
-    def features(pixels: Tensor) -> Tensor:
-        if pixels.shape[1] == 1:
-            pixels = pixels.expand(-1, 3, -1, -1)
-        found: Tensor = network(pixels.to(device))[0]
-        return found
-
     # Other weights than the published ones give numbers that must not be taken for the FID.
     metric = "fid_inception" if digest.startswith(INCEPTION_SHA) else f"fd_inception_{digest[:8]}"
-    return Extractor(metric, INCEPTION_DIMS, digest, features)
+    return Extractor(metric, INCEPTION_DIMS, digest, *load_inception(path, device))
+
+
+def _pixels(shape: tuple[int, ...], device: torch.device | str) -> Extractor:
+    dims = prod(shape)
+    return Extractor(f"fd_pixels{dims}", dims, "", lambda pixels: dequantise(pixels.to(device)).flatten(1))
+
+
+# --- functions by name --------------------------------------------------------------------------------------
+
+
+def _imported(name: str) -> tuple[Callable[[Tensor], Tensor], Path]:
+    """The function of that name and its source file."""
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for good: the function may import later
+    importlib.invalidate_caches()
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"extractor {name}: {module_name} needs {error.name}, which is not there") from None
+        raise ValueError(f"extractor {name}: no module {error.name!r}, in {os.getcwd()} or installed") from None
+    except Exception as error:
+        raise ValueError(f"extractor {name}: {module_name} cannot be imported: {_line(error)}") from None
+    function = getattr(module, function_name, None)
+    if not inspect.isfunction(function):
+        got = "none of that name" if function is None else f"a {type(function).__name__}"
+        raise ValueError(
+            f"extractor {name}: expected a function {function_name!r} in {module.__file__}, got {got}"
+        )
+    source = inspect.getsourcefile(inspect.unwrap(function))
+    if source is None:
+        raise ValueError(f"extractor {name}: expected a function with a source file, to tell its versions apart")
+    return function, Path(source)
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _tried(name: str, shape: tuple[int, ...], device: torch.device | str) -> Extractor:
+    """The extractor of a function, after a call with two images."""
+    function, source = _imported(name)
+    two = torch.randint(256, (2, *shape), generator=generator(0, "features/trial")).to(torch.uint8)
+    try:
+        with torch.inference_mode():
+            found = function(two.to(device))
+    except Exception as error:
+        raise ValueError(f"extractor {name}: failed on two images of shape {shape}: {_line(error)}") from None
+    dims = found.shape[1] if isinstance(found, Tensor) and found.ndim == 2 else 0
+    _check_features(name, found, 2, dims)
+    if not found.isfinite().all():
+        raise ValueError(f"extractor {name}: expected finite features, got {found.flatten()[:4].tolist()}, ...")
+    return _function(name, function, sha256(source), dims, device)
+
+
+def _function(
+    name: str, function: Callable[[Tensor], Tensor], digest: str, dims: int, device: torch.device | str
+) -> Extractor:
+    def features(pixels: Tensor) -> Tensor:
+        found = function(pixels.to(device))
+        _check_features(name, found, len(pixels), dims)
+        return found.to(device, torch.float32)
+
+    return Extractor(f"fd_{name.partition(':')[2]}", dims, digest, features)
+
+
+def _check_features(name: str, found: object, count: int, dims: int) -> None:
+    right = isinstance(found, Tensor) and found.is_floating_point() and tuple(found.shape) == (count, dims)
+    if not right or not dims:
+        got = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        wanted = f"({count}, {dims or 'D'}) for {count} images"
+        raise ValueError(f"extractor {name}: expected a tensor of floats, {wanted}, got {got}")
+
+
+# --- the data under an extractor ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The data under an extractor: its statistics, and some features for metrics that need them one by one."""
+    """The data under an extractor: its statistics, and the features for metrics that need them one by one.
+
+    These are those of all images, as far as they fit into `FEATURE_BYTES`, else of every so many-th.
+    While it is made it also has the statistics of `PARTS` random parts of the data.
+    """
 
     stats: Stats
     features: Float[Tensor, "N D"]
+    parts: tuple[Stats, ...] = ()
 
     def __add__(self, other: "Reference") -> "Reference":
-        return Reference(self.stats + other.stats, torch.cat([self.features, other.features]))
+        parts = tuple(a + b for a, b in zip(self.parts, other.parts, strict=True))
+        return Reference(self.stats + other.stats, torch.cat([self.features, other.features]), parts)
+
+    @property
+    def kept(self) -> Float[Tensor, "K D"]:
+        """At most `KEPT` of the features: enough for neighbours and kernels."""
+        return self.features[:: -(-len(self.features) // KEPT)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the features are those of all images, as who looks for copies must have."""
+        return len(self.features) == self.stats.count
 
 
 def reference_parts(extractor: Extractor, batches: Iterable[Tensor], count: int) -> Iterator[Reference]:
-    """The reference of each batch of `count` images; the sum keeps every so many-th feature, `KEPT` at most."""
-    every, first = -(-count // KEPT), 0
+    """The reference of each batch of `count` images; they add up to that of all.
+
+    Memory does not grow with the number of images beyond `FEATURE_BYTES`.
+
+    Raises:
+        ValueError: if features are not finite; it names the first image.
+    """
+    every, first = -(-count * extractor.dims * 4 // FEATURE_BYTES), 0
+    part_of = _dealt(count)
     for pixels in batches:
-        found = extractor(pixels).cpu()
-        yield Reference(stats(found), found[-first % every :: every])
+        found = extractor(pixels)
+        bad = (~found.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"{extractor.metric}: features of {len(bad)} of {len(found)} images of the data are not finite, "
+                f"the first is image {first + bad[0]}"
+            )
+        part = part_of[first : first + len(found)].to(found.device)
+        parts = tuple(stats(found[part == i]) for i in range(PARTS))
+        yield Reference(stats(found), found[-first % every :: every].cpu(), parts)
         first += len(found)
+
+
+def _dealt(count: int) -> Int64[Tensor, " count"]:
+    """Which part each image is in: equal parts, in a fixed random order."""
+    return torch.randperm(count, generator=generator(0, "features/floor")) % PARTS
 
 
 def save_reference(path: Path, value: Reference) -> None:

@@ -1,5 +1,12 @@
-"""Pictures of samples: grids of images, scatter plots of points. matplotlib and PIL load when one is drawn."""
+"""Pictures of samples: grids of images, scatter plots of points, animations.
 
+A picture in the making is a sheet of bytes, (h, w, channels): grey, RGB, or RGBA where what is behind should show.
+matplotlib and PIL load when one is drawn.
+"""
+
+import io
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -9,14 +16,15 @@ from torch import Tensor
 from fmcore.pixels import quantise
 
 INK = "#1f5fbf"
+EXTENT = 5.0  # points are shown in [-EXTENT, EXTENT]^2
 
 
-def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[Tensor, "h w C"]:
-    """Images side by side, `columns` to a row, on white."""
+def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1, fill: int = 255) -> UInt8[Tensor, "h w C"]:
+    """Images side by side, `columns` to a row, on white, or on what `fill` is in all channels."""
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
     sheet = torch.full(
-        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, dtype=torch.uint8
+        (rows * (height + gap) + gap, columns * (width + gap) + gap, channels), fill, dtype=torch.uint8
     )
     for i, image in enumerate(pixels):
         top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
@@ -24,15 +32,96 @@ def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[
     return sheet
 
 
-def image_grid(samples: Float[Tensor, "N C H W"], path: Path, columns: int = 8, side: int = 48) -> None:
-    """Writes images in [-1, 1] as a PNG grid; small ones are enlarged to about `side` pixels, unblurred."""
+def clear_tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[Tensor, "h w 4"]:
+    """Grey or RGB images side by side, with nothing between them."""
+    colour = pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
+    return tile(torch.cat([colour, torch.full_like(pixels[:, :1], 255)], 1), columns, gap, fill=0)
+
+
+def dots(
+    points: Float[Tensor, "N 2"], side: int, colour: str, opacity: float = 0.6
+) -> UInt8[Tensor, "side side 4"]:
+    """Points of [-EXTENT, EXTENT]^2 as dots of 2x2 pixels, denser where they overlap, on nothing.
+
+    Main arguments:
+        colour: as #rrggbb.
+        opacity: of one dot; 1 draws without shades.
+    """
+    cells = ((points.double() / EXTENT + 1) / 2 * side).round().long()
+    hit = torch.cat([cells + torch.tensor(offset) for offset in product((-1, 0), repeat=2)])
+    hit = hit[((hit >= 0) & (hit < side)).all(1)]
+    counts = torch.bincount((side - 1 - hit[:, 1]) * side + hit[:, 0], minlength=side * side).view(side, side)
+    sheet = torch.zeros(side, side, 4, dtype=torch.uint8)
+    # Few shades: a picture of them is a fraction of the size.
+    sheet[:, :, 3] = (255 * (1 - (1 - opacity) ** counts.clamp(max=6).double())).round().byte()
+    sheet[:, :, :3] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8) * (counts > 0)[:, :, None]
+    return sheet
+
+
+def enlarged(sheet: UInt8[Tensor, "h w C"], factor: int) -> UInt8[Tensor, "H W C"]:
+    """Each pixel as a square of `factor` pixels."""
+    return sheet.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+
+def png(sheet: UInt8[Tensor, "h w C"]) -> bytes:
+    """A sheet as a PNG file."""
     from PIL import Image
 
-    sheet = tile(quantise(samples), columns).numpy()
-    image = Image.fromarray(sheet[:, :, 0] if sheet.shape[2] == 1 else sheet)
-    scale = max(1, side // samples.shape[-1])
+    file = io.BytesIO()
+    Image.fromarray((sheet[:, :, 0] if sheet.shape[2] == 1 else sheet).numpy()).save(
+        file, format="PNG", optimize=True
+    )
+    return file.getvalue()
+
+
+def animation(frames: Sequence[UInt8[Tensor, "h w 4"]], seconds: Sequence[float], limit: int) -> bytes:
+    """Sheets as a GIF that loops: a pixel is there or not, and colours are as many as fit in `limit` bytes.
+
+    Colours are shared by all frames. If 32 of them are still too many, every other frame is left out, the first
+    and the last kept.
+    """
+    from PIL import Image
+
+    shown = list(range(len(frames)))
+    while True:
+        for colours in (255, 128, 64, 32):
+            sheets = [frames[i] for i in shown]
+            whole = Image.fromarray(torch.cat([sheet[:, :, :3] for sheet in sheets]).numpy())
+            indices = whole.quantize(colours, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            palette = (indices.getpalette() or [])[: 3 * colours]
+            parts = torch.frombuffer(bytearray(indices.tobytes()), dtype=torch.uint8).view(
+                len(sheets), *sheets[0].shape[:2]
+            )
+            pictures = []
+            for part, sheet in zip(parts, sheets, strict=True):
+                picture = Image.fromarray(part.masked_fill(sheet[:, :, 3] < 128, colours).numpy()).convert("P")
+                picture.putpalette(palette + [0] * (3 * (colours + 1) - len(palette)))
+                pictures.append(picture)
+            lasting = [
+                round(100 * sum(seconds[i:j])) * 10 for i, j in zip(shown, [*shown[1:], len(frames)], strict=True)
+            ]
+            file = io.BytesIO()
+            pictures[0].save(
+                file,
+                format="GIF",
+                save_all=True,
+                append_images=pictures[1:],
+                duration=lasting,
+                loop=0,
+                transparency=colours,
+                disposal=2,
+                optimize=False,
+            )
+            if file.tell() <= limit or (colours == 32 and len(shown) <= 2):
+                return file.getvalue()
+        shown = sorted({*shown[::2], shown[-1]})
+
+
+def image_grid(samples: Float[Tensor, "N C H W"], path: Path, columns: int = 8, side: int = 48) -> None:
+    """Writes images in [-1, 1] as a PNG grid; small ones are enlarged to about `side` pixels, unblurred."""
+    sheet = tile(quantise(samples), columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path, format="PNG")
+    path.write_bytes(png(enlarged(sheet, max(1, side // samples.shape[-1]))))
 
 
 def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:

@@ -15,7 +15,7 @@ from fmcore import rng
 from fmcore.couplings import Pairs
 from fmcore.fields import VelocityField
 from fmcore.pixels import dequantise
-from fmcore.solvers import Solver, integrate
+from fmcore.solvers import SOLVERS, Solver, integrate
 
 
 def draw(
@@ -119,6 +119,24 @@ def invert_data(
         x0 = integrate(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", dtype)
         _check_finite(x0, first)
         yield Pairs(x0, data.to("cpu", dtype), None if part is None else part.cpu())
+
+
+def reconstruction_error(
+    field: VelocityField,
+    x1: Float[Tensor, "B *D"],
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, " B"]:
+    """Squared distance, mean over dimensions, of x_1 to what one step makes of the noise x_1 came from.
+
+    The noise is found by running the field backwards over the whole grid (which rises from 0 to 1). On the
+    couplings a flow was trained on this is how bent it is; how much larger it is on real data says how far the
+    flow has drifted away from them (Seong et al., arXiv:2510.25229).
+    """
+    x0 = integrate(field, x1, grid.flip(0), solver, label)
+    once = integrate(field, x0, grid[[0, -1]], SOLVERS["euler"], label)
+    return (once - x1).flatten(1).square().mean(1)
 
 
 def _check_finite(x: Tensor, first: int) -> None:

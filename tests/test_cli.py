@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 
 from fmcore.__main__ import main
+from fmcore.features import adopt, reference_parts, save_reference
+from fmcore.metrics import frechet_distance, stats
 from fmcore.networks import MLP
+from fmcore.pixels import dequantise
 from fmcore.progress import Progress
 from fmcore.store import load_model, read_tensors, save_model
 
@@ -107,6 +110,140 @@ def test_a_mistake_is_one_line_and_status_2(models, tmp_path, capsys, mistake):
     assert said.err.count("\n") == 1
     assert message in said.err
     assert not (tmp_path / "x.png").exists()
+
+
+# --- anyone's images against anyone's images ----------------------------------------------------------------
+
+NETS = """
+import torch
+
+def corners(pixels):
+    return pixels[:, :, ::3, ::3].flatten(1).float()
+
+def nothing(pixels):
+    found = corners(pixels)
+    found[pixels[:, 0, 0, 0] == 255] = torch.nan
+    return found
+"""
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Two folders of 120 grey 4x4 images, their pixels, and a module with functions of a user beside them."""
+    folder = tmp_path_factory.mktemp("images")
+    pixels = torch.randint(250, (240, 1, 4, 4), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    pixels[120:] //= 2
+    for name, part in (("a", pixels[:120]), ("b", pixels[120:])):
+        (folder / name).mkdir()
+        for i, image in enumerate(part):
+            Image.fromarray(image[0].numpy()).save(folder / name / f"{i:03d}.png")
+    (folder / "nets_beside.py").write_text(NETS)
+    return folder, pixels
+
+
+def evaluated(capsys, *arguments):
+    status = main(["evaluate", *map(str, arguments)])
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+@pytest.fixture
+def beside(images, monkeypatch):
+    """The folder as the current one."""
+    monkeypatch.chdir(images[0])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    return images[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "metric"), [("pixels", "pixels16"), ("random", "random64"), ("nets_beside:corners", "corners")]
+)
+def test_two_folders_are_compared_by_the_extractor_named(images, beside, capsys, kind, metric):
+    options = ("--extractor", kind, "--metrics", "kid,frechet_infinity")
+    status, out, _ = evaluated(capsys, beside / "a", "--against", beside / "b", *options)
+    assert status == 0
+    found = {line.split()[0]: float(line.split()[1]) for line in out.splitlines()[1:]}
+    assert set(found) == {f"fd_{metric}", f"fd_{metric}_inf", "kid"}
+    features = {"pixels": dequantise, "nets_beside:corners": lambda x: x[:, :, ::3, ::3].float()}.get(kind)
+    if features:
+        a, b = (stats(features(part).flatten(1)) for part in images[1].split(120))
+        assert found[f"fd_{metric}"] == pytest.approx(frechet_distance(a, b), rel=1e-5)
+
+
+def test_a_function_is_found_from_the_shell(beside):
+    """In the current folder, as `python -m` has it."""
+    arguments = ("evaluate", "a", "--against", "b", "--extractor", "nets_beside:corners")
+    found = subprocess.run(
+        [sys.executable, "-m", "fmcore", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=beside,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+    assert "fd_corners" in found.stdout
+
+
+def test_features_by_a_function_need_its_name_again(images, beside, capsys):
+    """Or somebody else's folder could have anything imported that can be."""
+    name, pixels = "nets_beside:corners", images[1][120:]
+    extractor = adopt(name, beside / "features", (1, 4, 4), [])
+    (reference,) = reference_parts(extractor, [pixels], 120)
+    save_reference(beside / "features/reference.safetensors", reference)
+    against = (beside / "a", "--against", beside / "features")
+    status, out, said = evaluated(capsys, *against)
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert f"expected --extractor {name}" in said
+    status, out, said = evaluated(capsys, *against, "--extractor", "pixels")
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert f"expected features of pixels, got those of {name}" in said
+    status, out, _ = evaluated(capsys, *against, "--extractor", name)
+    assert status == 0
+    assert "fd_corners" in out
+
+
+def test_features_that_are_not_finite_are_one_line(images, beside, capsys):
+    Image.new("L", (4, 4), 255).save(beside / "a/999.png")
+    try:
+        for a, b in ("ab", "ba"):
+            status, out, said = evaluated(capsys, a, "--against", b, "--extractor", "nets_beside:nothing")
+            assert (status, out, said.count("\n")) == (2, "", 1)
+            assert "fd_nothing" in said
+            assert "not finite" in said
+            assert "image 120" in said
+    finally:
+        (beside / "a/999.png").unlink()
+
+
+WRONG = {
+    "unknown": ("clip", "expected one of inception-v3-compat, pixels, random or MODULE:FUNCTION, got 'clip'"),
+    "must be fitted": ("classifier", "expected one of inception-v3-compat, pixels, random or MODULE"),
+    "no module": ("no_nets:corners", "no module 'no_nets'"),
+    "no function": ("nets_beside:edges", "expected a function 'edges'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_extractor_is_one_line(beside, capsys, case):
+    kind, message = WRONG[case]
+    status, out, said = evaluated(capsys, "a", "--against", "b", "--extractor", kind)
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert message in said
+
+
+def test_inception_is_the_default_and_looked_for_in_the_cache(beside, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    status, out, said = evaluated(capsys, "a", "--against", "b")
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert f"no Inception weights at {tmp_path / 'hub/checkpoints'}" in said
+
+
+def test_class_scores_need_classes(beside, capsys):
+    arguments = ("a", "--against", "b", "--extractor", "pixels", "--metrics", "inception_score")
+    status, out, said = evaluated(capsys, *arguments)
+    assert (status, out, said.count("\n")) == (2, "", 1)
+    assert "inception_score needs class scores" in said
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -7,11 +7,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric, kid_featuresdict_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric, prc_featuresdict_to_metric
 
 import fmcore.fidelity as fidelity
-from fmcore.fidelity import FEATURE_METRICS, density_coverage, kid, precision_recall
+from fmcore.fidelity import (
+    FEATURE_METRICS,
+    classes,
+    density_coverage,
+    inception_score,
+    kid,
+    memorisation,
+    nearest,
+    precision_recall,
+)
+from fmcore.metrics import group_sizes
 
 
 def normal(count, dims, seed=0, dtype=torch.float64):
@@ -188,6 +199,7 @@ def test_what_the_jackknife_leaves_out_is_gone_from_both_sets():
     for estimate, left_out in zip(
         every(features(1, 73, 3), features(2, 66, 3)), zip(*rest, strict=True), strict=True
     ):
+        assert estimate.left_out == pytest.approx(left_out)
         assert estimate.std == pytest.approx(sqrt(9 * np.var(left_out)))
 
 
@@ -195,7 +207,7 @@ def test_a_copy_of_the_data_is_perfect_and_what_is_far_away_worthless():
     x = features(1)
     assert values(every(x, x)) == [1, 1, pytest.approx(1), 1]
     assert values(every(x[torch.randperm(150)], x)) == [1, 1, pytest.approx(1), 1]
-    assert every(x + 1000, x) == [(0, 0, 150)] * 4
+    assert every(x + 1000, x) == [(0, 0, 150, (0,) * 10)] * 4
 
 
 def test_the_rim_of_a_ball_counts_for_precision_and_not_for_density():
@@ -242,12 +254,100 @@ def test_density_and_coverage_of_one_distribution_are_known(fake, real):
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 def test_errors_of_neighbour_scores_cover_their_spread(shift):
     """A jackknife errs on the side of caution here: some 1.1 to 2.3 times the spread over repetitions."""
-    found = np.array([every(x, y) for x, y in draws(shift, 1.0, 60, real=200)])
+    found = np.array([[each[:2] for each in every(x, y)] for x, y in draws(shift, 1.0, 60, real=200)])
     value, told = found[..., 0], found[..., 1]
     ratio = np.sqrt((told**2).mean(0)) / value.std(0, ddof=1)
     assert (ratio > 0.8).all()
     assert (ratio < 2.6).all()
     assert ((abs(value - value.mean(0)) <= 2 * told).mean(0) >= 0.85).all()
+
+
+# --- copies of the data -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("real", [1, 7, 200])
+def test_the_nearest_row_is_that_of_a_loop(real, monkeypatch):
+    monkeypatch.setattr(fidelity, "CHUNK", 17)
+    x, y = features(1, 60), features(2, real)
+    distance, row = nearest(x, y)
+    every_distance = np.array([[float((a - b).norm()) for b in y] for a in x])
+    assert row.tolist() == every_distance.argmin(1).tolist()
+    np.testing.assert_allclose(distance, every_distance.min(1), rtol=1e-6)
+
+
+def test_a_copy_is_at_no_distance_however_far_from_the_origin():
+    y = (features(1) + 3000).float()
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
+    distance, row = nearest(y[order], y)
+    assert torch.equal(row, order)
+    assert distance.tolist() == [0] * 150
+
+
+def test_memorisation_leaves_rows_out_of_both_sets():
+    x, y = features(1, 63), features(2, 57)
+    xs, ys = (fidelity._shuffled(part) for part in (x, y))
+
+    def loop(x, y):
+        to_data = [min(float((a - b).norm()) for b in y) for a in x]
+        data = [min(float((a - b).norm()) for j, b in enumerate(y) if i != j) for i, a in enumerate(y)]
+        return np.median(to_data) / np.median(data)
+
+    found = memorisation(x, y)
+    assert found.value == pytest.approx(loop(x, y), rel=1e-6)
+    rest = [loop(*(part[torch.arange(len(part)) % 10 != g] for part in (xs, ys))) for g in range(10)]
+    assert found.left_out == pytest.approx(rest, rel=1e-6)
+    assert found.std == pytest.approx(sqrt(9 * np.var(rest)))
+    assert found.samples == 63
+
+
+def test_memorisation_knows_copies_from_new_samples():
+    data, new = normal(2000, 8), normal(500, 8, 1)
+    copies = data[:500] + 0.02 * new
+    half = torch.cat([copies[:250], new[:250]])
+    assert memorisation(data[:500], data).value == 0
+    assert memorisation(copies, data).value < 0.1 < memorisation(half, data).value < 0.9
+    assert memorisation(new, data).value == pytest.approx(1, abs=0.05)
+    assert memorisation(new + 5, data).value > 3
+    a, b = memorisation(10 * new + 7, 10 * data + 7), memorisation(new, data)
+    assert a.value == pytest.approx(b.value, rel=1e-5), "it has no units"
+
+
+def test_the_data_is_compared_with_itself_on_some_rows(monkeypatch):
+    data, new = normal(2000, 8), normal(500, 8, 1)
+    whole = memorisation(new, data)
+    monkeypatch.setattr(fidelity, "COMPARED", 500)
+    assert memorisation(new, data).value == pytest.approx(whole.value, rel=0.03)
+
+
+def test_data_that_comes_twice_says_nothing_of_copies():
+    with pytest.raises(
+        ValueError, match=r"^memorisation: half of the 120 rows of the reference or more come twice$"
+    ):
+        memorisation(features(1), features(2, 60).repeat(2, 1))
+
+
+# --- the inception score ------------------------------------------------------------------------------------
+
+
+def score_of(logits):
+    return inception_score([classes(part) for part in torch.split(logits, group_sizes(len(logits)))])
+
+
+@pytest.mark.parametrize("count", [100, 1003, 1007])
+def test_inception_score_is_torch_fidelity_s(count):
+    logits = 3 * features(1, count).float()
+    found, theirs = score_of(logits), isc_features_to_metric(logits, splits=10, shuffle=False)
+    assert found.value == pytest.approx(theirs["inception_score_mean"], rel=1e-12)
+    assert found.std == pytest.approx(theirs["inception_score_std"] / 3, rel=1e-9), "the error of a mean of ten"
+    assert found.samples == count
+
+
+def test_inception_score_is_the_number_of_classes_made_with_certainty():
+    logits = 1000 * torch.eye(10).repeat(50, 1)
+    assert score_of(logits).value == pytest.approx(10)
+    assert score_of(logits[torch.arange(500) % 10 < 5]).value == pytest.approx(5)
+    assert score_of(torch.zeros(100, 10)).value == pytest.approx(1)
+    assert score_of(logits).std == pytest.approx(0, abs=1e-9)
 
 
 # --- what must not matter -----------------------------------------------------------------------------------
@@ -309,7 +409,10 @@ def test_scores_by_name_are_deterministic_and_silent(capfd):
 # --- bad input ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("metric", FEATURE_METRICS.values(), ids=FEATURE_METRICS)
+EVERY_METRIC = {**FEATURE_METRICS, "memorisation": lambda x, y, _: {"memorisation": memorisation(x, y)}}
+
+
+@pytest.mark.parametrize("metric", EVERY_METRIC.values(), ids=EVERY_METRIC)
 def test_bad_input_is_refused_in_one_line(metric):
     x = features(1, 60)
     with pytest.raises(ValueError, match=r"^features have 6 dimensions, the reference has 5$"):

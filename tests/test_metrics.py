@@ -1,5 +1,8 @@
 """Metrics against closed forms, scipy and torch-fidelity."""
 
+from itertools import pairwise
+from math import hypot, isnan, sqrt
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -12,12 +15,19 @@ from torch_fidelity.metric_fid import fid_statistics_to_metric
 
 from fmcore.metrics import (
     POINT_METRICS,
+    Estimate,
     Stats,
+    bias_corrected,
+    difference,
     energy_distance,
     frechet_distance,
     frechet_estimate,
+    frechet_floor,
+    frechet_infinity,
     group_sizes,
+    jackknife,
     mean_estimate,
+    pooled,
     sliced_wasserstein,
     stats,
     straightness,
@@ -132,6 +142,57 @@ def test_frechet_standard_error_is_the_spread_over_repetitions():
     assert 0.6 < told / spread < 1.6
 
 
+def test_what_a_frechet_estimate_leaves_out_is_a_group():
+    f, reference = features(1, 403), stats(features(2))
+    found = frechet_estimate(split(f), reference)
+    ends = np.cumsum([0, *group_sizes(403)])
+    rest = [torch.cat([f[:a], f[b:]]) for a, b in pairwise(ends)]
+    assert found.left_out == pytest.approx([frechet_distance(stats(part), reference) for part in rest])
+    assert found.std == pytest.approx(jackknife(found.left_out))
+
+
+@given(limit=st.floats(-10, 10), slope=st.floats(-1000, 1000), count=st.integers(10, 2000))
+def test_a_bias_that_goes_as_one_over_n_is_taken_away(limit, slope, count):
+    sizes = group_sizes(count)
+    left_out = tuple(limit + slope / (count - size) for size in sizes)
+    found = bias_corrected(Estimate(limit + slope / count, 0.5, count, left_out), sizes)
+    assert found.value == pytest.approx(limit, abs=1e-9 * (1 + abs(slope)))
+    assert found[1:3] == (0.5, count)
+
+
+def test_frechet_infinity_is_the_jackknife_written_out():
+    f, reference = features(1), stats(features(2))
+    plain, found = frechet_estimate(split(f), reference), frechet_infinity(split(f), reference)
+    assert found.value == pytest.approx(10 * plain.value - 9 * np.mean(plain.left_out))
+    pseudo = 10 * plain.value - 9 * np.array(plain.left_out)
+    assert found.std == pytest.approx(scipy.stats.sem(pseudo))
+    assert found.std == pytest.approx(jackknife(found.left_out))
+    assert np.mean(found.left_out) == pytest.approx(found.value)
+
+
+def test_the_floor_is_a_mean_over_all_splits_into_halves():
+    parts = [features(1, 20, 3), features(2, 22, 3), features(3, 21, 3), features(4, 20, 3)]
+    wanted = []
+    for one, other in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))):
+        a, b = (torch.cat([parts[i] for i in half]) for half in (one, other))
+        wanted.append(frechet_distance(stats(a), stats(b)) / (1 / len(a) + 1 / len(b)))
+    found = frechet_floor([stats(part) for part in parts])
+    assert found.value == pytest.approx(np.mean(wanted))
+    assert found.std == pytest.approx(np.std(wanted, ddof=1) / sqrt(3)), (
+        "three splits of four parts are orthogonal"
+    )
+    assert found.samples == 83
+
+
+def test_a_floor_needs_a_power_of_two_of_parts_and_enough_samples():
+    for count in (2, 5, 6):
+        with pytest.raises(ValueError, match=rf"^the floor .* 4, 8, 16, ... parts, got {count}$"):
+            frechet_floor([stats(features(i, 20)) for i in range(count)])
+    with pytest.raises(ValueError, match=r"^the floor .* on 8 features needs more than 16 samples, got 16$"):
+        frechet_floor([stats(normal(2, 8, i)) for i in range(8)])
+    assert frechet_floor([stats(normal(3, 8, i)) for i in range(8)]).value > 0
+
+
 @pytest.mark.parametrize(("generated", "real"), [(8, 100), (9, 100), (100, 8), (100, 5)])
 def test_too_few_samples_for_a_frechet_distance_are_refused(generated, real):
     with pytest.raises(ValueError, match=rf"on 8 features needs more than 8 .* and {real} real"):
@@ -148,6 +209,51 @@ def test_groups_share_the_samples_evenly(count):
     assert sum(sizes) == count
     assert len(sizes) == min(10, count)
     assert max(sizes) - min(sizes) <= 1
+
+
+# --- two models, and repeats --------------------------------------------------------------------------------
+
+
+def test_a_difference_on_shared_noise_has_the_error_of_its_differences():
+    noise, reference = normal(400, 4), stats(normal(5000, 4, 1))
+    a, b = (frechet_estimate(split(scale * noise), reference) for scale in (1.3, 1.25))
+    found = difference(a, b)
+    assert found.value == a.value - b.value
+    assert found.std == pytest.approx(jackknife(np.subtract(a.left_out, b.left_out).tolist()))
+    assert found.std < 0.3 * hypot(a.std, b.std)
+    assert found.samples == 400
+    assert difference(a, a)[:2] == (0, 0)
+
+
+def test_errors_of_what_shares_no_noise_add_as_squares():
+    a, none = Estimate(5.0, 0.3, 100, tuple(map(float, range(10)))), Estimate(3.0, 0.4, 100)
+    for other in (none, none._replace(left_out=a.left_out[:9]), none._replace(left_out=a.left_out, samples=90)):
+        assert difference(a, other) == (2, pytest.approx(0.5), min(100, other.samples), ())
+
+
+def test_repeats_are_pooled_by_hand():
+    repeats = [Estimate(v, s, 100, tuple(v + s * i for i in range(10))) for v, s in ((1, 0.3), (2, 0.4), (6, 1.2))]
+    found, spread = pooled(repeats)
+    assert found[:3] == (3, pytest.approx(1.3 / 3), 100)
+    assert spread == pytest.approx(sqrt(7))
+    assert found.left_out[10:20] == pytest.approx([3 + 0.4 * i / 3 for i in range(10)])
+    alone, nothing = pooled(repeats[:1])
+    assert alone == repeats[0]
+    assert isnan(nothing)
+    assert pooled([*repeats, Estimate(1.0, 0.1, 100)])[0].left_out == ()
+
+
+def test_the_difference_of_repeats_is_the_mean_of_their_differences():
+    reference = stats(normal(5000, 4, 1))
+    a, b = (
+        [frechet_estimate(split(scale * normal(200, 4, seed)), reference) for seed in (2, 3, 4)]
+        for scale in (1.3, 1.25)
+    )
+    found = difference(pooled(a)[0], pooled(b)[0])
+    each = [difference(p, q) for p, q in zip(a, b, strict=True)]
+    assert found[:3] == pytest.approx(pooled(each)[0][:3])
+    zero = Estimate(0.0, 0.0, 200, (0.0,) * 30)
+    assert difference(pooled(a)[0], zero).std == pytest.approx(pooled(a)[0].std)
 
 
 # --- points -------------------------------------------------------------------------------------------------
@@ -264,4 +370,4 @@ def test_mean_with_its_standard_error():
     found = mean_estimate(values)
     assert found.value == 3
     assert found.std == pytest.approx(scipy.stats.sem(values.numpy()))
-    assert mean_estimate(torch.tensor([5.0])) == (5, 0, 1)
+    assert mean_estimate(torch.tensor([5.0])) == (5, 0, 1, ())

@@ -3,7 +3,7 @@
 import copy
 import json
 import re
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 
 import pytest
@@ -72,7 +72,9 @@ def test_values_are_read_as_written():
             at = RAW
             for part in path.split("."):
                 at = at[part]
-            assert (list(value) if isinstance(value, tuple) else value) == at, path
+            if isinstance(value, tuple):
+                value = [asdict(one) if is_dataclass(one) else one for one in value]
+            assert value == at, path
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -172,8 +174,8 @@ WRONG = {
     "unknown metric": (changed("evaluate.metrics", ["fid"]), "evaluate.metrics: expected any of kid"),
     "unknown grid": (changed("couple.grid", {"name": "log"}), "couple.grid.name: expected one of uniform, cosine"),
     "optimised grid for scores": (
-        changed("evaluate.grid", {"name": "optimised", "trajectories": 4}),
-        "evaluate.grid",
+        changed("evaluate.grids", [{"name": "optimised", "trajectories": 4}]),
+        "evaluate.grids",
     ),
     "mix without inverted data": (
         changed("reflow.mix.inverted", 0.2),
@@ -265,7 +267,25 @@ WRONG = {
         'features.extractor: expected "none" for points (moons)',
     ),
     "images without extractor": (changed("features.extractor", "none"), "features.extractor: none is for points"),
-    "inception without weights": (changed("features.extractor", "inception"), "features.weights: expected a path"),
+    "unknown extractor": (
+        changed("features.extractor", "inception"),
+        "features.extractor: expected one of classifier",
+    ),
+    "weights without inception": (changed("features.weights", "file"), "features: expected weights null"),
+    "download without inception": (changed("features.download", True), "features: expected weights null"),
+    "no grids": (changed("evaluate.grids", []), "evaluate.grids: expected at least one grid"),
+    "a grid twice": (
+        changed("evaluate.grids", [{"name": "uniform"}, {"name": "uniform"}]),
+        "evaluate.grids: expected at least one grid and each once",
+    ),
+    "no repeats": (changed("evaluate.repeats", 0), "evaluate.repeats: expected a number >= 1, got 0"),
+    "inception score without classes": (
+        {
+            **changed("features.extractor", "rotation"),
+            "evaluate": {**RAW["evaluate"], "metrics": ["inception_score"]},
+        },
+        "evaluate.metrics: inception_score needs features.extractor classifier",
+    ),
     "missing key": ({k: v for k, v in RAW.items() if k != "seed"}, "seed: missing"),
     "missing key with a default": (
         changed("base.train", {k: v for k, v in RAW["base"]["train"].items() if k != "ema_rampup"}),

@@ -1,11 +1,24 @@
 """Pictures show the samples they are given."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from fmcore.pictures import image_grid, sample_picture, scatter, tile
+from fmcore.pictures import (
+    EXTENT,
+    animation,
+    clear_tile,
+    dots,
+    enlarged,
+    image_grid,
+    png,
+    sample_picture,
+    scatter,
+    tile,
+)
 
 RAMP = torch.arange(5, dtype=torch.uint8).reshape(5, 1, 1, 1) * 50
 
@@ -22,6 +35,51 @@ def test_tile_puts_every_image_in_its_place(channels, columns):
     drawn = sum(int((sheet[:, :, 0] == 50 * i).sum()) for i in range(5))
     assert drawn == 5 * 12
     assert int((sheet[:, :, 0] == 255).sum()) == sheet.shape[0] * sheet.shape[1] - drawn
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_nothing_lies_between_clear_tiles(channels):
+    sheet = clear_tile(RAMP.expand(5, channels, 3, 4), 2)
+    plain = tile(RAMP.expand(5, 3, 3, 4), 2)
+    there = sheet[:, :, 3] == 255
+    assert there.sum() == 5 * 12
+    assert torch.equal(sheet[there][:, :3], plain[there])
+    assert (sheet[~there] == 0).all()
+
+
+def test_dots_lie_where_the_points_are():
+    points = torch.tensor([[0.0, 0.0], [-4.0, 3.0], [-4.0, 3.0], [99.0, 0.0]])
+    sheet = dots(points, 100, "#102030", opacity=0.5)
+    shades = sheet[:, :, 3]
+    assert (shades > 0).sum() == 2 * 4  # two dots of 2x2; the last point is out of sight
+    assert (sheet[shades > 0][:, :3] == torch.tensor([16, 32, 48])).all()
+    for (x, y), shade in (((0.0, 0.0), 128), ((-4.0, 3.0), 191)):  # two dots over each other are denser
+        row, column = (1 - y / EXTENT) * 50, (1 + x / EXTENT) * 50
+        assert (shades[round(row) - 1 : round(row) + 1, round(column) - 1 : round(column) + 1] == shade).all()
+
+
+def test_png_and_enlarging_keep_every_pixel():
+    sheet = torch.arange(24, dtype=torch.uint8).reshape(2, 3, 4)
+    with Image.open(io.BytesIO(png(enlarged(sheet, 3)))) as image:
+        assert image.mode == "RGBA"
+        pixels = np.asarray(image)
+    assert pixels.shape == (6, 9, 4)
+    for dy in range(3):
+        assert (pixels[dy::3, dy::3] == sheet.numpy()).all()
+
+
+def test_an_animation_shows_its_frames_for_their_time_and_loops():
+    frames = [torch.zeros(6, 8, 4, dtype=torch.uint8) for _ in range(5)]
+    for i, frame in enumerate(frames):
+        frame[i, :] = torch.tensor([40 * i, 0, 200, 255])
+    data = animation(frames, [0.5, 0.1, 0.1, 0.1, 1.0], 10_000)
+    with Image.open(io.BytesIO(data)) as image:
+        assert (image.format, image.n_frames, image.info["loop"]) == ("GIF", 5, 0)
+        for i, lasting in enumerate([500, 100, 100, 100, 1000]):
+            image.seek(i)
+            assert image.info["duration"] == lasting
+            assert (np.asarray(image.convert("RGBA"))[i] == [40 * i, 0, 200, 255]).all()
+            assert int((np.asarray(image.convert("RGBA"))[:, :, 3] > 0).sum()) == 8  # the frame before is gone
 
 
 def test_tile_keeps_images_upright():

@@ -106,6 +106,8 @@ ALL = {
     "evaluate@r1",
     "evaluate@r2",
     "evaluate_student",
+    "evaluate_pairs@r1",
+    "evaluate_pairs@r2",
     "report",
 }
 
@@ -128,13 +130,14 @@ def test_reflow_straightens_and_helps_one_step(made):
 
 def test_scores_are_tidy(made):
     table = pd.read_csv(made.folder / "reports/scores.csv")
-    columns = "model,round,solver,grid,nfe,metric,value,std,n_samples,n_reference,extractor,extractor_sha256,seed"
-    assert list(table.columns) == columns.split(",")
-    assert list(table.model.unique()) == ["base", "r1", "r2", "student"]
-    assert dict(zip(table.model, table["round"], strict=True)) == {"base": 0, "r1": 1, "r2": 2, "student": 1}
+    columns = "model,round,solver,grid,nfe,metric,value,std,spread,repeats,n_samples,n_reference"
+    assert list(table.columns) == [*columns.split(","), "extractor", "extractor_sha256", "seed"]
+    rounds = {"base": 0, "r1": 1, "r2": 2, "student": 1, "couplings-r1": 1, "couplings-r2": 2}
+    assert dict(zip(table.model, table["round"], strict=True)) == rounds
+    assert list(table.model.unique()) == list(rounds)
     assert not table.duplicated(["model", "solver", "nfe", "metric"]).any()
     assert (table.value[table.metric != "energy_distance"] >= 0).all()  # unbiased, so it can fall below 0
-    heun = table[table.solver == "heun"]
+    heun = table[(table.solver == "heun") & ~table.model.str.startswith("couplings")]
     assert (heun.nfe % 2 == 0).all()
     assert set(table[table.model == "student"].nfe) == {1}
 
@@ -142,10 +145,11 @@ def test_scores_are_tidy(made):
 def test_report_shows_what_was_made(made):
     reports = made.folder / "reports"
     page = (reports / "index.html").read_text()
-    for name in re.findall(r'src="([^"]+)"', page):
-        assert (reports / name).read_bytes().startswith(b"\x89PNG"), name
-    assert page.count("<img") == 4
+    assert all(source.startswith("data:image/") for source in re.findall(r'src="([^"]+)"', page))
     assert "sliced Wasserstein" in page
+    assert "Another reflow round after r2 is " in page
+    for path in reports.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG"), path
 
 
 def test_dvc_commands_say_something(made):
@@ -178,6 +182,10 @@ def test_mlflow_holds_every_stage_once(made):
         steps = base.execute("select step, value from metrics where run_uuid=? and key=?", (r1, key)).fetchall()
         assert sorted(step for step, _ in steps) == [1, 4, 16]
         assert any(k.startswith("dvc.dep.models/r1") for k in tags[r1])
+        (report_run,) = (run for run in runs if tags[run].get("dvc.stage") == "report")
+        (pipeline,) = parents
+        assert tags[report_run]["fmcore.verdict"] == tags[pipeline]["fmcore.verdict"]
+        assert tags[pipeline]["fmcore.verdict"].startswith("Another reflow round after r2 is ")
         (base_run,) = (run for run in runs if tags[run].get("dvc.stage") == "base")
         query = "select count(*) from metrics where run_uuid=? and key='loss'"
         (count,) = base.execute(query, (base_run,)).fetchone()
@@ -196,7 +204,7 @@ def test_the_command_line_uses_the_result(made):
         ("reflow.rounds.r2.train", {"lr": 0.0005}, {"check", "reflow@r2"}),
         ("distill.train.lr", 0.0007, {"check", "distill"}),
         ("couple.dtype", "float32", set()),
-        ("reflow.rounds.r2.couple", {"nfe": 8}, {"check", "couple@r2"}),
+        ("reflow.rounds.r2.couple", {"nfe": 8}, {"check", "couple@r2", "evaluate_pairs@r2"}),
     ],
 )
 def test_an_edit_reruns_what_depends_on_it(made, path, value, expected):

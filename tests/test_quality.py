@@ -1,12 +1,13 @@
 """The pair-quality table: noise passes, every way of not being noise is named, numbers are those of NumPy."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from test_variants import events_of, notes, run, tiny
 
 from fmcore.couplings import Pairs
-from fmcore.quality import pair_quality, suspicions
+from fmcore.quality import BINS, pair_quality, suspicions
 from fmcore.store import ArtifactError, read_json
 
 COUNT, SHAPE = 4000, (1, 4, 4)
@@ -26,14 +27,14 @@ def batches(x0, x1=None, label=None, size=700):
 @pytest.mark.parametrize("shape", [(2,), (1, 8, 8), (3, 4, 4)])
 @pytest.mark.parametrize("seed", range(5))
 def test_noise_is_not_suspicious(shape, seed):
-    quality = pair_quality(batches(noise(seed, shape)))
+    quality = pair_quality(batches(noise(seed, shape))).numbers
     assert suspicions(quality) == []
     assert all(abs(value) < 4 for name, value in quality.items() if name.endswith("_sigmas"))
 
 
 def test_standard_errors_are_right():
     """Over many sets of noise, each statistic is as many standard errors off as a normal variable is."""
-    drawn = [pair_quality(batches(noise(seed))) for seed in range(60)]
+    drawn = [pair_quality(batches(noise(seed))).numbers for seed in range(60)]
     for name in ("mean", "square", "fourth", "neighbours"):
         off = np.array([quality[f"x0_{name}_sigmas"] for quality in drawn])
         assert 0.75 < off.std() < 1.3, name
@@ -53,24 +54,45 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_not_noise_is_named(fault):
     change, name = FAULTS[fault]
-    lines = suspicions(pair_quality(batches(change(noise()))))
+    lines = suspicions(pair_quality(batches(change(noise()))).numbers)
     assert any(line.startswith(f"{name} is ") for line in lines), lines
 
 
 def test_numbers_are_those_of_numpy():
     x0, x1 = noise(0), 3 * noise(1)
     label = torch.arange(COUNT) % 3
-    quality = pair_quality(batches(x0, x1, label), 4)
+    quality, bins = pair_quality(batches(x0, x1, label), 4)
     z, cost = x0.double().numpy(), ((x1 - x0).double().numpy() ** 2).mean((1, 2, 3))
     expected = {
         "x0_mean": z.mean(), "x0_square": (z**2).mean(), "x0_fourth": (z**4).mean(),
         "x0_neighbours": (z[..., 1:] * z[..., :-1]).mean(), "cost": cost.mean(), "cost_max": cost.max(),
         "cost_05": np.quantile(cost, 0.05, method="nearest"), "cost_95": np.quantile(cost, 0.95, method="nearest"),
-        "class_least": 0, "class_most": 4 * np.bincount(label.numpy()).max() / COUNT,
+        "not_finite": 0, "class_least": 0, "class_most": 4 * np.bincount(label.numpy()).max() / COUNT,
     }  # fmt: skip
     for name, value in expected.items():
         assert quality[name] == pytest.approx(value, rel=1e-3, abs=1e-9), name
     assert suspicions(quality) == ["a class has no pairs"]
+    for what, values in (("cost", cost), ("norm", (z**2).mean((1, 2, 3)))):
+        mine = [line for line in bins if line.what == what]
+        counts, edges = np.histogram(values, BINS)
+        assert [line.number for line in mine] == counts.tolist()
+        assert [line.left for line in mine] == pytest.approx(edges[:-1].tolist(), rel=1e-5)
+
+
+def test_outliers_are_pairs_that_travel_much_farther_than_most():
+    x0 = noise()
+    x1 = x0 + noise(1)
+    x1[::100] += 20
+    quality = pair_quality(batches(x0, x1)).numbers
+    assert quality["outliers"] == pytest.approx(0.01, abs=1e-3)
+    assert pair_quality(batches(x0, x0 + noise(1))).numbers["outliers"] < 1e-3
+
+
+def test_pairs_that_are_not_finite_are_counted():
+    x1 = noise(1)
+    x1[7, 0, 0, 0] = float("nan")
+    x1[9] = float("inf")
+    assert pair_quality(batches(noise(), x1)).numbers["not_finite"] == 2
 
 
 def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monkeypatch):
@@ -81,6 +103,9 @@ def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monk
     assert not any(line.startswith("couple r1: x0_") for line in said)
     generated, inverted = (read_json(tmp_path / "couplings" / at / "quality.json") for at in ("r1", "r1/inverted"))
     assert generated["again"] < 1e-3
+    assert 0 < generated["curvature_05"] < generated["curvature"] < generated["curvature_max"]
+    histograms = pd.read_csv(tmp_path / "couplings/r1/histograms.csv").groupby("what")["count"].sum()
+    assert histograms.to_dict() == {"cost": 300, "norm": 300, "curvature": 256}
     assert generated["cost"] > 0
     assert "again" not in inverted
 
@@ -89,7 +114,15 @@ def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monk
 
     right = couple.open_pairs
     monkeypatch.setattr(
-        couple, "open_pairs", lambda folder: (right(folder)[0]._replace(x1=-right(folder)[0].x1), {})
+        couple, "open_pairs", lambda folder: (right(folder)[0]._replace(x1=-right(folder)[0].x1), right(folder)[1])
     )
     with pytest.raises(ArtifactError, match=r"pairs made again end .* away from those stored"):
+        list(events_of(params, "couple@r1"))
+
+    def spoilt(folder):
+        pairs, manifest = right(folder)
+        return pairs._replace(x1=pairs.x1.index_fill(0, torch.tensor([3]), float("nan"))), manifest
+
+    monkeypatch.setattr(couple, "open_pairs", spoilt)
+    with pytest.raises(ArtifactError, match="1 pairs are not finite"):
         list(events_of(params, "couple@r1"))

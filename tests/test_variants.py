@@ -160,7 +160,7 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
         reflow__drop_longest=0.1,
         reflow__train=small(12_000),
         evaluate__likelihood={"samples": 20, "solver": "rk4", "nfe": 16, "probes": 1},
-        evaluate__grid={"name": "cosine"},
+        evaluate__grids=[{"name": "cosine"}],
     )
     list(run(params, "check", "features", "base", "couple@r1"))
     second = load_model("models/base", ema=5000.0)

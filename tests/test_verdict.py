@@ -1,0 +1,90 @@
+"""The verdict on rounds: from curves whose right answer is plain, and from errors that are paired."""
+
+import pytest
+import torch
+
+from fmcore.metrics import Estimate, jackknife
+from fmcore.verdict import AGAIN, LEFT, SURE, sentences, verdict
+
+
+def estimate(value, left_out=(), std=0.01):
+    if left_out:
+        return Estimate(value, jackknife(left_out), 1000, tuple(left_out))
+    return Estimate(value, std, 1000)
+
+
+def curves(**models):
+    return {name: {nfe: estimate(value) for nfe, value in by_nfe.items()} for name, by_nfe in models.items()}
+
+
+BASE = {1: 70.0, 4: 3.0, 64: 0.4}
+TEACHERS = {"r1": "base"}
+
+
+def test_a_bent_round_that_hardly_drifted_calls_for_another():
+    found = verdict(curves(base=BASE, r1={1: 5.0, 4: 2.0, 64: 0.5}), TEACHERS)
+    assert found.pays
+    assert found.expected.value == pytest.approx((1 - LEFT) * 4.5 - AGAIN * 0.1)
+    assert (found.few, found.many) == (1, 64)
+    assert "r1 is expected to pay: at one evaluation it would change the distance by -1.3" in sentences(found)[0]
+
+
+def test_a_straight_round_that_drifted_does_not():
+    found = verdict(curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}), TEACHERS)
+    assert not found.pays
+    assert "r1 is not expected to pay" in sentences(found)[0]
+    assert sentences(found)[1] == (
+        "r1, against its teacher base, won 68.8 ± 0.01 at one evaluation and lost 0.3 ± 0.01 at 64 evaluations."
+    )
+
+
+def test_a_round_that_changed_nothing_is_called_so():
+    scores = curves(base=BASE, r1={1: 1.2, 64: 0.7}, r2={1: 1.205, 64: 0.705})
+    lines = sentences(verdict(scores, {"r1": "base", "r2": "r1"}))
+    assert "r2, against its teacher r1, changed nothing at one evaluation" in lines[2]
+    assert "kept its place within 0.028 at 64 evaluations" in lines[2]
+
+
+def test_a_round_that_made_things_worse_is_called_so():
+    scores = curves(base=BASE, r1={1: 1.2, 64: 0.7}, r2={1: 1.3, 64: 0.5})
+    line = sentences(verdict(scores, {"r1": "base", "r2": "r1"}))[2]
+    assert "lost 0.1 ± 0.01 at one evaluation and won 0.2 ± 0.01 at 64 evaluations" in line
+
+
+def test_rounds_may_have_one_teacher():
+    scores = curves(base=BASE, a={1: 1.2, 64: 0.7}, b={1: 1.1, 64: 0.8})
+    found = verdict(scores, {"a": "base", "b": "base"})
+    assert [(one.name, one.teacher) for one in found.rounds] == [("a", "base"), ("b", "base")]
+    assert found.rounds[1].drift.value == pytest.approx(0.4)
+
+
+def test_at_each_budget_the_best_model_is_named_and_those_as_good():
+    scores = curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}, student={1: 0.88})
+    found = verdict(scores, TEACHERS).choices
+    assert [(one.nfe, one.name, one.as_good) for one in found] == [
+        (1, "student", ()),
+        (4, "student", ("r1",)),  # who may take four evaluations may take one: 0.88 against 0.9
+        (64, "base", ()),
+    ]
+
+
+def test_errors_of_differences_are_paired():
+    """Two models on one noise: their scores move together, and what they differ by is known far better."""
+    g = torch.Generator().manual_seed(0)
+    common = torch.randn(10, generator=g, dtype=torch.float64) * 0.1
+    own = torch.randn(2, 10, generator=g, dtype=torch.float64) * 0.001
+    base, r1 = (estimate(v, (v + common + mine).tolist()) for v, mine in zip((1.0, 0.9), own, strict=True))
+    many = {"base": estimate(0.5, [0.5] * 10), "r1": estimate(0.5, [0.5] * 10)}
+    found = verdict({"base": {1: base, 64: many["base"]}, "r1": {1: r1, 64: many["r1"]}}, TEACHERS)
+    won = found.rounds[0].won
+    assert won.value == pytest.approx(0.1)
+    assert won.std < 0.05 * base.std
+    assert won.std == pytest.approx(jackknife((own[0] - own[1]).tolist()))
+    assert won.value > SURE * won.std
+
+
+def test_what_is_missing_is_named():
+    with pytest.raises(ValueError, match="at least one reflow round"):
+        verdict(curves(base=BASE), {})
+    with pytest.raises(ValueError, match=r"two NFE that all flows were scored at, got \[4\]"):
+        verdict(curves(base={1: 3.0, 4: 2.0}, r1={4: 1.0, 8: 1.0}), TEACHERS)
