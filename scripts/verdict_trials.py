@@ -2,8 +2,8 @@
 
     python scripts/verdict_trials.py FOLDER     # hours; goes on where it was stopped; writes docs/verdict.csv
 
-After each of the first two rounds the verdict says what a further one is expected to win at one step; the next
-round says what it did win. Models and couplings stay in FOLDER.
+After each of the first two rounds the verdict says whether a further one pays at one step; the next round says
+what it did win. Models and couplings stay in FOLDER.
 """
 
 import json
@@ -90,30 +90,69 @@ def scores(name: str) -> dict[int, Estimate]:
 
 
 def rows(trial: str) -> Iterator[dict[str, Any]]:
-    """What was expected after each round, and what the next one won."""
+    """What the verdict says after each round, and what the next one won, as a share of the one-step distance."""
     by_model = {name: scores(name) for name in FLOWS}
     for rounds in (1, 2):
         known = {name: by_model[name] for name in FLOWS[: rounds + 1]}
         found = verdict(known, dict(zip(FLOWS[1 : rounds + 1], FLOWS, strict=False)))
-        last, after = FLOWS[rounds], FLOWS[rounds + 1]
-        won = difference(by_model[last][found.few], by_model[after][found.few])
-        drift = difference(by_model[after][found.many], by_model[last][found.many])
-        left = by_model[after][found.few].value - by_model[after][found.many].value
+        of, after = found.rounds[-1], by_model[FLOWS[rounds + 1]]
+        now = by_model[of.name]
+        won, lost = difference(now[found.few], after[found.few]), difference(after[found.many], now[found.many])
+        one_step = now[found.few].value
+        real, made = reconstructions(of.name)
         yield {
             "trial": trial,
-            "after": last,
-            "one_step": by_model[last][found.few].value,
-            "bend": found.rounds[-1].bend.value,
-            "drift": found.rounds[-1].drift.value,
-            "bend_left": left / found.rounds[-1].bend.value,
-            "drift_again": drift.value / found.rounds[-1].drift.value,
-            "expected": found.expected.value,
-            "expected_std": found.expected.std,
+            "after": of.name,
+            "one_step": one_step,
+            "bend": of.bend.value,
+            "bend_std": of.bend.std,
+            "drift": of.drift.value,
+            "drift_std": of.drift.std,
+            "bend_over_drift": of.bend.value / of.drift.value,
+            "real_over_made": real / made,
             "pays": found.pays,
-            "won": won.value,
-            "won_std": won.std,
-            "paid": won.value > SURE * won.std,
+            "won_share": won.value / one_step,
+            "won_share_std": won.std / one_step,
+            "bend_left": (after[found.few].value - after[found.many].value) / of.bend.value,
+            "drift_again": lost.value / of.drift.value,
         }
+
+
+def reconstructions(name: str) -> list[float]:
+    """Reconstruction errors of real and of generated samples."""
+    table = pd.read_csv(layout.scores(name) / "scores.csv").set_index("metric").value
+    return [float(table[f"reconstruction_{of}"]) for of in ("real", "generated")]
+
+
+def ratios(found: pd.DataFrame) -> pd.DataFrame:
+    """What each ratio would have decided: rounds made, right and wrong; shares won and missed, summed."""
+    clear = found.bend > SURE * found.bend_std
+    lines = []
+    for ratio in (0.0, 1.0, 2.0, 2.5, 3.0, 3.2, 3.5, 4.0, 4.5, 5.0, 6.0):
+        go = clear & (found.bend > ratio * found.drift)
+        sure = SURE * found.won_share_std
+        lines.append(
+            {
+                "ratio": ratio,
+                "rounds": int(go.sum()),
+                "right": int((found.won_share > sure)[go].sum()),
+                "wrong": int((found.won_share < -sure)[go].sum()),
+                "won": found.won_share[go].sum(),
+                "missed": found.won_share[~go].clip(lower=0).sum(),
+            }
+        )
+    return pd.DataFrame(lines)
+
+
+def held_out(found: pd.DataFrame) -> float:
+    """The share won in all if each setting is decided by the ratio that was best on the others."""
+    total = 0.0
+    for trial, mine in found.groupby("trial"):
+        others = ratios(found[found.trial != trial])
+        best = others[others.won == others.won.max()].ratio.median()
+        go = (mine.bend > SURE * mine.bend_std) & (mine.bend > best * mine.drift)
+        total += mine.won_share[go].sum()
+    return total
 
 
 def main() -> int:
@@ -135,9 +174,22 @@ def main() -> int:
     os.chdir(ROOT)
     found = pd.DataFrame(table)
     found.to_csv(ROOT / "docs/verdict.csv", index=False, float_format="%.4g", lineterminator="\n")
-    print(found.drop(columns=["bend_left", "drift_again"]).to_string(float_format="%.3g"))
-    print(found[["bend_left", "drift_again"]].describe())
-    print(pd.crosstab(found.pays, found.paid))
+    columns = [
+        "trial",
+        "after",
+        "one_step",
+        "bend",
+        "drift",
+        "bend_over_drift",
+        "real_over_made",
+        "pays",
+        "won_share",
+    ]
+    print(found.sort_values("bend_over_drift")[[*columns, "won_share_std"]].to_string(float_format="%.3g"))
+    print(found[["bend_left", "drift_again"]].quantile([0.25, 0.5, 0.75]).to_string(float_format="%.2f"))
+    print(ratios(found).to_string(index=False, float_format="%.3g"))
+    print(f"settings held out one at a time: {held_out(found):.3g}")
+    print(found[["real_over_made", "won_share"]].corr("spearman").iloc[0, 1], "rank correlation of these two")
     return 0
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmcore.metrics import Estimate, jackknife
-from fmcore.verdict import AGAIN, LEFT, SURE, sentences, verdict
+from fmcore.verdict import RATIO, SURE, sentences, verdict
 
 
 def estimate(value, left_out=(), std=0.01):
@@ -24,18 +24,36 @@ TEACHERS = {"r1": "base"}
 def test_a_bent_round_that_hardly_drifted_calls_for_another():
     found = verdict(curves(base=BASE, r1={1: 5.0, 4: 2.0, 64: 0.5}), TEACHERS)
     assert found.pays
-    assert found.expected.value == pytest.approx((1 - LEFT) * 4.5 - AGAIN * 0.1)
+    assert found.margin.value == pytest.approx(4.5 - RATIO * 0.1)
     assert (found.few, found.many) == (1, 64)
-    assert "r1 is expected to pay: at one evaluation it would change the distance by -1.3" in sentences(found)[0]
+    assert sentences(found)[0] == (
+        "Another reflow round after r1 is expected to pay: r1 still loses 4.5 ± 0.01 at one evaluation against "
+        "its own 64 evaluations, and it changed by +0.1 ± 0.01 at 64 evaluations by being trained on samples of base. "
+        "A round pays where the first is more than 4 times the second."
+    )
 
 
 def test_a_straight_round_that_drifted_does_not():
     found = verdict(curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}), TEACHERS)
     assert not found.pays
-    assert "r1 is not expected to pay" in sentences(found)[0]
+    assert "r1 is not expected to pay:" in sentences(found)[0]
     assert sentences(found)[1] == (
         "r1, against its teacher base, won 68.8 ± 0.01 at one evaluation and lost 0.3 ± 0.01 at 64 evaluations."
     )
+
+
+def test_a_round_that_is_straight_already_leaves_nothing_to_win():
+    """Even if it did not drift: what is left is no more than chance."""
+    found = verdict(curves(base=BASE, r1={1: 0.405, 64: 0.4}), TEACHERS)
+    assert found.margin.value > 0
+    assert not found.pays
+    assert "r1 is as good at one evaluation as at 64 evaluations" in sentences(found)[0]
+
+
+def test_a_close_call_is_called_so():
+    found = verdict(curves(base=BASE, r1={1: 0.92, 64: 0.5}), TEACHERS)
+    assert abs(found.margin.value) < SURE * found.margin.std
+    assert "is expected to pay, though it is a close call:" in sentences(found)[0]
 
 
 def test_a_round_that_changed_nothing_is_called_so():
