@@ -25,9 +25,9 @@ def check(params: Params, name: str) -> Events:
         found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
     found |= _check_perceptual(params)
     section = params.features
-    if digest := digest_of(section.extractor, section.weights, section.download):
+    options = (section.weights, section.download, params.data.shape, device_of(params))
+    if digest := digest_of(section.extractor, *options):
         found["extractor_sha256"] = digest
-    device_of(params)
     sections = {"network": None if params.base.teacher else params.network}
     sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}
     with torch.device("meta"):  # weighs nothing, and refuses what cannot be built

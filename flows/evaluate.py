@@ -62,7 +62,8 @@ def _judge(params: Params, device: torch.device) -> tuple[Extractor, Reference] 
     if params.is_points:
         return read_tensors(file)["x1"]
     function = section.extractor if ":" in section.extractor else None
-    return load_extractor(layout.FEATURES, device, section.weights, function), load_reference(file)
+    extractor = load_extractor(layout.FEATURES, device, section.weights, function)
+    return extractor, load_reference(file, extractor.dims)
 
 
 def _scorer(judge: tuple[Extractor, Reference] | Tensor, params: Params, count: int) -> Scorer:
@@ -147,8 +148,7 @@ def evaluate(params: Params, name: str) -> Events:
             write_table(out / "bends.csv", Bends._fields, lines)
             for t, _, value, _ in lines:
                 yield Metrics(round(1000 * t), {"bend_at_1000t": value})
-        parameters = sum(p.numel() for p in model.network.parameters())
-        write_json(out / "about.json", {"flops": flops(model), "parameters": parameters})
+        write_json(out / "about.json", {"flops": flops(model)})
         write_tensors(out / "samples.safetensors", shown)
         publish(out, layout.scores(name))
         yield Table("scores", [dict(zip(Row._fields[:9], one.row[:9], strict=True)) for one in scored])

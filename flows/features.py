@@ -66,6 +66,11 @@ def features(params: Params, name: str) -> Events:
                 batches = torch.split(pixels, BATCH)
                 weights, download = section.weights, section.download
                 extractor = adopt(section.extractor, out, shape, batches, device, weights, download)
+            if len(pixels) <= extractor.dims:
+                raise ValueError(
+                    f"features.extractor: {section.extractor} makes {extractor.dims} features, for which data "
+                    f"{params.data.name} has too few images, {len(pixels)}; expected e.g. classifier or rotation"
+                )
             yield Progress("reference features", 0, len(pixels))
             reference: Reference | None = None
             for part in reference_parts(extractor, torch.split(pixels, BATCH), len(pixels)):
@@ -73,7 +78,7 @@ def features(params: Params, name: str) -> Events:
                 yield Progress("reference features", reference.stats.count, len(pixels))
             assert reference is not None
             save_reference(out / "reference.safetensors", reference)
-            floor = _floor(reference, extractor.dims)
+            floor = _floor(reference)
             about = {**read_json(out / "manifest.json"), **about}
             about |= {"reference_sha256": data_digest(pixels), "preprocessing": PREPROCESSING}
         write_json(out / "manifest.json", about)
@@ -82,7 +87,7 @@ def features(params: Params, name: str) -> Events:
         publish(out, layout.FEATURES)
 
 
-def _floor(reference: Reference, dims: int) -> dict[str, float]:
+def _floor(reference: Reference) -> dict[str, float]:
     """What the distance of the data to itself is made of; nothing if there are too few images to tell."""
     try:
         found = frechet_floor(reference.parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flows.results import PARETO_NFE, Level
+from flows.results import PARETO_NFE, Level, run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,11 +153,6 @@ def runs_of(curves: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(curves.solver, curves.grid, strict=True)))
 
 
-def run_name(solver: str, grid: str, curves: pd.DataFrame) -> str:
-    """A solver, and its grid if there are several."""
-    return f"{solver}, {grid}" if grid and curves.grid[curves.grid != ""].nunique() > 1 else solver
-
-
 def quality(
     figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceiling: Level
 ) -> None:
@@ -243,7 +238,10 @@ def sampling_cost(figure: "Figure", points: pd.DataFrame, models: Sequence[str],
 
 
 def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -> None:
-    """How far velocities are from the chord over time, a line for each flow."""
+    """How far velocities are from the chord over time, a line for each flow.
+
+    One step is its own chord: it has no bend but for rounding, and there is nothing to see on a log axis.
+    """
     axes = figure.add_subplot()
     flows = list(bends.model.unique())
     for model in flows:
@@ -252,9 +250,12 @@ def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -
         axes.stairs(rows.value, edges, baseline=None, color=colour, linewidth=1.8)
         low, high = (rows.value - rows["std"]).clip(lower=rows.value / 10), rows.value + rows["std"]
         axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, linewidth=0)
-    least, most = bends.value[bends.value > 0].min(), bends.value.max()
-    _log(axes, "y", least, most)
-    axes.set_ylim(least / 1.4, most * 1.4)
+    some = bends.value[bends.value > 0]
+    if len(some) and bends.t.nunique() > 1:
+        _log(axes, "y", some.min(), some.max())
+        axes.set_ylim(some.min() / 1.4, some.max() * 1.4)
+    else:
+        axes.set_ylim(-0.05, 1)
     axes.set_xlim(0, 1)
     axes.set_xlabel("time t, from noise to data")
     axes.set_ylabel("squared distance to the chord")
@@ -333,7 +334,7 @@ def panels(bins: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
     labels = {
         "cost": "transport cost |x1 - x0|², mean over dimensions",
         "norm": "|x0|², mean over dimensions (noise: near 1)",
-        "curvature": "curvature of the path from x0 to x1",
+        "curvature": "straightness of the path from x0 to x1",
     }
     for what, rows in bins.groupby("what", sort=False):
         yield str(what), labels.get(str(what), str(what)), rows

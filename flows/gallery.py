@@ -30,7 +30,8 @@ class Gallery(NamedTuple):
 
     Main arguments:
         samples: by model, a cell for each of `nfes`, None where there is none.
-        nearest: by model, pairs of a sample over its nearest training image, with their distance, closest first.
+        nearest: by model, pairs of a sample over its nearest training image, with their distance, closest first;
+            only of models for which it is known.
         strips: by model.
         trajectories: by flow.
         flows: names over the panels of `moving`, a GIF, and of `still`, its last frame.
@@ -67,9 +68,10 @@ def gallery(results: Results) -> Gallery:
         trajectories = {model: _paths(shown[model]["paths"], colour_of(models, model)) for model in flows}
         files["trajectories.png"] = composed({"": list(trajectories.values())}, flows)
     else:
-        nearest = {model: _pairs(shown[model]) for model in models}
-        sheets = {m: [pair for pair, _ in pairs] for m, pairs in nearest.items()}
-        files["nearest.png"] = composed(sheets, [""] * max(map(len, sheets.values())), cell=40)
+        nearest = {model: _pairs(shown[model]) for model in models if "nearest" in shown[model]}
+        if nearest:
+            sheets = {m: [pair for pair, _ in pairs] for m, pairs in nearest.items()}
+            files["nearest.png"] = composed(sheets, [""] * max(map(len, sheets.values())), cell=40)
         strips = {model: clear_tile(shown[model]["strips"].flatten(0, 1), 8) for model in models}
         files["strips.png"] = composed({m: [sheet] for m, sheet in strips.items()}, [""], cell=2 * CELL)
     return Gallery(

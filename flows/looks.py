@@ -18,7 +18,7 @@ from fmcore.data import Dataset
 from fmcore.features import Extractor, Reference
 from fmcore.fidelity import memorisation, nearest
 from fmcore.likelihood import bits_per_dim, log_likelihood, uniform_dequantise
-from fmcore.metrics import bends, mean_estimate, straightness, transport_cost
+from fmcore.metrics import bends, mean_estimate, transport_cost
 from fmcore.pixels import dequantise, quantise
 from fmcore.reflow import draw, reconstruction_error
 from fmcore.rng import generator
@@ -51,7 +51,6 @@ class Look:
         self.tensors: dict[str, Tensor] = {}
         self.first: list[Batch] = []  # what is looked up and rebuilt, on the CPU
         self.bent: list[Tensor] = []
-        self.straight: list[Tensor] = []
         self.cost: list[Tensor] = []
 
     def add(self, batch: Batch) -> None:
@@ -60,7 +59,6 @@ class Look:
         if batch.points:
             knots = self.run.knots()
             self.bent.append(bends(batch.points, knots).cpu())
-            self.straight.append(straightness(batch.points, knots).cpu())
             self.cost.append(transport_cost(batch.x0, batch.x1).cpu())
             if "frames" not in self.tensors:
                 chosen = torch.linspace(0, len(knots) - 1, min(FRAMES, len(knots))).round().long().tolist()
@@ -77,8 +75,11 @@ class Look:
 
     def scores(self) -> list[Score]:
         """Straightness and transport cost, nothing for a student: it has no field between the times it knows."""
-        named = (("straightness", self.straight), ("transport_cost", self.cost))
-        return [Score(name, mean_estimate(torch.cat(found)), 0, "", "") for name, found in named if found]
+        if not self.bent:
+            return []
+        bent = torch.cat(self.bent, 1)
+        named = {"straightness": self.run.knots().diff().to(bent) @ bent, "transport_cost": torch.cat(self.cost)}
+        return [Score(name, mean_estimate(found), 0, "", "") for name, found in named.items()]
 
     def bends(self) -> list[Bends]:
         """How the paths bend over time."""

@@ -9,15 +9,15 @@ import pandas as pd
 from ruamel.yaml import YAML
 
 from flows import figures, layout, tables
-from flows.events import Events, Note, Picture, Tag
+from flows.events import Events, Metrics, Note, Picture, Tag
 from flows.events import Table as Rows
 from flows.figures import NARROW, WIDE, Chart, chart, label_of
 from flows.gallery import Gallery, gallery
 from flows.params import Params
-from flows.results import Results, curves_of, headlines, pareto_of, read_results, verdict_of
+from flows.results import Results, choices_of, curves_of, headlines, pareto_of, read_results, verdict_of
 from flows.work import publish, workspace
 from fmcore.store import write_file, write_json
-from fmcore.verdict import Verdict, sentences
+from fmcore.verdict import sentences
 
 
 def report(params: Params, name: str) -> Events:
@@ -48,14 +48,17 @@ def report(params: Params, name: str) -> Events:
             write_file(out / file, data)
         names = sorted(path.name for path in out.iterdir())
         found = verdict_of(results)
-        write_file(out / "index.html", page(results, curves, found, charts, pictures, names).encode())
+        # The Pareto figure for MLflow's charts, whose axis is the step: quality against the cost of the model.
+        for row in points.to_dict("records"):
+            yield Metrics(int(row["training_passes"]), {f"by_training_passes.nfe_{row['nfe']:03d}": row["value"]})
+        lines = [] if found is None else sentences(found)
+        write_file(out / "index.html", page(results, curves, lines, charts, pictures, names).encode())
         publish(out, layout.REPORTS)
         for file in names:
             if file.endswith(".png"):
                 yield Picture(file.removesuffix(".png"), layout.REPORTS / file)
         shown = curves.drop(columns=["low", "high"])
         yield Rows("headline", [{str(k): v for k, v in row.items()} for row in shown.to_dict("records")])
-        lines = [] if found is None else sentences(found)
         for line in lines:
             yield Note(f"report: {line}")
         if lines:
@@ -111,7 +114,7 @@ def charts_of(results: Results, curves: pd.DataFrame, points: pd.DataFrame) -> d
 def page(
     results: Results,
     curves: pd.DataFrame,
-    found: Verdict | None,
+    lines: list[str],
     charts: dict[str, Chart],
     pictures: Gallery,
     files: list[str],
@@ -132,12 +135,13 @@ def page(
         "several": int(rows.repeats.max()) > 1,
         "grids": " and ".join(dict.fromkeys(grid for grid in rows.grid if grid)),
         "accuracy": results.accuracy,
-        "verdict": [] if found is None else sentences(found),
-        "best": None if found is None else tables.best_table(found),
+        "verdict": lines,
+        "best": tables.best_table(choices_of(results)),
         "floor": results.floor,
         "ceiling": results.ceiling,
         "scores": tables.scores_table(curves),
         "others": tables.others_table(results, curves),
+        "bent": results.bends.t.nunique() > 1,
         "flows": tables.flows_table(results),
         "pairs": tables.pairs_table(results),
         "memorised": {

@@ -5,6 +5,8 @@ Nothing here draws. Tables are tidy: a row is one number with its error and all 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -15,7 +17,7 @@ from flows.params import Params
 from fmcore.data import Dataset
 from fmcore.metrics import Estimate, sliced_wasserstein
 from fmcore.store import read_json, read_tensors
-from fmcore.verdict import Verdict, verdict
+from fmcore.verdict import Choice, Run, Verdict, choices, verdict
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
 # One number a model, none of a student but the last.
@@ -27,10 +29,17 @@ PARETO_NFE = (1, 2, 4)  # and the largest
 
 
 class Level(NamedTuple):
-    """A distance that others are held against, with its standard error."""
+    """A distance that others are held against, with its standard error.
+
+    Main arguments:
+        samples: it was measured on.
+        moved: what was added to its value because the models were scored on another number of samples.
+    """
 
     value: float
     std: float
+    samples: int
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Results:
 
     Main arguments:
         scores: all rows of scores.csv, of models and of couplings (`couplings-ROUND`).
+        left_out: model, solver, grid, nfe, metric, group, value: the jackknife's values behind errors.
         bends: model, t, width, value, std: how far velocities are from the chord, over time.
         histograms: round, what, left, right, count.
         shown: tensors of samples.safetensors by model.
@@ -50,6 +60,7 @@ class Results:
 
     params: Params
     scores: pd.DataFrame
+    left_out: pd.DataFrame
     training: pd.DataFrame
     bends: pd.DataFrame
     histograms: pd.DataFrame
@@ -85,17 +96,18 @@ def read_results(params: Params) -> Results:
         ArtifactError: names a file that is missing or damaged.
     """
     models, rounds = params.models, list(params.reflow.rounds)
-    scored = [*models, *(layout.coupled(name) for name in rounds)]
-    scores = pd.concat([_scores(name) for name in scored], ignore_index=True)
+    scored = [(name, layout.scores(name)) for name in [*models, *(layout.coupled(name) for name in rounds)]]
+    scores = pd.concat([_read(folder / "scores.csv") for _, folder in scored], ignore_index=True)
     headline = headline_of(scores)
+    distances = scores[scores.metric == headline]
     bends = [(name, layout.scores(name) / "bends.csv") for name in models]
     histograms = [(name, layout.scores(layout.coupled(name)) / "histograms.csv") for name in rounds]
     floor = read_json(layout.FEATURES / "floor.json")
-    source = layout.coupled(params.distill.couplings)
-    ((_, ceiling),) = scores[(scores.model == source) & (scores.metric == headline)].iterrows()
+    ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
     return Results(
         params=params,
         scores=scores,
+        left_out=_joined("model", [(name, folder / "jackknife.csv") for name, folder in scored]),
         training=pd.concat([pd.read_csv(layout.curve(name)) for name in models], ignore_index=True),
         bends=_joined("model", [(name, path) for name, path in bends if path.exists()]),
         histograms=_joined("round", histograms),
@@ -107,19 +119,19 @@ def read_results(params: Params) -> Results:
         headline=headline,
         floor=_floor_of_points(params.data.load(), params.evaluate.samples)
         if params.is_points
-        else _floor_of_images(floor, scores[scores.metric == headline]),
-        ceiling=Level(float(ceiling.value), float(ceiling["std"])),
+        else _floor_of_images(floor, distances),
+        ceiling=_ceiling(ceiling, int(distances.n_samples.iloc[0]), floor),
     )
 
 
-def _scores(name: str) -> pd.DataFrame:
-    """Scores of a model or of couplings; texts that are not there are empty."""
+def _read(path: Path) -> pd.DataFrame:
+    """A table; texts that are not there are empty."""
     text = {"grid": str, "extractor": str, "extractor_sha256": str}
-    return pd.read_csv(layout.scores(name) / "scores.csv", dtype=text).fillna(dict.fromkeys(text, ""))
+    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
 
 
-def _joined(key: str, files: list[tuple[str, Any]]) -> pd.DataFrame:
-    parts = [pd.read_csv(path) for _, path in files]
+def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:
+    parts = [_read(path) for _, path in files]
     for part, (name, _) in zip(parts, files, strict=True):
         part.insert(0, key, name)
     return pd.concat(parts, ignore_index=True)
@@ -136,14 +148,28 @@ def _floor_of_images(floor: Mapping[str, float], rows: pd.DataFrame) -> Level | 
     """What as many fresh images as were scored would get, on average."""
     if not floor:
         return None
-    size = 1 / int(rows.n_samples.iloc[0]) + 1 / int(rows.n_reference.iloc[0])
-    return Level(floor["coefficient"] * size, floor["std"] * size)
+    samples = int(rows.n_samples.iloc[0])
+    size = 1 / samples + 1 / int(rows.n_reference.iloc[0])
+    return Level(floor["coefficient"] * size, floor["std"] * size, samples)
 
 
 def _floor_of_points(data: Dataset, count: int) -> Level:
     """What as many points of the data as were scored get against the reference, which was drawn apart."""
     found = sliced_wasserstein(data.x1[:count], data.reference)
-    return Level(found.value, found.std)
+    return Level(found.value, found.std, found.samples)
+
+
+def _ceiling(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
+    """What the pairs would score, were they as many as the models' samples: n of them add about c / n.
+
+    It stays as measured where c is not known, or where it is larger than all that was measured.
+    """
+    value, std, count = float(pairs.value), float(pairs["std"]), int(pairs.n_samples)
+    gap = 1 / samples - 1 / count
+    moved = floor.get("coefficient", 0.0) * gap
+    if value + moved <= 0:
+        return Level(value, std, count)
+    return Level(value + moved, hypot(std, floor.get("std", 0.0) * gap), count, moved)
 
 
 def curves_of(results: Results) -> pd.DataFrame:
@@ -177,7 +203,7 @@ def headlines(results: Results) -> dict[str, Any]:
         rows = table[table.metric == metric]
         if len(rows):
             out[metric] = dict(zip(rows.model, rows.value, strict=True))
-    out["ceiling"] = results.ceiling.value
+    out["ceiling"] = float(f"{results.ceiling.value:.6g}")
     if results.floor is not None:
         out["floor"] = float(f"{results.floor.value:.6g}")
     return out
@@ -214,18 +240,39 @@ def pareto_of(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
     return rows.sort_values("model", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
 
 
+def run_name(solver: str, grid: str, runs: pd.DataFrame) -> str:
+    """A solver, and its grid if there are several."""
+    return f"{solver}, {grid}" if grid and runs.grid[runs.grid != ""].nunique() > 1 else solver
+
+
+def _estimates(results: Results, rows: pd.DataFrame) -> list[tuple[str, int, Estimate]]:
+    """Model, NFE and headline of those runs, with what the errors of differences need."""
+    key = ["model", "solver", "grid", "nfe"]
+    mine = results.left_out[results.left_out.metric == results.headline]
+    left_out = mine.groupby(key).value.agg(tuple).to_dict()
+    return [
+        (str(run[0]), int(run[3]), Estimate(value, std, int(samples), left_out.get(run, ())))
+        for run, value, std, samples in zip(
+            rows[key].itertuples(index=False, name=None), rows.value, rows["std"], rows.n_samples, strict=True
+        )
+    ]
+
+
+def choices_of(results: Results) -> tuple[Choice, ...]:
+    """Which model to take at which budget, of all that was run."""
+    table = results.of_models
+    rows = table[table.metric == results.headline]
+    names = [run_name(solver, grid, rows) for solver, grid in zip(rows.solver, rows.grid, strict=True)]
+    found = zip(_estimates(results, rows), names, strict=True)
+    return choices([Run(model, how, nfe, score) for (model, nfe, score), how in found])
+
+
 def verdict_of(results: Results) -> Verdict | None:
-    """What the rounds did and which model to take, by Euler on the first grid; None if it ran at one NFE only."""
+    """What the rounds did, by Euler on the first grid; None if it ran at one NFE only."""
     if len(results.params.evaluate.solvers["euler"]) < 2:
         return None
-    scores: dict[str, dict[int, Estimate]] = {}
-    for model, rows in euler_of(results).groupby("model", sort=False):
-        left_out = pd.read_csv(layout.scores(str(model)) / "jackknife.csv", keep_default_na=False)
-        left_out = left_out[(left_out.solver == "euler") & (left_out.metric == results.headline)]
-        left_out = left_out[left_out.grid == rows.grid.iloc[0]]
-        scores[str(model)] = {
-            int(nfe): Estimate(value, std, int(samples), tuple(left_out.value[left_out.nfe == nfe].tolist()))
-            for nfe, value, std, samples in zip(rows.nfe, rows.value, rows["std"], rows.n_samples, strict=True)
-        }
+    scores: dict[str, dict[int, Estimate]] = {model: {} for model in results.models}
+    for model, nfe, score in _estimates(results, euler_of(results)):
+        scores[model][nfe] = score
     teachers = {name: round_.teacher for name, round_ in results.params.reflow.rounds.items()}
     return verdict(scores, teachers)

@@ -13,7 +13,7 @@ from flows.params import NAME, Couple, Params, lines_of
 from fmcore.couplings import COUPLINGS
 from fmcore.features import EXTRACTORS, FUNCTION, dims_of
 from fmcore.losses import WEIGHTINGS
-from fmcore.metrics import GROUPS
+from fmcore.metrics import GROUPS, group_sizes
 from fmcore.networks import MLP
 from fmcore.paths import Linear
 from fmcore.perceptual import Perceptual
@@ -203,9 +203,15 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
     if not names or len(set(names)) < len(names):
         yield f"evaluate.grids: expected at least one grid and each once, got {json.dumps(names)}"
     dims = None if params.is_points else dims_of(params.features.extractor, params.data.shape)
-    if dims is not None and evaluate.samples * (GROUPS - 1) <= dims * GROUPS:
-        least = dims * GROUPS // (GROUPS - 1) + 1
-        yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
+    if dims is not None:
+        least = _least(dims)
+        if evaluate.samples < least:
+            yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
+        for name in params.reflow.rounds:
+            own = params.reflow.rounds[name].couple.get("pairs")
+            if (pairs := params.couple.pairs if own is None else own) < least:
+                key = "couple.pairs" if own is None else f"reflow.rounds.{name}.couple.pairs"
+                yield f"{key}: expected at least {least}, to be scored on {dims} features, got {pairs}"
     for name in evaluate.metrics:
         offered = [known for known in METRICS if not (params.is_points and known in OF_IMAGES)]
         if name not in offered:
@@ -226,6 +232,11 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
             yield f"{at}: expected samples >= 2 and probes >= 0, got {got}"
     if evaluate.dopri5 and min(asdict(evaluate.dopri5).values()) <= 0:
         yield f"evaluate.dopri5: expected rtol and atol > 0, got {json.dumps(asdict(evaluate.dopri5))}"
+
+
+def _least(dims: int) -> int:
+    """The fewest samples whose covariance of so many features is regular with any jackknife group left out."""
+    return next(n for n in range(dims, 2 * dims + 2 * GROUPS) if n - max(group_sizes(n)) > dims)
 
 
 def _data_rules(params: Params) -> Iterator[str]:

@@ -6,10 +6,10 @@ scores themselves. Each repeat has a range of noise of its own.
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from flows.params import Evaluate, Params
@@ -22,7 +22,8 @@ from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, see
 from fmcore.store import Model, read_json, write_json
 from fmcore.times import Grid, OptimisedGrid, UniformGrid
 
-NOISE_BYTES = 2**28  # of noise that is kept for the next run instead of being drawn again
+NOISE_BYTES = 2**28  # of noise, up to which it is kept for the next run instead of being drawn again
+PATH_BYTES = 2**30  # of whole paths on the device at a time
 
 
 class Row(NamedTuple):
@@ -116,18 +117,21 @@ def noise_of(model: Model, params: Params, labels: Tensor | None) -> Noise:
         x0, label = draw(first, count, shape=model.shape, seed=params.seed, purpose="evaluate", labels=labels)
         return x0.to(model.device), None if label is None else label.to(model.device)
 
-    batch_bytes = 4 * params.evaluate.batch * torch.Size(model.shape).numel()
-    return lru_cache(NOISE_BYTES // batch_bytes)(drawn)
+    section = params.evaluate
+    total = 4 * section.samples * section.repeats * prod(model.shape)
+    return lru_cache(None if total <= NOISE_BYTES else 0)(drawn)
 
 
 def sampled(
     field: VelocityField, params: Params, run: Run, repeat: int, noise: Noise, *, bends: bool
 ) -> Iterator[Batch]:
-    """Samples from the noise of a repeat in fixed batches; memory holds one, with its whole paths if `bends`."""
+    """Samples from the noise of a repeat batch by batch; memory holds one, with its whole paths if `bends`."""
     section = params.evaluate
-    start = repeat * section.samples
-    for first in range(start, start + section.samples, section.batch):
-        x0, label = noise(first, min(section.batch, start + section.samples - first))
+    start, stop, size = repeat * section.samples, (repeat + 1) * section.samples, section.batch
+    if bends:
+        size = max(1, min(size, PATH_BYTES // (4 * len(run.knots()) * prod(params.data.shape))))
+    for first in range(start, stop, size):
+        x0, label = noise(first, min(size, stop - first))
         counted = Counted(field)
         points: list[Tensor] = []
         if run.grid is None:

@@ -1,15 +1,16 @@
 """Tables of the report, as the texts a reader sees: a value with as many digits as its error allows."""
 
+from collections.abc import Sequence
 from math import floor, isfinite, log10
 from typing import NamedTuple
 
 import pandas as pd
 
 from flows import layout
-from flows.figures import Cost, run_name
-from flows.results import OF_FLOWS, Results
+from flows.figures import Cost
+from flows.results import OF_FLOWS, Results, run_name
 from fmcore.quality import FAR
-from fmcore.verdict import Verdict
+from fmcore.verdict import Choice
 
 # Of couplings: key in quality.json, what it is, and what is expected of it.
 QUALITY = (
@@ -27,9 +28,9 @@ QUALITY = (
     ("class_least", "rarest class, 1 is its fair share", "1"),
     ("class_most", "commonest class, 1 is its fair share", "1"),
     ("again", "made again: distance to the stored pair, relative", "near 0"),
-    ("curvature", "curvature of the paths, mean", "falls from round to round"),
-    ("curvature_50", "curvature of the paths, median", ""),
-    ("curvature_95", "curvature of the paths, 5 % are above", ""),
+    ("curvature", "straightness of the pairs' paths, mean", "falls from round to round"),
+    ("curvature_50", "straightness of the pairs' paths, median", ""),
+    ("curvature_95", "straightness of the pairs' paths, 5 % are above", ""),
 )
 MEASURES = {
     "straightness": "straightness",
@@ -149,10 +150,17 @@ def pairs_table(results: Results) -> Table:
     return Table("pairs", ["couplings", *results.rounds, "expected"], rows, 1, frozenset(strong))
 
 
-def best_table(found: Verdict) -> Table:
-    """Which model to take at which NFE."""
+def best_table(found: Sequence[Choice]) -> Table:
+    """Which model to take at which budget, and how to sample it."""
     rows = [
-        [str(one.nfe), one.name, plus_minus(one.score.value, one.score.std), ", ".join(one.as_good)]
-        for one in found.choices
+        [
+            str(budget),
+            run.name,
+            run.how,
+            str(run.nfe),
+            plus_minus(run.score.value, run.score.std),
+            ", ".join(as_good),
+        ]
+        for budget, run, as_good in found
     ]
-    return Table("best", ["NFE ≤", "take", "distance", "as good"], rows, 2)
+    return Table("best", ["NFE at most", "take", "how", "at NFE", "distance", "as good"], rows, 3)

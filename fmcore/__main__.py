@@ -2,8 +2,10 @@
 
 import argparse
 import csv
+import io
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
     from fmcore.features import Extractor, Reference
     from fmcore.scoring import Score
     from fmcore.store import Model
+
+
+MODEL_SAMPLES = 10_000  # that `evaluate` draws unless told
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +35,12 @@ def parser() -> argparse.ArgumentParser:
     )
     sample.add_argument("--label", type=int, help="the class of all samples, for a conditional model")
     evaluate = verbs.add_parser("evaluate", help="score a model, or a folder of anyone's images, against data")
-    evaluate.add_argument("target", type=Path, help="a model folder, or a folder of PNG, JPEG, WebP or BMP images")
+    evaluate.add_argument(
+        "target",
+        type=Path,
+        help="a model folder (a conditional model draws its classes uniformly), or a folder of PNG, JPEG, WebP or "
+        "BMP images in 8-bit grey or RGB",
+    )
     evaluate.add_argument(
         "--against",
         type=Path,
@@ -45,13 +55,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--weights", help="file of Inception weights (default: the one in torch's cache)")
     evaluate.add_argument("--metrics", default="", help="besides, e.g. kid,precision_recall,density_coverage")
     evaluate.add_argument("--out", type=Path, help="a .csv file for the table")
-    _add_sampling(evaluate, count=10_000)
+    _add_sampling(evaluate, count=None)
     return top
 
 
-def _add_sampling(verb: argparse.ArgumentParser, count: int) -> None:
+def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
     verb.add_argument("--nfe", type=int, default=1, help="network evaluations a sample (default 1)")
-    verb.add_argument("--count", type=int, default=count, help=f"samples (default {count})")
+    default = count or f"{MODEL_SAMPLES} of a model, all images of a folder"
+    verb.add_argument("--count", type=int, default=count, help=f"samples (default {default})")
     verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
     verb.add_argument("--seed", type=int, default=0, help="sample i starts from noise (seed, i) (default 0)")
     verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
@@ -62,24 +73,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. A user's mistake is one line, not a traceback."""
     args = parser().parse_args(arguments)
     try:
-        if args.count < 1:
+        if args.count is not None and args.count < 1:
             raise ValueError(f"--count must be at least 1, got {args.count}")
         print({"sample": _sample, "evaluate": _evaluate}[args.verb](args))
     except (ValueError, RuntimeError, OSError) as error:
-        print(f"fmcore {args.verb}: {error}", file=sys.stderr)
+        line = " ".join(part.strip() for part in str(error).splitlines())
+        print(f"fmcore {args.verb}: {line}", file=sys.stderr)
         return 2
     return 0
 
 
-def _drawn(args: argparse.Namespace, model: "Model", label: int | None) -> Iterator["Tensor"]:
+def _drawn(args: argparse.Namespace, model: "Model", count: int, label: int | None) -> Iterator["Tensor"]:
     """Batches of the model's samples, with a bar."""
     from fmcore.fields import Guidance
     from fmcore.progress import Progress
 
     guidance = None if args.guidance is None else Guidance(args.guidance)
     options = {"solver_name": args.solver, "seed": args.seed, "label": label, "guidance": guidance}
-    bar, done = Progress("sample", args.count, "samples"), 0
-    for part in model.batches(args.count, args.nfe, **options):
+    bar, done = Progress("sample", count, "samples"), 0
+    for part in model.batches(count, args.nfe, **options):
         done += len(part)
         bar.to(done)
         yield part
@@ -94,7 +106,7 @@ def _sample(args: argparse.Namespace) -> str:
     from fmcore.pictures import sample_picture
     from fmcore.store import load_model, write_tensors
 
-    samples = torch.cat(list(_drawn(args, load_model(args.model, args.device), args.label)))
+    samples = torch.cat(list(_drawn(args, load_model(args.model, args.device), args.count, args.label)))
     if args.out.suffix == ".png":
         sample_picture(samples, args.out)
     else:
@@ -103,11 +115,10 @@ def _sample(args: argparse.Namespace) -> str:
 
 
 def _evaluate(args: argparse.Namespace) -> str:
-    from fmcore.data import image_paths
     from fmcore.fidelity import FEATURE_METRICS
     from fmcore.pixels import quantise
-    from fmcore.scoring import METRICS, ImageScorer, PointScorer, Scorer, folder_images
-    from fmcore.store import ArtifactError, load_model, read_json, read_tensors
+    from fmcore.scoring import METRICS, ImageScorer, PointScorer, Scorer, folder_files, folder_images
+    from fmcore.store import ArtifactError, load_model, read_json
 
     file = args.against / "reference.safetensors"
     is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
@@ -119,32 +130,33 @@ def _evaluate(args: argparse.Namespace) -> str:
     model = load_model(args.target, args.device) if (args.target / "config.json").is_file() else None
     if model is None and is_points:
         raise ArtifactError(f"{args.target}: expected a model folder, since {args.against} holds points")
-    how, count = (f"{args.nfe} NFE of {args.solver}", args.count) if model else ("files", 0)
+    if model:
+        files, count = [], args.count or MODEL_SAMPLES
+        what = f"{count} samples ({args.nfe} NFE of {args.solver})"
+    else:
+        files = folder_files(args.target)
+        count = min(args.count or len(files), len(files))
+        what = f"{count} images" if count == len(files) else f"{count} of {len(files)} images"
     scorer: Scorer
     shape: tuple[int, ...] = (2,)
     if is_points:
-        scorer = PointScorer(read_tensors(file)["x1"], metrics, args.seed)
+        scorer = PointScorer(_points(file), metrics, args.seed)
     else:
-        count = count or min(args.count, len(image_paths(args.target)))
         extractor, reference, shape = _reference(args, file)
+        extractor = extractor if model else _naming(extractor, files)
         scorer = ImageScorer(count, extractor, reference, metrics, args.seed)
     if model is None:
-        parts = folder_images(args.target, shape)
+        parts = folder_images(files[:count], shape)
     elif model.shape != shape:
         raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
     else:
-        parts = _drawn(args, model, None)
-    left = count
+        parts = _drawn(args, model, count, None)
     for part in parts:
-        kept = part[:left]
-        scorer.add(quantise(kept) if kept.is_floating_point() and not is_points else kept)
-        left -= len(kept)
-        if not left:
-            break
+        scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()
     if args.out:
-        _write(args, scores)
-    lines = [f"{args.target} against {args.against}: {count} samples ({how}), seed {args.seed}"]
+        _write(args, scores, made_by_model=model is not None)
+    lines = [f"{args.target} against {args.against}: {what}, seed {args.seed}"]
     for score in scores:
         e = score.estimate
         made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
@@ -152,24 +164,48 @@ def _evaluate(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def _points(file: Path) -> "Tensor":
+    from fmcore.store import ArtifactError, read_tensors
+
+    tensors = read_tensors(file)
+    x1 = tensors.get("x1")
+    if x1 is None or x1.shape[1:] != (2,) or not (len(x1) and x1.is_floating_point() and x1.isfinite().all()):
+        got = ", ".join(f"{name} {tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in tensors.items())
+        raise ArtifactError(f"{file}: expected finite points x1 of shape (N, 2), got {got or 'nothing'}")
+    return x1
+
+
+def _naming(extractor: "Extractor", files: Sequence[Path]) -> "Extractor":
+    """The same, to be called once on all the images of the files in turn, that names one it makes nothing of."""
+    names = iter(files)
+
+    def features(pixels: "Tensor") -> "Tensor":
+        found = extractor.features(pixels)
+        for fine, name in zip(found.isfinite().all(1).tolist(), names, strict=False):
+            if not fine:
+                raise ValueError(f"{name}: its features by {extractor.metric} are not finite")
+        return found
+
+    return replace(extractor, features=features)
+
+
 def _reference(args: argparse.Namespace, file: Path) -> tuple["Extractor", "Reference", tuple[int, ...]]:
     """The extractor, the data under it and the shape of its images: the pipeline's, or made of a folder here."""
-    from fmcore.data import image_paths
     from fmcore.features import adopt, load_extractor, load_reference, reference_parts
     from fmcore.progress import Progress
-    from fmcore.scoring import folder_images
+    from fmcore.scoring import folder_files, folder_images
     from fmcore.store import read_json
 
     if file.is_file():
         extractor = load_extractor(args.against, args.device, args.weights, args.extractor)
-        return extractor, load_reference(file), tuple(read_json(args.against / "manifest.json")["image_shape"])
-    kind, count = args.extractor or "inception-v3-compat", len(image_paths(args.against))
-    shape = tuple(next(folder_images(args.against, None, batch=1)).shape[1:])
+        shape = tuple(read_json(args.against / "manifest.json")["image_shape"])
+        return extractor, load_reference(file, extractor.dims), shape
+    kind, files = args.extractor or "inception-v3-compat", folder_files(args.against)
+    shape = tuple(next(folder_images(files[:1], None)).shape[1:])
     with TemporaryDirectory() as folder:
-        data = folder_images(args.against, shape)
-        extractor = adopt(kind, Path(folder), shape, data, args.device, args.weights)
-    bar, total = Progress("reference", count, "images"), None
-    for part in reference_parts(extractor, folder_images(args.against, shape), count):
+        extractor = adopt(kind, Path(folder), shape, folder_images(files, shape), args.device, args.weights)
+    bar, total = Progress("reference", len(files), "images"), None
+    for part in reference_parts(_naming(extractor, files), folder_images(files, shape), len(files)):
         total = part if total is None else total + part
         bar.to(total.stats.count)
     bar.close()
@@ -177,15 +213,18 @@ def _reference(args: argparse.Namespace, file: Path) -> tuple["Extractor", "Refe
     return extractor, total, shape
 
 
-def _write(args: argparse.Namespace, scores: Sequence["Score"]) -> None:
-    with args.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["target", "solver", "nfe", "metric", "value", "std", "n_samples", "n_reference"])
-        for score in scores:
-            e = score.estimate
-            writer.writerow(
-                [args.target, args.solver, args.nfe, score.metric, e.value, e.std, e.samples, score.n_reference]
-            )
+def _write(args: argparse.Namespace, scores: Sequence["Score"], made_by_model: bool) -> None:
+    from fmcore.store import write_file
+
+    how = [args.solver, "uniform", args.nfe, args.guidance] if made_by_model else [None] * 4
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = "target,against,solver,grid,nfe,guidance,metric,value,std,n_samples,n_reference"
+    writer.writerow([*columns.split(","), "extractor", "extractor_sha256", "seed"])
+    for score in scores:
+        e, of = score.estimate, (score.n_reference, score.extractor, score.digest, args.seed)
+        writer.writerow([args.target, args.against, *how, score.metric, e.value, e.std, e.samples, *of])
+    write_file(args.out, text.getvalue().encode())
 
 
 if __name__ == "__main__":

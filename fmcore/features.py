@@ -41,6 +41,8 @@ EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they a
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
 KEPT = 5000  # features that neighbours and kernels are made of
 FEATURE_BYTES = 2**29  # of features kept one by one: 65,000 images under Inception
+MOST = 100_000  # classes, features or pixels a side, in the manifest of somebody else
+AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
 PARTS = 8  # that the data is dealt into, to see how far it is from itself
 _NETS = {"classifier": "fd_cnn64", "rotation": "fd_rot64", "random": "fd_random64"}
 
@@ -75,15 +77,17 @@ def dims_of(name: str, shape: tuple[int, ...]) -> int | None:
     return {"inception-v3-compat": INCEPTION_DIMS, "pixels": prod(shape)}.get(name, FIT_DIMS)
 
 
-def digest_of(kind: str, weights: str | None, download: bool) -> str | None:
+def digest_of(
+    kind: str, weights: str | None, download: bool, shape: tuple[int, ...], device: torch.device | str = "cpu"
+) -> str | None:
     """SHA-256 of the file an extractor is made of: Inception's weights, a function's source; None for the others.
 
     Raises:
-        ValueError: as `find_inception`, and if a function cannot be imported.
+        ValueError: as `find_inception`, and if a function makes no features of two images of that shape.
     """
     if kind == "inception-v3-compat":
         return sha256(find_inception(weights, download))
-    return sha256(_imported(kind)[1]) if FUNCTION.fullmatch(kind) else None
+    return _tried(kind, shape, device).digest if FUNCTION.fullmatch(kind) else None
 
 
 def save_extractor(folder: Path, kind: str, fitted: Fitting, pixels: UInt8[Tensor, "N C H W"]) -> float:
@@ -161,10 +165,7 @@ def adopt(
 
 
 def load_extractor(
-    folder: Path,
-    device: torch.device | str = "cpu",
-    weights: str | None = None,
-    function: str | None = None,
+    folder: Path, device: torch.device | str = "cpu", weights: str | None = None, function: str | None = None
 ) -> Extractor:
     """The extractor that the features stage fitted or adopted.
 
@@ -174,48 +175,64 @@ def load_extractor(
             imported because a file in it says so.
 
     Raises:
-        ArtifactError: if its file is missing or is another than the manifest names, or the function is another.
+        ArtifactError: if the manifest makes no sense, or its file or function is missing, another or none.
         ValueError: as `adopt`.
     """
     file = folder / "manifest.json"
     manifest = read_json(file)
     try:
-        kind, digest, shape = str(manifest["extractor"]), manifest["sha256"], tuple(manifest["image_shape"])
-        of_function = FUNCTION.fullmatch(kind) is not None
-        if function is None and of_function:
-            raise ArtifactError(
-                f"{folder}: made with the function {kind}, and what a folder names is not run for that; "
-                f"expected --extractor {kind}"
-            )
+        kind, digest = str(manifest["extractor"]), str(manifest["sha256"])
+        shape = _whole(file, "image_shape", manifest["image_shape"], 3)
+        if function is None and FUNCTION.fullmatch(kind):
+            raise ArtifactError(f"{folder}: made with {kind}, never run unasked; expected --extractor {kind}")
         if function is not None and function != kind:
             raise ArtifactError(f"{folder}: expected features of {function}, got those of {kind}")
         if kind == "pixels":
             return _pixels(shape, device)
-        if of_function:
+        if FUNCTION.fullmatch(kind):
             call, path = _imported(kind)
-            _check_digest(path, digest)
-            return _function(kind, call, digest, manifest["dims"], device)
+            _check_digest(path, digest, AFTER_A_CHANGE)
+            return _function(kind, call, digest, _whole(file, "dims", [manifest["dims"]])[0], device)
         if kind == "inception-v3-compat":
             path = find_inception(weights)
-            _check_digest(path, digest)
+            _check_digest(path, digest, AFTER_A_CHANGE)
             return _inception(path, digest, device)
         if kind not in _NETS:
-            offered = ", ".join((*FITTED, *UNFITTED))
-            raise ArtifactError(f"{file}: expected an extractor among {offered}, got {kind!r}")
+            raise ArtifactError(f"{file}: expected one of {', '.join(FITTED + UNFITTED)}, got {kind!r}")
         path = folder / "extractor.safetensors"
         _check_digest(path, digest)
-        network = FeatureNet(shape, manifest["classes"])
+        network = FeatureNet(shape, _whole(file, "classes", [manifest["classes"]])[0])
     except KeyError as error:
         raise ArtifactError(f"{file}: expected a manifest of features, got one without {error}") from None
-    network.load_state_dict(read_tensors(path))
+    tensors = read_tensors(path)
+    _expect(path, _kinds(tensors), _kinds(network.state_dict()))
+    network.load_state_dict(tensors)
     network.to(device).eval()
     logits = network.logits if kind == "classifier" else None
     return Extractor(_NETS[kind], FIT_DIMS, digest, network.features, logits)
 
 
-def _check_digest(path: Path, digest: str) -> None:
-    if not path.is_file() or sha256(path) != digest:
-        raise ArtifactError(f"{path}: expected the extractor with SHA-256 {digest}")
+def _check_digest(path: Path, digest: str, advice: str = "") -> None:
+    found = sha256(path) if path.is_file() else "no file"
+    if found != digest:
+        raise ArtifactError(f"{path}: expected the extractor with SHA-256 {digest}, got {found}{advice}")
+
+
+def _whole(file: Path, name: str, values: object, count: int = 1) -> tuple[int, ...]:
+    if not isinstance(values, list) or [type(n) is int and 0 < n <= MOST for n in values] != [True] * count:
+        raise ArtifactError(f"{file}: expected for {name} {count} of the numbers 1..{MOST}, got {values!r}")
+    return tuple(values)
+
+
+def _expect(path: Path, found: dict[str, str], wanted: dict[str, str]) -> None:
+    for name in sorted(found.keys() | wanted.keys()):
+        want, got = wanted.get(name, "none"), found.get(name, "none")
+        if want != got:
+            raise ArtifactError(f"{path}: expected for tensor {name!r} {want}, got {got}")
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in tensors.items()}
 
 
 def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor:
@@ -318,8 +335,9 @@ class Reference:
 
     @property
     def kept(self) -> Float[Tensor, "K D"]:
-        """At most `KEPT` of the features: enough for neighbours and kernels."""
-        return self.features[:: -(-len(self.features) // KEPT)]
+        """At most `KEPT` of the features, spread evenly: enough for neighbours and kernels."""
+        count = len(self.features)
+        return self.features[torch.arange(min(count, KEPT)) * count // min(count, KEPT)]
 
     @property
     def complete(self) -> bool:
@@ -362,9 +380,17 @@ def save_reference(path: Path, value: Reference) -> None:
     write_tensors(path, {**sums, "features": value.features})
 
 
-def load_reference(path: Path) -> Reference:
-    """Reads what `save_reference` wrote."""
+def load_reference(path: Path, dims: int | None = None) -> Reference:
+    """Reads what `save_reference` wrote; an `ArtifactError` if it is no such thing or has not `dims` features."""
     tensors = read_tensors(path)
+    size = {name: tensor.numel() for name, tensor in tensors.items()}
+    d = dims or size.get("total") or 1
+    rows = size.get("features", 0) // d
+    wanted = {"count": "() of torch.int64", "total": f"({d},) of torch.float64"}
+    wanted |= {"outer": f"({d}, {d}) of torch.float64", "features": f"({rows}, {d}) of torch.float32"}
+    _expect(path, _kinds(tensors), wanted)
+    if not 0 < rows <= int(tensors["count"]) or not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise ArtifactError(f"{path}: expected finite features of some or all of the images counted, got others")
     return Reference(Stats(int(tensors["count"]), tensors["total"], tensors["outer"]), tensors["features"])
 
 

@@ -27,7 +27,7 @@ GROUPS = 10
 class Estimate(NamedTuple):
     """A value, its standard error, and how many samples it was made of.
 
-    `left_out` holds the value with one group of samples left out each, `GROUPS` of them for each repeat; nothing
+    `left_out` holds the value with one of `GROUPS` groups of samples left out each; nothing
     where the error is not a jackknife's.
     """
 
@@ -192,23 +192,25 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
     if not a.left_out or len(a.left_out) != len(b.left_out) or a.samples != b.samples:
         return Estimate(value, hypot(a.std, b.std), samples)
     left_out = [x - y for x, y in zip(a.left_out, b.left_out, strict=True)]
-    repeats = [left_out[first : first + GROUPS] for first in range(0, len(left_out), GROUPS)]
-    return Estimate(value, hypot(*map(jackknife, repeats)), samples, tuple(left_out))
+    return Estimate(value, jackknife(left_out), samples, tuple(left_out))
 
 
 def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     """The mean of repeats on disjoint noise with its standard error, and the standard deviation between them.
 
-    The standard deviation is nan for one repeat. `samples` is that of a repeat. `left_out` are the values of the
-    mean without one group of one repeat, repeat by repeat, so `difference` compares two means of equally many.
+    The standard deviation is nan for one repeat. `samples` is that of a repeat. `left_out` holds the mean without
+    group g of every repeat and, for distances that leave out a group of the reference too, of that: all repeats
+    share the reference, so its chance does not average out. Where there are no such values the error is that of a
+    single repeat, which is an upper bound.
     """
-    repeats, total = len(estimates), sum(e.value for e in estimates)
-    std = hypot(*(e.std for e in estimates)) / repeats
-    grouped = all(len(e.left_out) == GROUPS for e in estimates)
-    left_out = [(total - e.value + value) / repeats for e in estimates for value in e.left_out] if grouped else []
-    mean = total / repeats
+    repeats, mean = len(estimates), sum(e.value for e in estimates) / len(estimates)
+    std = sqrt(sum(e.std**2 for e in estimates) / repeats)
+    left_out: tuple[float, ...] = ()
+    if all(len(e.left_out) == GROUPS for e in estimates):
+        left_out = tuple(sum(values) / repeats for values in zip(*(e.left_out for e in estimates), strict=True))
+        std = jackknife(left_out)
     spread = sqrt(sum((e.value - mean) ** 2 for e in estimates) / (repeats - 1)) if repeats > 1 else nan
-    return Estimate(mean, std, estimates[0].samples, tuple(left_out)), spread
+    return Estimate(mean, std, estimates[0].samples, left_out), spread
 
 
 def jackknife(left_out: Sequence[float]) -> float:

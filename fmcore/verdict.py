@@ -6,16 +6,18 @@ lose against its own many-step ones, is all that a further round could win; `dri
 steps.
 
 A further round straightens a part of the bend and drifts again by a part of the drift, at every number of steps.
-Of 28 cases under fourteen settings (docs/verdict.md) three had a bend that was sure and more than `RATIO` times the
-drift; the next round won 4 to 26 % of the one-step distance there, and at most 8 % anywhere else.
+Of 28 cases under fourteen settings (docs/verdict.md) three had a bend that was sure and more than `RATIO` times
+the drift; the next round won 4 to 26 % of the one-step distance there, and at most 8 % anywhere else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from fmcore.metrics import Estimate, difference
 
 RATIO = 4.0  # of bend to drift, from which on a further round pays; anything from 3.2 to 4.5 decides the same
+WORTH = 0.05  # the least bend that is worth a round, as a share of the few-step distance
+MANY = 32  # evaluations at least for drift; below, a teacher's own coarse steps look like its pupil's gain
 SURE = 2.0  # standard errors from which on two models differ
 
 
@@ -29,38 +31,42 @@ class Round(NamedTuple):
     bend: Estimate
 
 
-class Choice(NamedTuple):
-    """The best model at a number of evaluations, and the others that are as good within `SURE` errors."""
-
-    nfe: int
-    name: str
-    score: Estimate
-    as_good: tuple[str, ...]
-
-
 class Verdict(NamedTuple):
-    """What each round did, whether a further one after the last pays, and what to use.
+    """What each round did, and whether a further one after the last pays; None if that cannot be told.
 
-    `margin` is the last round's bend less `RATIO` times its drift.
+    `margin` is the last round's bend less `RATIO` times its drift, if it drifted at all.
     """
 
     few: int
     many: int
     rounds: tuple[Round, ...]
     margin: Estimate
-    pays: bool
-    choices: tuple[Choice, ...]
+    pays: bool | None
 
 
-Scores = Mapping[str, Mapping[int, Estimate]]
+class Run(NamedTuple):
+    """A model's score at a number of evaluations, and how it was sampled, in words."""
+
+    name: str
+    how: str
+    nfe: int
+    score: Estimate
 
 
-def verdict(scores: Scores, teachers: Mapping[str, str]) -> Verdict:
+class Choice(NamedTuple):
+    """The best run that needs at most `budget` evaluations, and the other models that are as good there."""
+
+    budget: int
+    run: Run
+    as_good: tuple[str, ...]
+
+
+def verdict(scores: Mapping[str, Mapping[int, Estimate]], teachers: Mapping[str, str]) -> Verdict:
     """Weighs the rounds of a pipeline by their distances to the data, smaller being better.
 
     Main arguments:
         scores: by model and NFE, all with one solver and grid and from one noise, so that differences have paired
-            errors. Models that are no rounds (the base, a student) are only among the choices.
+            errors.
         teachers: each round's teacher, in the order in which they were made.
 
     Raises:
@@ -84,29 +90,25 @@ def verdict(scores: Scores, teachers: Mapping[str, str]) -> Verdict:
         for name, teacher in teachers.items()
     )
     last = rounds[-1]
-    margin = difference(last.bend, _times(RATIO, last.drift))
-    pays = last.bend.value > SURE * last.bend.std and margin.value > 0
-    return Verdict(few, many, rounds, margin, pays, _choices(scores))
+    # A round that came out better at many steps will not do so again: its drift counts as none.
+    margin = difference(last.bend, _times(RATIO, last.drift)) if last.drift.value > 0 else last.bend
+    worth = last.bend.value > max(SURE * last.bend.std, WORTH * scores[last.name][few].value)
+    return Verdict(few, many, rounds, margin, None if many < MANY else worth and margin.value > 0)
 
 
 def _times(factor: float, a: Estimate) -> Estimate:
     return Estimate(factor * a.value, abs(factor) * a.std, a.samples, tuple(factor * v for v in a.left_out))
 
 
-def _choices(scores: Scores) -> tuple[Choice, ...]:
+def choices(runs: Sequence[Run]) -> tuple[Choice, ...]:
+    """For each number of evaluations, the best of the runs that need no more."""
     found = []
-    for nfe in sorted({nfe for by_nfe in scores.values() for nfe in by_nfe}):
-        # Whoever may take that many evaluations may also take fewer.
-        best = {
-            name: min((at for at in by_nfe if at <= nfe), key=lambda at: by_nfe[at].value)
-            for name, by_nfe in scores.items()
-            if any(at <= nfe for at in by_nfe)
-        }
-        values = {name: scores[name][at] for name, at in best.items()}
-        name = min(values, key=lambda of: values[of].value)
-        gaps = {other: difference(value, values[name]) for other, value in values.items() if other != name}
-        as_good = tuple(other for other, gap in gaps.items() if gap.value <= SURE * gap.std)
-        found.append(Choice(nfe, name, values[name], as_good))
+    for budget in sorted({run.nfe for run in runs}):
+        within = [run for run in runs if run.nfe <= budget]
+        best = min(within, key=lambda run: run.score.value)
+        gaps = [(run.name, difference(run.score, best.score)) for run in within if run.name != best.name]
+        as_good = dict.fromkeys(name for name, gap in gaps if gap.value <= SURE * gap.std)
+        found.append(Choice(budget, best, tuple(as_good)))
     return tuple(found)
 
 
@@ -114,41 +116,42 @@ def sentences(found: Verdict) -> list[str]:
     """The verdict in words, its conclusion first."""
     last, few, many = found.rounds[-1], _steps(found.few), _steps(found.many)
     bend, drift = last.bend, last.drift
-    pays = "is expected to pay" if found.pays else "is not expected to pay"
-    if abs(found.margin.value) <= SURE * found.margin.std:
-        pays += ", though it is a close call"
-    reason = (
-        f"{last.name} still loses {bend.value:.3g} ± {bend.std:.1g} at {few} against its own {many}"
-        if bend.value > SURE * bend.std
-        else f"{last.name} is as good at {few} as at {many}"
-    )
-    drifted = f"{_signed(drift.value)} ± {drift.std:.1g} at {many} by being trained on samples of {last.teacher}"
-    lines = [
-        f"Another reflow round after {last.name} {pays}: {reason}, and it changed by {drifted}. "
-        f"A round pays where the first is more than {RATIO:.0f} times the second."
-    ]
+    if abs(bend.value) <= SURE * bend.std:
+        straight = f"its scores at {few} and at {many} cannot be told apart ({_signed(bend)})"
+    elif bend.value < 0:
+        straight = f"it is better at {few} than at {many} ({_signed(bend)})"
+    else:
+        straight = f"it still loses {bend.value:.3g} ± {bend.std:.1g} at {few} against its own {many}"
+    drifted = f"it changed by {_signed(drift)} at {many} against {last.teacher}"
+    if found.pays is None:
+        conclusion = (
+            f"Whether another reflow round after {last.name} pays cannot be told from scores at {many} or fewer "
+            f"(score at {MANY} or more)"
+        )
+    else:
+        pays = "is expected to pay" if found.pays else "is not expected to pay"
+        close = abs(found.margin.value) <= SURE * found.margin.std
+        conclusion = (
+            f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
+        )
+    rule = f"A round pays where the first is sure, worth {WORTH:.0%} and more than {RATIO:.0f} times the second."
+    lines = [f"{conclusion}: {straight}, and {drifted}. {rule}"]
     for one in found.rounds:
-        won, drift = _moved(one.won), _moved(one.drift)
-        if won > 0:
-            did = f"won {one.won.value:.3g} ± {one.won.std:.1g} at {few}"
-        elif won < 0:
-            did = f"lost {-one.won.value:.3g} ± {one.won.std:.1g} at {few}"
-        else:
-            seen = f"{_signed(-one.won.value)} ± {one.won.std:.1g}"
-            did = f"changed nothing at {few} that could be told from chance ({seen})"
-        cost = {1: "lost", 0: "kept its place within", -1: "won"}[drift]
-        amount = f"{2 * one.drift.std:.2g}" if drift == 0 else f"{abs(one.drift.value):.3g} ± {one.drift.std:.1g}"
-        lines.append(f"{one.name}, against its teacher {one.teacher}, {did} and {cost} {amount} at {many}.")
+        did = _did(one.won, f"at {few}")
+        kept = _did(one.drift._replace(value=-one.drift.value), f"at {many}")
+        lines.append(f"{one.name}, against its teacher {one.teacher}, {did} and {kept}.")
     return lines
 
 
-def _moved(change: Estimate) -> int:
-    return 0 if abs(change.value) <= SURE * change.std else 1 if change.value > 0 else -1
+def _did(won: Estimate, where: str) -> str:
+    if abs(won.value) <= SURE * won.std:
+        return f"differs by at most {abs(won.value) + SURE * won.std:.2g} {where}"
+    return f"{'won' if won.value > 0 else 'lost'} {abs(won.value):.3g} ± {won.std:.1g} {where}"
 
 
 def _steps(nfe: int) -> str:
     return "one evaluation" if nfe == 1 else f"{nfe} evaluations"
 
 
-def _signed(value: float) -> str:
-    return f"{value:+.2g}"
+def _signed(change: Estimate) -> str:
+    return f"{change.value:+.2g} ± {change.std:.1g}"

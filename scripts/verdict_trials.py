@@ -1,6 +1,8 @@
 """What `fmcore.verdict` was derived from and tried on: three reflow rounds under fourteen settings.
 
-    python scripts/verdict_trials.py FOLDER     # hours; goes on where it was stopped; writes docs/verdict.csv
+    python scripts/verdict_trials.py FOLDER     # 75 minutes on one core; writes docs/verdict.csv
+
+It goes on where it was stopped, and knows finished stages by name alone: take a new folder after an edit.
 
 After each of the first two rounds the verdict says whether a further one pays at one step; the next round says
 what it did win. Models and couplings stay in FOLDER.

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fmcore.__main__ import main
-from fmcore.features import adopt, reference_parts, save_reference
+from fmcore.__main__ import _naming, main
+from fmcore.features import Extractor, adopt, reference_parts, save_reference
 from fmcore.metrics import frechet_distance, stats
 from fmcore.networks import MLP
 from fmcore.pixels import dequantise
@@ -194,7 +194,7 @@ def test_features_by_a_function_need_its_name_again(images, beside, capsys):
     against = (beside / "a", "--against", beside / "features")
     status, out, said = evaluated(capsys, *against)
     assert (status, out, said.count("\n")) == (2, "", 1)
-    assert f"expected --extractor {name}" in said
+    assert f"made with {name}, never run unasked; expected --extractor {name}" in said
     status, out, said = evaluated(capsys, *against, "--extractor", "pixels")
     assert (status, out, said.count("\n")) == (2, "", 1)
     assert f"expected features of pixels, got those of {name}" in said
@@ -211,9 +211,38 @@ def test_features_that_are_not_finite_are_one_line(images, beside, capsys):
             assert (status, out, said.count("\n")) == (2, "", 1)
             assert "fd_nothing" in said
             assert "not finite" in said
-            assert "image 120" in said
+            assert "a/999.png" in said
     finally:
         (beside / "a/999.png").unlink()
+
+
+def test_an_image_is_named_whatever_the_batch(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(9)]
+    extractor = Extractor("fd_mine", 1, "", lambda x: torch.where(x[:, 0, 0] > 0, torch.nan, 1.0))
+    pixels = torch.zeros(9, 1, 1, 1, dtype=torch.uint8)
+    pixels[7] = 1
+    for batch in (1, 2, 4, 9):
+        named = _naming(extractor, files)
+        with pytest.raises(ValueError, match=r"7\.png: its features by fd_mine are not finite"):
+            list(map(named, torch.split(pixels, batch)))
+
+
+def test_several_lines_of_an_error_become_one(models, tmp_path, monkeypatch, capsys):
+    def load(*args):
+        raise RuntimeError("Error(s) in loading:\n\tMissing key(s): a.\n\tUnexpected: b  b.")
+
+    monkeypatch.setattr("fmcore.store.load_model", load)
+    assert main(["sample", str(models / "points"), "--out", str(tmp_path / "x.png")]) == 2
+    said = capsys.readouterr().err
+    assert said == "fmcore sample: Error(s) in loading: Missing key(s): a. Unexpected: b  b.\n"
+
+
+def test_the_help_says_which_classes_and_how_many(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "a conditional model draws its classes uniformly" in said
+    assert "default 10000 of a model, all images of a folder" in said
 
 
 WRONG = {

@@ -165,6 +165,17 @@ def test_repeats_and_their_differences_cover_the_truth():
     assert_honest(found, true_frechet(8, *one) - true_frechet(8, *other))
 
 
+@pytest.mark.parametrize("metric", [sliced_wasserstein, energy_distance])
+def test_repeats_share_their_reference(metric):
+    """Its chance is in every repeat, so five of them are not five times as good as one."""
+    found = []
+    for rep in range(REPS):
+        reference = normal(400, 2, 10**5 + rep)
+        samples = (0.5 + 1.2 * normal(400, 2, 5 * rep + i) for i in range(5))
+        found.append(pooled([metric(x, reference) for x in samples])[0])
+    assert_honest(found, own(found))
+
+
 # --- the floor ----------------------------------------------------------------------------------------------
 
 

@@ -169,8 +169,7 @@ def test_flops_are_two_for_each_weight_that_is_multiplied(here):
     model = load_model(layout.model("base"))
     assert isinstance(model.network_config, MLP)
     matrices = sum(m.weight.numel() for m in model.network.modules() if isinstance(m, torch.nn.Linear))
-    assert about["flops"] == 2 * matrices
-    assert about["parameters"] == sum(p.numel() for p in model.network.parameters())
+    assert about == {"flops": 2 * matrices}
 
 
 def test_couplings_are_scored_as_they_are_stored(here):
@@ -223,8 +222,6 @@ def test_a_killed_stage_keeps_the_runs_it_made(here, monkeypatch):
 
 
 def test_a_model_that_diverges_is_named(here):
-    from fmcore import store
-
     model = load_model(layout.model("r1"))
     with torch.no_grad():
         next(iter(model.network.parameters())).fill_(float("nan"))
@@ -232,4 +229,3 @@ def test_a_model_that_diverges_is_named(here):
         patch.setattr("flows.evaluate.load_model", lambda *a: model)
         with pytest.raises((FloatingPointError, ValueError), match="not finite"):
             list(events_of(tiny(evaluate__batch=50), "evaluate@r1"))
-    assert store  # the artifact itself is untouched

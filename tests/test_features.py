@@ -8,6 +8,7 @@ from itertools import count
 import pytest
 import torch
 
+from flows import layout
 from fmcore.data import Digits
 from fmcore.feature_net import FIT_DIMS, FeatureNet, fitting
 from fmcore.features import (
@@ -28,7 +29,7 @@ from fmcore.features import (
 from fmcore.inception import INCEPTION_DIMS, INCEPTION_NAME, INCEPTION_SHA, find_inception
 from fmcore.metrics import frechet_distance, frechet_floor, stats
 from fmcore.pixels import dequantise, quantise
-from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_json
+from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.training import TrainConfig, averaged, new_state, train
 
 CONFIG = TrainConfig(images=20_000, batch_size=64, lr=2e-3, lr_final=0.0, warmup_images=640)
@@ -141,8 +142,10 @@ def test_another_file_than_the_manifest_names_is_refused(tmp_path):
     fitted(tmp_path / "a")
     fitted(tmp_path / "b", seed=1)
     (tmp_path / "b" / "extractor.safetensors").replace(tmp_path / "a" / "extractor.safetensors")
-    for _ in range(2):
-        with pytest.raises(ArtifactError, match=r"extractor\.safetensors: expected the extractor with SHA-256"):
+    a, b = (read_json(tmp_path / name / "manifest.json")["sha256"] for name in "ab")
+    for came in (b, "no file"):
+        message = rf"extractor\.safetensors: expected the extractor with SHA-256 {a}, got {came}$"
+        with pytest.raises(ArtifactError, match=message):
             load_extractor(tmp_path / "a")
         (tmp_path / "a" / "extractor.safetensors").unlink(missing_ok=True)
 
@@ -278,9 +281,13 @@ MANIFESTS = {
     "no shape": ({"extractor": "pixels", "sha256": ""}, "got one without 'image_shape'"),
     "unknown": (
         {"extractor": "clip", "sha256": "", "image_shape": [1, 8, 8]},
-        "expected an extractor among .*'clip'",
+        "expected one of classifier, .*'clip'",
     ),
 }
+WRONG_NUMBERS = [0, -1, 2.0, "10", None, True, 10**9, [1]]
+for value in ([1, 8], [1, 8, 8, 8], "188", 8, None, *([1, 8, side] for side in WRONG_NUMBERS)):
+    shaped = {"extractor": "pixels", "sha256": "", "image_shape": value}
+    MANIFESTS[f"image_shape {value}"] = (shaped, r"expected for image_shape 3 of the numbers 1\.\.100000, got ")
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
@@ -292,9 +299,81 @@ def test_a_foreign_manifest_is_one_line(tmp_path, case):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("wrong", WRONG_NUMBERS)
+def test_what_a_foreign_manifest_counts_is_one_line(tmp_path, module, wrong):
+    adopt("random", tmp_path / "net", (1, 8, 8), [digits(20)[0]])
+    name = f"{module(MEANS)}:means"
+    adopt(name, tmp_path / "own", (1, 8, 8), [])
+    for folder, key, function in (("net", "classes", None), ("own", "dims", name)):
+        path = tmp_path / folder / "manifest.json"
+        write_json(path, {**read_json(path), key: wrong})
+        with pytest.raises(ArtifactError, match=rf"manifest\.json: expected for {key} 1 of the numbers 1\.\.1"):
+            load_extractor(path.parent, function=function)
+
+
+FOREIGN_NETS = {
+    "none of them": ({}, r"'body.0.bias' \(32,\) of torch.float32, got none"),
+    "more": ({"more\nof it": torch.zeros(2)}, r"'more\\nof it' none, got \(2,\) of torch.float32"),
+    "other shape": ({"head.weight": torch.zeros(9, 64)}, r"'head.weight' \(1, 64\) of .*, got \(9, 64\) of"),
+    "other type": ({"scale": torch.tensor(1)}, r"'scale' \(\) of torch.float32, got \(\) of torch.int64"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN_NETS)
+def test_tensors_of_another_network_are_one_line(tmp_path, case):
+    change, message = FOREIGN_NETS[case]
+    adopt("random", tmp_path, (1, 8, 8), [digits(20)[0]])
+    path = tmp_path / "extractor.safetensors"
+    write_tensors(path, {**read_tensors(path), **change} if change else {})
+    write_json(tmp_path / "manifest.json", {**read_json(tmp_path / "manifest.json"), "sha256": sha256(path)})
+    with pytest.raises(ArtifactError, match=rf"extractor\.safetensors: expected for tensor {message}") as caught:
+        load_extractor(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+NAN = torch.full((4,), torch.nan, dtype=torch.float64)
+FOREIGN_REFERENCES = {
+    **{f"no {name}": ({name: None}, f"tensor '{name}' ") for name in ("count", "total", "outer", "features")},
+    "of points": ({"x1": torch.zeros(9, 2)}, r"tensor 'x1' none, got \(9, 2\) of torch.float32"),
+    "counts": ({"count": torch.tensor([30, 30])}, r"'count' \(\) of torch.int64, got \(2,\)"),
+    "a count of floats": (
+        {"count": torch.tensor(30.0)},
+        r"'count' \(\) of torch.int64, got \(\) of torch.float32",
+    ),
+    "flat features": ({"features": torch.zeros(28)}, r"'features' \(7, 4\) of torch.float32, got \(28,\)"),
+    "other features": ({"features": torch.zeros(7, 5)}, r"'features' \(8, 4\) of torch.float32, got \(7, 5\)"),
+    "other total": ({"total": torch.zeros(5, dtype=torch.float64)}, r"'total' \(4,\) .* got \(5,\)"),
+    "other outer": ({"outer": torch.zeros(4, 5, dtype=torch.float64)}, r"'outer' \(4, 4\) .* got \(4, 5\)"),
+    "no rows": ({"features": torch.zeros(0, 4)}, "expected finite features of some or all of the images counted"),
+    "fewer counted": ({"count": torch.tensor(6)}, "expected finite features of some or all of the images counted"),
+    "not finite": ({"total": NAN}, "expected finite features"),
+}
+
+
+@pytest.mark.parametrize("case", FOREIGN_REFERENCES)
+def test_a_foreign_reference_is_one_line(tmp_path, case):
+    change, message = FOREIGN_REFERENCES[case]
+    path, features = tmp_path / "reference.safetensors", torch.randn(30, 4)
+    save_reference(path, Reference(stats(features), features[:7]))
+    changed = {**read_tensors(path), **change}
+    write_tensors(path, {name: tensor for name, tensor in changed.items() if tensor is not None})
+    with pytest.raises(ArtifactError, match=rf"reference\.safetensors: .*{message}") as caught:
+        load_reference(path, 4)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_reference_under_another_extractor_is_one_line(tmp_path):
+    path, features = tmp_path / "reference.safetensors", torch.randn(30, 4)
+    save_reference(path, Reference(stats(features), features[:6]))
+    assert load_reference(path, 4).stats.count == 30
+    with pytest.raises(ArtifactError, match=r"expected for tensor 'features' \(12, 2\) .* got \(6, 4\)"):
+        load_reference(path, 2)
+
+
 # --- functions of the user ----------------------------------------------------------------------------------
 
 NAMES = (f"nets_of_a_user_{i}" for i in count())
+ADVICE = "after a change run: dvc repro -f -s check, then dvc repro"
 MEANS = "def means(pixels):\n    return pixels.float().mean((2, 3))\n"
 
 
@@ -317,7 +396,7 @@ def test_a_function_of_the_user_is_an_extractor(module, tmp_path):
     made = adopt(name, tmp_path / "features", (3, 8, 8), [])
     source = tmp_path / f"{name.partition(':')[0]}.py"
     assert (made.metric, made.dims, made.digest) == ("fd_means", 3, sha256(source))
-    assert made.digest == digest_of(name, None, False)
+    assert made.digest == digest_of(name, None, False, (3, 8, 8))
     again = load_extractor(tmp_path / "features", function=name)
     pixels = torch.randint(256, (5, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     assert torch.equal(again(pixels), pixels.float().mean((2, 3)))
@@ -336,8 +415,10 @@ def test_a_changed_function_is_refused(module, tmp_path):
     name = f"{module(MEANS)}:means"
     adopt(name, tmp_path / "features", (1, 8, 8), [])
     source = tmp_path / f"{name.partition(':')[0]}.py"
+    before = sha256(source)
     source.write_text(MEANS + "# changed\n")
-    with pytest.raises(ArtifactError, match=rf"{source.name}: expected the extractor with SHA-256"):
+    message = f"{source.name}: expected the extractor with SHA-256 {before}, got {sha256(source)}; {ADVICE}"
+    with pytest.raises(ArtifactError, match=f"{message}$"):
         load_extractor(tmp_path / "features", function=name)
 
 
@@ -349,7 +430,7 @@ def test_nothing_is_imported_because_a_folder_says_so(module, tmp_path):
         features / "manifest.json", {"extractor": name, "sha256": "0" * 64, "image_shape": [1, 8, 8], "dims": 1}
     )
     for function, message in (
-        (None, f"made with the function {name}, .* expected --extractor {name}"),
+        (None, f"made with {name}, never run unasked; expected --extractor {name}"),
         ("my_own:features", f"expected features of my_own:features, got those of {name}"),
     ):
         with pytest.raises(ArtifactError, match=message):
@@ -383,6 +464,19 @@ def test_a_function_that_is_none_is_one_line(module, tmp_path, case):
         adopt(name, tmp_path / "features", (1, 8, 8), [])
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "features").exists()
+    with pytest.raises(ValueError, match=f"extractor {name}: .*{message}"):
+        digest_of(name, None, False, (1, 8, 8))
+
+
+def test_the_stage_check_tries_a_function_on_images_of_the_data(module, tmp_path):
+    from test_variants import run, tiny
+
+    name = f"{module('def f(x): return x.reshape(len(x), 100).float()')}:f"
+    with pytest.raises(ValueError, match=r"failed on two images of shape \(1, 8, 8\): RuntimeError"):
+        list(run(tiny(features__extractor=name), "check"))
+    name = f"{module(MEANS)}:means"
+    list(run(tiny(features__extractor=name), "check"))
+    assert read_json(layout.CHECKED)["extractor_sha256"] == sha256(tmp_path / f"{name.partition(':')[0]}.py")
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "fmcore.no_such_module:f"])
@@ -532,7 +626,8 @@ def test_weights_swapped_after_adoption_are_refused(tmp_path):
     write_json(
         tmp_path / "manifest.json", {"extractor": INCEPTION, "sha256": "0" * 64, "image_shape": [3, 32, 32]}
     )
-    with pytest.raises(ArtifactError, match=r"weights\.pth: expected the extractor with SHA-256 0000"):
+    message = rf"weights\.pth: expected the extractor with SHA-256 {'0' * 64}, got [0-9a-f]{{64}}; {ADVICE}$"
+    with pytest.raises(ArtifactError, match=message):
         load_extractor(tmp_path, weights=str(tmp_path / "weights.pth"))
 
 

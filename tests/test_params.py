@@ -261,6 +261,17 @@ WRONG = {
         "euler: expected each NFE once",
     ),
     "too few samples": (changed("evaluate.samples", 70), "evaluate"),
+    "samples that make a covariance singular with a tenth left out": (
+        {
+            **changed("evaluate.samples", 2276),
+            "features": {**RAW["features"], "extractor": "inception-v3-compat"},
+        },
+        "evaluate.samples: expected at least 2277 for 2048 features, got 2276",
+    ),
+    "couplings that cannot be scored": (
+        changed("couple.pairs", 70),
+        "couple.pairs: expected at least 73, to be scored on 64 features, got 70",
+    ),
     "a seed beyond 64 bits": (changed("seed", 2**63), "seed: expected a number in [0, 2^63)"),
     "points with a classifier": (
         changed("data", {"name": "moons", "count": 100}),

@@ -19,6 +19,7 @@ import importlib
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 
@@ -33,7 +34,7 @@ from fmcore.features import adopt, reference_parts
 from fmcore.fidelity import classes, inception_score, kid, precision_recall
 from fmcore.metrics import frechet_distance, frechet_floor, group_sizes, stats
 from fmcore.pixels import quantise
-from fmcore.scoring import ImageScorer, folder_images
+from fmcore.scoring import ImageScorer, folder_files, folder_images
 
 COUNTS = {"generated": 90, "real": 80}
 EQUAL, ROUNDED = 1e-6, 1e-5  # relative
@@ -85,6 +86,10 @@ def folder(tmp_path_factory):
         (root / name).mkdir()
         for i, image in enumerate(blobs(count, seed, contrast)):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{i:03d}.png")
+        # KID's subsets and the groups of an inception score go by the order: theirs is that of names.
+        (root / f"{name}-ordered").mkdir()
+        for i, path in enumerate(folder_files(root / name)):
+            shutil.copy(path, root / f"{name}-ordered" / f"{i:03d}.png")
     random_inception(root / "weights.pth")
     (root / "layer_of_inception.py").write_text(LAYER)
     return root
@@ -92,7 +97,7 @@ def folder(tmp_path_factory):
 
 def torch_fidelity(folder, *options):
     """What torch-fidelity's command line says; features of both folders stay in its cache."""
-    known = ["--input1", "generated", "--input2", "real"]
+    known = ["--input1", "generated-ordered", "--input2", "real-ordered"]
     known += ["--feature-extractor", "inception-v3-compat", "--feature-extractor-weights-path", "weights.pth"]
     known += ["--input1-cache-name", "generated", "--input2-cache-name", "real", "--cache-root", "cache"]
     known += ["--kid-subset-size", "80", "--rng-seed", "0", "--no-samples-shuffle", "--cpu", "--json", "--silent"]
@@ -134,7 +139,10 @@ def test_the_two_command_lines_agree(folder, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_all_features_of_inception_give_their_scores(folder, theirs, tmp_path):
     extractor = adopt("inception-v3-compat", tmp_path, (3, 32, 32), [], weights=str(folder / "weights.pth"))
-    x, y = (torch.cat([extractor(part) for part in folder_images(folder / name, None)]) for name in COUNTS)
+    x, y = (
+        torch.cat([extractor(part) for part in folder_images(folder_files(folder / name), None)])
+        for name in COUNTS
+    )
     assert x.shape == (90, 2048)
     assert frechet_distance(stats(x), stats(y)) == pytest.approx(theirs[METRICS[0]], rel=ROUNDED)
     ours = [kid(x, y).value, *(e.value for e in precision_recall(x, y))]

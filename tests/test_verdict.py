@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmcore.metrics import Estimate, jackknife
-from fmcore.verdict import RATIO, SURE, sentences, verdict
+from fmcore.verdict import RATIO, SURE, Run, choices, sentences, verdict
 
 
 def estimate(value, left_out=(), std=0.01):
@@ -23,31 +23,59 @@ TEACHERS = {"r1": "base"}
 
 def test_a_bent_round_that_hardly_drifted_calls_for_another():
     found = verdict(curves(base=BASE, r1={1: 5.0, 4: 2.0, 64: 0.5}), TEACHERS)
-    assert found.pays
+    assert found.pays is True
     assert found.margin.value == pytest.approx(4.5 - RATIO * 0.1)
     assert (found.few, found.many) == (1, 64)
     assert sentences(found)[0] == (
-        "Another reflow round after r1 is expected to pay: r1 still loses 4.5 ± 0.01 at one evaluation against "
-        "its own 64 evaluations, and it changed by +0.1 ± 0.01 at 64 evaluations by being trained on samples of base. "
-        "A round pays where the first is more than 4 times the second."
+        "Another reflow round after r1 is expected to pay: it still loses 4.5 ± 0.01 at one evaluation against "
+        "its own 64 evaluations, and it changed by +0.1 ± 0.01 at 64 evaluations against base. A round pays where "
+        "the first is sure, worth 5% and more than 4 times the second."
     )
 
 
 def test_a_straight_round_that_drifted_does_not():
     found = verdict(curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}), TEACHERS)
-    assert not found.pays
+    assert found.pays is False
     assert "r1 is not expected to pay:" in sentences(found)[0]
     assert sentences(found)[1] == (
         "r1, against its teacher base, won 68.8 ± 0.01 at one evaluation and lost 0.3 ± 0.01 at 64 evaluations."
     )
 
 
-def test_a_round_that_is_straight_already_leaves_nothing_to_win():
+@pytest.mark.parametrize(
+    ("one", "said"),
+    [
+        (0.405, "its scores at one evaluation and at 64 evaluations cannot be told apart (+0.005 ± 0.01)"),
+        (0.2, "it is better at one evaluation than at 64 evaluations (-0.2 ± 0.01)"),
+    ],
+)
+def test_a_round_that_is_straight_already_leaves_nothing_to_win(one, said):
     """Even if it did not drift: what is left is no more than chance."""
-    found = verdict(curves(base=BASE, r1={1: 0.405, 64: 0.4}), TEACHERS)
-    assert found.margin.value > 0
-    assert not found.pays
-    assert "r1 is as good at one evaluation as at 64 evaluations" in sentences(found)[0]
+    found = verdict(curves(base=BASE, r1={1: one, 64: 0.4}), TEACHERS)
+    assert found.pays is False
+    assert said in sentences(found)[0]
+
+
+def test_a_bend_that_is_sure_but_tiny_is_not_worth_a_round():
+    scores = {"base": {1: estimate(70.0), 64: estimate(1.0)}}
+    scores["r1"] = {1: estimate(1.02, std=1e-4), 64: estimate(1.0, std=1e-4)}
+    found = verdict(scores, TEACHERS)
+    assert found.margin.value > SURE * found.margin.std
+    assert found.pays is False
+
+
+def test_a_round_that_got_better_at_many_steps_gets_no_credit_for_it():
+    found = verdict(curves(base=BASE, r1={1: 0.5, 64: 0.3}), TEACHERS)
+    assert found.margin == found.rounds[0].bend
+
+
+def test_few_steps_do_not_show_drift():
+    """At 4 evaluations a base is still coarse, and its rounds look better than it."""
+    found = verdict(curves(base={1: 73.0, 4: 2.96}, r1={1: 1.22, 4: 0.83}), TEACHERS)
+    assert found.pays is None
+    assert sentences(found)[0].startswith(
+        "Whether another reflow round after r1 pays cannot be told from scores at 4 evaluations or fewer (sc"
+    )
 
 
 def test_a_close_call_is_called_so():
@@ -58,9 +86,10 @@ def test_a_close_call_is_called_so():
 
 def test_a_round_that_changed_nothing_is_called_so():
     scores = curves(base=BASE, r1={1: 1.2, 64: 0.7}, r2={1: 1.205, 64: 0.705})
-    lines = sentences(verdict(scores, {"r1": "base", "r2": "r1"}))
-    assert "r2, against its teacher r1, changed nothing at one evaluation" in lines[2]
-    assert "kept its place within 0.028 at 64 evaluations" in lines[2]
+    assert sentences(verdict(scores, {"r1": "base", "r2": "r1"}))[2] == (
+        "r2, against its teacher r1, differs by at most 0.033 at one evaluation and differs by at most 0.033 at "
+        "64 evaluations."
+    )
 
 
 def test_a_round_that_made_things_worse_is_called_so():
@@ -76,14 +105,17 @@ def test_rounds_may_have_one_teacher():
     assert found.rounds[1].drift.value == pytest.approx(0.4)
 
 
-def test_at_each_budget_the_best_model_is_named_and_those_as_good():
+def test_at_each_budget_the_best_run_is_named_and_models_as_good():
     scores = curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}, student={1: 0.88})
-    found = verdict(scores, TEACHERS).choices
-    assert [(one.nfe, one.name, one.as_good) for one in found] == [
-        (1, "student", ()),
-        (4, "student", ("r1",)),  # who may take four evaluations may take one: 0.88 against 0.9
-        (64, "base", ()),
+    runs = [Run(name, "euler", nfe, score) for name, by_nfe in scores.items() for nfe, score in by_nfe.items()]
+    runs.append(Run("r1", "heun", 4, estimate(0.95)))
+    found = [(one.budget, one.run.name, one.run.nfe, one.as_good) for one in choices(runs)]
+    assert found == [
+        (1, "student", 1, ()),
+        (4, "student", 1, ("r1",)),  # who may take four evaluations may take one: 0.88 against 0.9
+        (64, "base", 64, ()),
     ]
+    assert choices([*runs, Run("base", "heun", 64, estimate(0.3))])[-1].run.how == "heun"
 
 
 def test_errors_of_differences_are_paired():
