@@ -13,7 +13,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint types unit smoke ui timing preset clean
+.PHONY: help install repro test lint types unit smoke bench ui timing preset clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ unit: $(READY) ## the tests alone
 
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
+
+bench: $(READY) ## how fast scores are, against the standard tools (minutes)
+	python benchmarks/scores.py --out benchmarks/results/scores-cpu.md
 
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them
 	python -m flows.ui
