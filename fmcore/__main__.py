@@ -83,13 +83,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _drawn(args: argparse.Namespace, model: "Model", count: int, label: int | None) -> Iterator["Tensor"]:
+def _drawn(
+    args: argparse.Namespace, model: "Model", count: int, label: int | None, purpose: str
+) -> Iterator["Tensor"]:
     """Batches of the model's samples, with a bar."""
     from fmcore.fields import Guidance
     from fmcore.progress import Progress
 
     guidance = None if args.guidance is None else Guidance(args.guidance)
     options = {"solver_name": args.solver, "seed": args.seed, "label": label, "guidance": guidance}
+    options["purpose"] = purpose
     bar, done = Progress("sample", count, "samples"), 0
     for part in model.batches(count, args.nfe, **options):
         done += len(part)
@@ -106,7 +109,7 @@ def _sample(args: argparse.Namespace) -> str:
     from fmcore.pictures import sample_picture
     from fmcore.store import load_model, write_tensors
 
-    samples = torch.cat(list(_drawn(args, load_model(args.model, args.device), args.count, args.label)))
+    samples = torch.cat(list(_drawn(args, load_model(args.model, args.device), args.count, args.label, "sample")))
     if args.out.suffix == ".png":
         sample_picture(samples, args.out)
     else:
@@ -122,7 +125,7 @@ def _evaluate(args: argparse.Namespace) -> str:
 
     file = args.against / "reference.safetensors"
     is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
-    metrics = [name for name in args.metrics.split(",") if name]
+    metrics = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
     offered = tuple(FEATURE_METRICS) if is_points else METRICS
     for name in metrics:
         if name not in offered:
@@ -150,7 +153,7 @@ def _evaluate(args: argparse.Namespace) -> str:
     elif model.shape != shape:
         raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
     else:
-        parts = _drawn(args, model, count, None)
+        parts = _drawn(args, model, count, None, "evaluate")  # the noise of the pipeline's scores
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()
@@ -161,6 +164,10 @@ def _evaluate(args: argparse.Namespace) -> str:
         e = score.estimate
         made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
         lines.append(f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})")
+    floor = args.against / "floor.json"
+    if scores[0].metric.startswith(("fd_", "fid_")) and floor.is_file() and (found := read_json(floor)):
+        value = found["coefficient"] * (1 / count + 1 / scores[0].n_reference)
+        lines.append(f"{'data floor':20} {value:.6g}   (what {count} fresh images of the data would score)")
     return "\n".join(lines)
 
 

@@ -105,8 +105,13 @@ class ImageScorer:
             )
         ex, reference = self.extractor, self.reference
         real = reference.stats.to(self.groups[0].total.device)
-        plain = frechet_estimate(self.groups, real)
-        found = [(ex.metric, plain, real.count)]
+        found = []
+        try:
+            plain = frechet_estimate(self.groups, real)
+            found.append((ex.metric, plain, real.count))
+        except ValueError:  # too few images for it, but not for what else was asked for
+            if not self.metrics or "frechet_infinity" in self.metrics:
+                raise
         for metric in self.metrics:
             if metric == "frechet_infinity":
                 estimate = bias_corrected(plain, [group.count for group in self.groups])

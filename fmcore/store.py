@@ -186,10 +186,10 @@ class Model:
         label: int | None = None,
         guidance: Guidance | None = None,
         precision: str = "auto",
+        purpose: str = "sample",
     ) -> Iterator[Tensor]:
-        """What `sample` returns, a batch at a time."""
+        """What `sample` returns, a batch at a time; `purpose` names the noise, `evaluate` that of the scores."""
         labels = self._labels(count, seed, label)
-        x0, _ = draw(0, count, shape=self.shape, seed=seed, purpose="sample")
         method = solver(solver_name)
         k = self.manifest.get("grid")
         if k is not None and (solver_name != "euler" or nfe < 1 or k % nfe):
@@ -200,10 +200,11 @@ class Model:
         field = self.field(precision, guidance)
         grid = uniform_grid(steps_for(method, nfe, passes=1 if guidance is None else 2))
         for first in range(0, count, SAMPLE_BATCH):
-            rows = slice(first, first + SAMPLE_BATCH)
-            part = None if labels is None else labels[rows].to(self.device)
+            size = min(SAMPLE_BATCH, count - first)
+            x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
+            part = None if labels is None else labels[first : first + size].to(self.device)
             walker = seeded(method, seed, first)
-            yield integrate(field, x0[rows].to(self.device), grid, walker, part).cpu()
+            yield integrate(field, x0.to(self.device), grid, walker, part).cpu()
 
     def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:

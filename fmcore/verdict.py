@@ -134,7 +134,10 @@ def sentences(found: Verdict) -> list[str]:
         conclusion = (
             f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
         )
-    rule = f"A round pays where the first is sure, worth {WORTH:.0%} and more than {RATIO:.0f} times the second."
+    rule = (
+        "A round pays where that loss is beyond chance, at least "
+        f"{WORTH:.0%} of the distance, and more than {RATIO:.0f} times the change."
+    )
     lines = [f"{conclusion}: {straight}, and {drifted}. {rule}"]
     for one in found.rounds:
         did = _did(one.won, f"at {few}")

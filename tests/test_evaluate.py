@@ -7,6 +7,7 @@ from test_variants import events_of, points, run, tiny
 
 from flows import layout
 from flows.sweep import runs_for
+from fmcore.__main__ import main
 from fmcore.features import load_extractor, load_reference
 from fmcore.metrics import frechet_distance, jackknife, stats
 from fmcore.networks import MLP
@@ -197,6 +198,25 @@ def test_points_are_shown_on_their_way(moons, monkeypatch):
         *("reconstruction_real", "reconstruction_generated"),
     }
     assert set(scores("couplings-r1").metric) == {"sliced_wasserstein", "energy_distance"}
+
+
+def test_the_command_line_samples_from_the_same_noise(here, capsys):
+    row = value("r1", "fd_cnn64", nfe=4)
+    assert main(["evaluate", "models/r1", "--against", "features", "--nfe", "4", "--count", "200"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines()}
+    assert float(lines["fd_cnn64"][1]) == pytest.approx(row.value, rel=5e-3)  # bfloat16 there, float32 here
+    c = read_json(layout.FEATURES / "floor.json")["coefficient"]
+    assert float(lines["data floor"][2]) == pytest.approx(c * (1 / 200 + 1 / 1797), rel=1e-4)
+
+
+def test_few_images_get_the_scores_that_they_can_have(here, capsys):
+    few = ["evaluate", "models/r1", "--against", "features", "--count", "40"]
+    assert main(few) == 2
+    assert "a Frechet distance on 64 features needs more than 64" in capsys.readouterr().err
+    assert main([*few, "--metrics", "kid, kid ,precision_recall"]) == 0
+    said = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in said] == ["kid", "precision", "recall"]
+    assert main([*few, "--metrics", "kid,frechet_infinity"]) == 2
 
 
 def test_a_killed_stage_keeps_the_runs_it_made(here, monkeypatch):

@@ -73,7 +73,7 @@ def test_a_model_is_scored_on_the_samples_it_draws(made, tmp_path, capsys):
     status, out, _ = evaluated(capsys, made / "digits/models/base", *options, "--out", tmp_path / "t.csv")
     assert status == 0
     assert "300 samples (4 NFE of euler), seed 5" in out
-    samples = load_model(made / "digits/models/base").sample(300, 4, seed=5)
+    samples = torch.cat(list(load_model(made / "digits/models/base").batches(300, 4, seed=5, purpose="evaluate")))
     extractor = load_extractor(made / "digits/features")
     reference = load_reference(made / "digits/features/reference.safetensors")
     expected = frechet_distance(stats(extractor(quantise(samples))), reference.stats)

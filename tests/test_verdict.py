@@ -29,7 +29,7 @@ def test_a_bent_round_that_hardly_drifted_calls_for_another():
     assert sentences(found)[0] == (
         "Another reflow round after r1 is expected to pay: it still loses 4.5 ± 0.01 at one evaluation against "
         "its own 64 evaluations, and it changed by +0.1 ± 0.01 at 64 evaluations against base. A round pays where "
-        "the first is sure, worth 5% and more than 4 times the second."
+        "that loss is beyond chance, at least 5% of the distance, and more than 4 times the change."
     )
 
 
