@@ -4,8 +4,8 @@
 
 Every candidate trains the same network on the same data in batches of one size; they take turns, and medians are
 shown. The peers' loops are restated from their documentation: Adam, a DataLoader, an average of the weights kept
-in Python (torchcfm's image example, which also clips gradients), or none (flow_matching's). Ratios compare; images/s
-belong to the machine.
+in Python (torchcfm's image example, which also clips gradients), or none (flow_matching's). Ratios compare; images
+a second belong to the machine.
 """
 
 import argparse
