@@ -48,9 +48,10 @@ def report(params: Params, name: str) -> Events:
             write_file(out / file, data)
         names = sorted(path.name for path in out.iterdir())
         found = verdict_of(results)
-        # The Pareto figure for MLflow's charts, whose axis is the step: quality against the cost of the model.
+        # The Pareto figures for MLflow's charts, whose axis is the step: what models and their samples cost.
         for row in points.to_dict("records"):
             yield Metrics(int(row["training_passes"]), {f"by_training_passes.nfe_{row['nfe']:03d}": row["value"]})
+            yield Metrics(round(1e6 * row["gflops_per_sample"]), {f"by_kflop.{row['model']}": row["value"]})
         lines = [] if found is None else sentences(found)
         write_file(out / "index.html", page(results, curves, lines, charts, pictures, names).encode())
         publish(out, layout.REPORTS)

@@ -26,7 +26,7 @@ from PIL import Image
 from ruamel.yaml import YAML
 
 from flows import figures, gallery, layout, preset, tables
-from flows.events import Picture, Table, Tag
+from flows.events import Metrics, Picture, Table, Tag
 from flows.params import validate
 from flows.report import report
 from flows.results import training_passes
@@ -351,6 +351,19 @@ def test_csv_files(made):
     scores = pd.read_csv(made.reports / "scores.csv")
     assert list(scores.columns) == list(COLUMNS)
     assert list(scores.model.unique()) == [*made.params.models, "couplings-r1", "couplings-r2"]
+
+
+def test_mlflow_gets_the_pareto_figures(made):
+    """Its charts have the step for an axis, so what a model or a sample costs is the step."""
+    pareto = pd.read_csv(made.reports / "pareto.csv")
+    logged = [event for event in made.events if isinstance(event, Metrics)]
+    by_model = {(e.step, *e.values.items()) for e in logged if next(iter(e.values)).startswith("by_training")}
+    expected = {
+        (row.training_passes, (f"by_training_passes.nfe_{row.nfe:03d}", row.value)) for row in pareto.itertuples()
+    }
+    assert by_model == expected
+    by_sample = [e.step for e in logged if next(iter(e.values)).startswith("by_kflop.")]
+    assert by_sample == pytest.approx((1e6 * pareto.gflops_per_sample).tolist(), abs=0.51)
 
 
 def test_metrics(made):
