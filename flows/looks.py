@@ -58,8 +58,8 @@ class Look:
         points = self.params.is_points
         if batch.points:
             knots = self.run.knots()
-            self.bent.append(bends(batch.points, knots).cpu())
-            self.cost.append(transport_cost(batch.x0, batch.x1).cpu())
+            self.bent.append(bends(batch.points, knots))  # left on the device: nothing waits for it here
+            self.cost.append(transport_cost(batch.x0, batch.x1))
             if "frames" not in self.tensors:
                 chosen = torch.linspace(0, len(knots) - 1, min(FRAMES, len(knots))).round().long().tolist()
                 shown = SHOWN_POINTS if points else SHOWN_IMAGES
@@ -77,15 +77,18 @@ class Look:
         """Straightness and transport cost, nothing for a student: it has no field between the times it knows."""
         if not self.bent:
             return []
-        bent = torch.cat(self.bent, 1)
-        named = {"straightness": self.run.knots().diff().to(bent) @ bent, "transport_cost": torch.cat(self.cost)}
+        bent = torch.cat(self.bent, 1).cpu()
+        named = {
+            "straightness": self.run.knots().diff().to(bent) @ bent,
+            "transport_cost": torch.cat(self.cost).cpu(),
+        }
         return [Score(name, mean_estimate(found), 0, "", "") for name, found in named.items()]
 
     def bends(self) -> list[Bends]:
         """How the paths bend over time."""
         if not self.bent:
             return []
-        knots, bent = self.run.knots(), torch.cat(self.bent, 1)
+        knots, bent = self.run.knots(), torch.cat(self.bent, 1).cpu()
         means = [mean_estimate(of) for of in bent]
         starts, widths = knots[:-1].tolist(), knots.diff().tolist()
         return [Bends(t, w, m.value, m.std) for t, w, m in zip(starts, widths, means, strict=True)]
@@ -135,9 +138,9 @@ def looked_up(
 
 
 def strips(model: Model, params: Params, run: Run, labels: Tensor | None) -> Tensor:
-    """Samples from noises between two, (STRIPS, STRIP_CELLS, C, H, W): one class a strip, mixed at right angles,
+    """Samples from noises between two, one class a strip: (STRIPS, STRIP_CELLS, C, H, W).
 
-    cos(a) x_0 + sin(a) x_0', which is noise again.
+    They are mixed at right angles, cos(a) x_0 + sin(a) x_0', which is noise again.
     """
     ends, label = draw(0, 2 * STRIPS, shape=model.shape, seed=params.seed, purpose="strips", labels=labels)
     a = torch.linspace(0, pi / 2, STRIP_CELLS).view(1, -1, *(1 for _ in model.shape))

@@ -158,10 +158,10 @@ def keep(path: Path, scores: Sequence[Score], nfe: int) -> None:
 def kept(path: Path) -> tuple[list[Score], int]:
     """Reads what `keep` wrote."""
     found = read_json(path)
-    scores = [Score(metric, Estimate(*estimate), *rest) for metric, estimate, *rest in found["scores"]]
-    return [s._replace(estimate=s.estimate._replace(left_out=tuple(s.estimate.left_out))) for s in scores], found[
-        "nfe"
-    ]
+    scores = []
+    for metric, (value, std, samples, left_out), *rest in found["scores"]:
+        scores.append(Score(metric, Estimate(value, std, samples, tuple(left_out)), *rest))
+    return scores, found["nfe"]
 
 
 class Scored(NamedTuple):
