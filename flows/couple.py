@@ -1,17 +1,18 @@
 """Stage `couple@ROUND`: the couplings a round's teacher induces, in shards that a killed run keeps."""
 
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from flows import layout
 from flows.events import Event, Events, Metrics, Note, Progress
-from flows.params import Couple, Params
-from flows.setup import classes_of, device_of, knots_of
+from flows.params import Params
+from flows.setup import classes_of, device_of, knots_of, prepared
 from flows.work import need_space, publish, workspace, write_table
 from fmcore.couplings import Pairs
 from fmcore.fields import Counted
@@ -20,6 +21,7 @@ from fmcore.quality import histogram, pair_quality, quantiles, suspicions
 from fmcore.reflow import draw, generate_pairs, invert_data
 from fmcore.rng import generator
 from fmcore.solvers import SOLVERS, integrate, steps_for, trajectory
+from fmcore.speed import largest_batch
 from fmcore.store import (
     ArtifactError,
     Model,
@@ -32,7 +34,7 @@ from fmcore.store import (
     write_json,
     write_shard,
 )
-from fmcore.times import OptimisedGrid
+from fmcore.times import OptimisedGrid, uniform_grid
 
 SHARD_BYTES = 16 * 2**20
 # Pairs that are made again, and how far off their median may be: other neighbours mean other last bits, which the
@@ -45,10 +47,11 @@ def couple(params: Params, name: str) -> Events:
     teacher_name, section = params.reflow.rounds[name].teacher, params.couple_of(name)
     device = device_of(params)
     teacher = load_model(layout.model(teacher_name), device, ema=section.ema)
+    yield prepared(params, teacher, section.nfe * (section.pairs + section.inverted))
     recipe = {
         "couple": asdict(section),
         "data": params.model_dump(mode="json")["data"],
-        **params.model_dump(mode="json", include={"seed", "device", "precision", "conditional"}),
+        **params.model_dump(mode="json", include={"seed", "device", "precision", "compile", "conditional"}),
         "round": name,
     }
     data, labels = None, None
@@ -77,7 +80,20 @@ def couple(params: Params, name: str) -> Events:
         counted.nfe = 0
         first, label = some(1)
         integrate(field, first, grid, solver, label)  # under a guidance interval a sample costs less than `nfe`
-        common = {"grid": grid, "solver": solver, "batch": section.batch, "device": device}
+        # Kept too: what else fills a GPU may have changed when a killed run goes on.
+        if not (work / "batch.json").exists():
+            batch = section.batch
+            if batch == "auto":
+
+                def evaluate(count: int) -> None:
+                    x0, label = some(count)
+                    integrate(field, x0, uniform_grid(1), SOLVERS["euler"], label)
+
+                batch = largest_batch(evaluate, teacher.shape, device)
+                yield Note(f"couple {name}: {batch} pairs at a time")
+            write_json(work / "batch.json", {"batch": batch})
+        batch = read_json(work / "batch.json")["batch"]
+        common = {"grid": grid, "solver": solver, "batch": batch, "device": device}
         common["dtype"] = getattr(torch, section.dtype)
         manifest: dict[str, Any] = {
             "stage": f"couple@{name}",
@@ -85,6 +101,7 @@ def couple(params: Params, name: str) -> Events:
             "teacher": {"model": teacher_name, "sha256": teacher.digest, "ema": section.ema},
             "shape": list(teacher.shape),
             "grid": grid.tolist(),
+            "batch": batch,
             "network_evaluations": counted.nfe,
             "rounds": teacher.manifest["rounds"] + 1,
         }
@@ -93,7 +110,8 @@ def couple(params: Params, name: str) -> Events:
             return generate_pairs(field, stop, start=start, **noise, **common)  # type: ignore[arg-type]
 
         out = work / "out"
-        shards = yield from _shards(out, f"couple {name}", generated, section.pairs, section, teacher)
+        rows = _rows_of_shard(teacher.shape, section.dtype, batch)
+        shards = yield from _shards(out, f"couple {name}", generated, section.pairs, rows)
         if section.inverted:
             assert data is not None
             order = torch.randperm(len(data.x1), generator=generator(params.seed, f"inverted/{name}"))
@@ -102,14 +120,14 @@ def couple(params: Params, name: str) -> Events:
             def inverted(start: int, stop: int) -> Iterator[Pairs]:
                 rows = chosen[start:stop]
                 label = None if labels is None else labels[rows]
-                return invert_data(field, data.x1[rows], label=label, **common)  # type: ignore[arg-type]
+                return invert_data(field, data.x1[rows], label=label, **common)
 
             if len(chosen) < section.inverted:
                 yield Note(
                     f"couple {name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data"
                 )
             place = out / layout.INVERTED
-            real = yield from _shards(place, f"invert {name}", inverted, len(chosen), section, teacher)
+            real = yield from _shards(place, f"invert {name}", inverted, len(chosen), rows)
         # Last: a sealed folder could not be gone on with.
         if section.inverted:
             seal_pairs(place, real.values(), {**manifest, "stage": f"invert@{name}", "pairs": len(chosen)})
@@ -162,37 +180,64 @@ def _quality(
     yield Metrics(0, {f"{prefix}.{key}": value for key, value in numbers.items()})
 
 
+class ShardRows(NamedTuple):
+    """How many pairs a shard holds, a multiple of the batch, and the bytes of one."""
+
+    pairs: int
+    bytes: int
+
+
+def _rows_of_shard(shape: tuple[int, ...], dtype: str, batch: int) -> ShardRows:
+    pair = 2 * prod(shape) * getattr(torch, dtype).itemsize
+    return ShardRows(max(1, SHARD_BYTES // pair // batch) * batch, pair)
+
+
+def _collect(shards: dict[int, Shard], writing: list[Future[Shard]]) -> None:
+    """Waits for what is being written."""
+    while writing:
+        shard = writing.pop().result()
+        shards[shard.start] = shard
+
+
 def _shards(
     out: Path,
     what: str,
     made: Callable[[int, int], Iterator[Pairs]],
     count: int,
-    section: Couple,
-    teacher: Model,
+    rows: ShardRows,
 ) -> Generator[Event, None, dict[int, Shard]]:
-    """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all."""
-    pair_bytes = 2 * prod(teacher.shape) * getattr(torch, section.dtype).itemsize
-    per_shard = max(1, SHARD_BYTES // pair_bytes // section.batch) * section.batch
+    """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all.
+
+    A thread writes one shard while the next is made, so memory holds two.
+    """
     shards = finished_shards(out)
     done = sum(shard.pairs for shard in shards.values())
-    need_space(out.parent, pair_bytes * (count - done), f"{count - done} pairs")
+    need_space(out.parent, rows.bytes * (count - done), f"{count - done} pairs")
     if done:
         yield Note(f"{what}: {done} of {count} pairs are there already")
     whole = not done
     yield Progress(what, done, count, "pairs")
-    costs: list[torch.Tensor] = []
-    for start in range(0, count, per_shard):
-        stop = min(start + per_shard, count)
-        if start in shards and shards[start].pairs == stop - start:
-            continue
-        batches: list[Pairs] = []
-        for pairs in made(start, stop):
-            batches.append(pairs)
-            costs.append(transport_cost(pairs.x0.float(), pairs.x1.float()))
-            done += len(pairs.x0)
-            yield Progress(what, done, count, "pairs")
-        shards[start] = write_shard(out, start, batches)
+    # In one piece: small tensors kept from each batch would hold the large blocks around them, and memory grow.
+    costs = torch.empty(count - done)
+    made_here = 0
+    with ThreadPoolExecutor(1) as thread:
+        writing: list[Future[Shard]] = []
+        for start in range(0, count, rows.pairs):
+            stop = min(start + rows.pairs, count)
+            if start in shards and shards[start].pairs == stop - start:
+                continue
+            batches: list[Pairs] = []
+            for pairs in made(start, stop):
+                batches.append(pairs)
+                cost = transport_cost(pairs.x0.float(), pairs.x1.float())
+                costs[made_here : made_here + len(cost)] = cost
+                made_here += len(cost)
+                done += len(cost)
+                yield Progress(what, done, count, "pairs")
+            _collect(shards, writing)
+            writing.append(thread.submit(write_shard, out, start, batches))
+        _collect(shards, writing)
     if whole:
         key = "transport_cost" if what.startswith("couple") else "transport_cost_inverted"
-        yield Metrics(0, {key: mean_estimate(torch.cat(costs)).value})
+        yield Metrics(0, {key: mean_estimate(costs).value})
     return shards

@@ -24,7 +24,7 @@ from flows.looks import (
     strips,
 )
 from flows.params import Params
-from flows.setup import device_of
+from flows.setup import device_of, prepared
 from flows.sweep import (
     Batch,
     Row,
@@ -76,17 +76,19 @@ def _scorer(judge: tuple[Extractor, Reference] | Tensor, params: Params, count: 
 def evaluate(params: Params, name: str) -> Events:
     """Scores model `name`; a kill loses one run."""
     device, section = device_of(params), params.evaluate
-    recipe = params.model_dump(mode="json", include={"seed", "device", "precision", "data", "evaluate"})
+    recipe = params.model_dump(mode="json", include={"seed", "device", "precision", "compile", "data", "evaluate"})
     inputs = [layout.model(name), layout.FEATURES]
     model = load_model(inputs[0], device)
     labels = params.data.load().label if model.num_classes is not None else None
     runs = runs_for(model, section)
+    samples = section.samples * section.repeats
+    yield prepared(params, model, samples * sum(run.nfe for run in runs))
     best, noise, judge = finest(runs), noise_of(model, params, labels), _judge(params, device)
     unit = "points" if params.is_points else "images"
     scored: list[Scored] = []
     shown: dict[str, Tensor] = {}
     with workspace(f"evaluate@{name}", recipe, inputs) as work:
-        total = len(runs) * section.repeats * section.samples
+        total = len(runs) * samples
         done = section.samples * sum(
             _kept(work, run, repeat).exists() for run in runs for repeat in range(section.repeats)
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from flows.events import Progress
 from flows.params import Params
 from flows.sweep import Batch, Run
+from fmcore import speed
 from fmcore.data import Dataset
 from fmcore.features import Extractor, Reference
 from fmcore.fidelity import memorisation, nearest
@@ -153,13 +154,7 @@ def strips(model: Model, params: Params, run: Run, labels: Tensor | None) -> Ten
 
 def flops(model: Model) -> int:
     """Floating-point operations of one network evaluation of one sample: two for each multiply-add."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    label = None if model.num_classes is None else torch.zeros(1, dtype=torch.int64, device=model.device)
-    x, t = torch.zeros(1, *model.shape, device=model.device), torch.zeros(1, device=model.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.field("fp32")(x, t, label)
-    return int(counter.get_total_flops())
+    return int(speed.flops(model.network, model.shape, model.num_classes))
 
 
 def floats(x: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Couple:
-    """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs at a time.
+    """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs together (auto: all that fit).
 
     `inverted` counts pairs of real data with the noise the teacher carries it to; `ema` is the half-life of the
     teacher's averaged weights, None for its first.
@@ -80,7 +80,7 @@ class Couple:
     nfe: int
     guidance: Guidance | None
     ema: float | None
-    batch: int
+    batch: int | Literal["auto"]
     dtype: Literal["float32", "float16"]
 
 
@@ -179,6 +179,7 @@ class Params(BaseModel):
     seed: int
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "on", "off"]
     conditional: bool
     flip: bool
     data: Data

@@ -17,17 +17,37 @@ from torch import Tensor, nn
 from flows import layout
 from flows.events import Events, Note, Progress
 from flows.params import Distill, Mix, Params, Reflow
-from flows.setup import device_of
+from flows.setup import device_of, prepared
 from flows.train import finish, run_training
 from flows.work import workspace
 from fmcore import checkpoint
-from fmcore.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, Stored, without_longest
+from fmcore.couplings import (
+    Coupling,
+    Flipped,
+    Mixture,
+    Pairs,
+    Sharded,
+    Slerped,
+    Stored,
+    joined,
+    without_longest,
+)
 from fmcore.fields import OURS, Convention, network_field
 from fmcore.networks import Diffusers, initialised, transferred
 from fmcore.paths import LINEAR
 from fmcore.reflow import invert_data
 from fmcore.solvers import SOLVERS
-from fmcore.store import ArtifactError, Model, load_model, open_pairs, read_json, read_tensors, write_tensors
+from fmcore.speed import room
+from fmcore.store import (
+    ArtifactError,
+    Model,
+    load_model,
+    map_pairs,
+    open_pairs,
+    read_json,
+    read_tensors,
+    write_tensors,
+)
 from fmcore.times import KGrid, Times
 from fmcore.training import Objective, TrainConfig, TrainState, averaged, flow_objective, new_state
 
@@ -82,24 +102,37 @@ def _on_couplings(
     """Trains model `name` from the weights of model `init` on the couplings of round `couplings`."""
     device = device_of(params)
     inputs = [layout.model(init), layout.couplings(couplings)]
-    parts = {"times": times, "distance": section.distance, "train": config, "mix": mix, "network": section.network}
-    recipe: dict[str, Any] = {key: value and asdict(value) for key, value in parts.items()}
+    sections = {
+        "times": times,
+        "distance": section.distance,
+        "train": config,
+        "mix": mix,
+        "network": section.network,
+    }
+    recipe: dict[str, Any] = {key: value and asdict(value) for key, value in sections.items()}
     recipe |= {"weighting": weighting, "labels": section.labels, "drop_longest": section.drop_longest}
     recipe["checked"] = read_json(layout.CHECKED)
-    recipe |= params.model_dump(mode="json", include={"seed", "device", "precision", "flip"})
-    pairs, made = open_pairs(inputs[1], device)
+    recipe |= params.model_dump(mode="json", include={"seed", "device", "precision", "compile", "flip"})
+    parts, made = map_pairs(inputs[1])
+    held = sum(column.nbytes for part in parts for column in part if column is not None)
+    fits = held <= room(device)
     # The weights that made the couplings, if they are of the model to start from.
     ema = made["teacher"]["ema"] if made["teacher"]["model"] == init else None
     teacher = load_model(inputs[0], device, ema=ema)
-    if pairs.x0.shape[1:] != teacher.shape:
+    if parts[0].x0.shape[1:] != teacher.shape:
         raise ArtifactError(
-            f"{inputs[1]} holds samples of shape {tuple(pairs.x0.shape[1:])}, {init} {teacher.shape}"
+            f"{inputs[1]} holds samples of shape {tuple(parts[0].x0.shape[1:])}, {init} {teacher.shape}"
         )
     start, note = _student(teacher, section, params.seed)
     yield Note(f"{name}: {note}")
-    if start.num_classes is not None and pairs.label is None:
+    yield prepared(params, start, config.images, training=True)
+    if start.num_classes is not None and parts[0].label is None:
         raise ArtifactError(f"{inputs[1]} holds no labels, but {name} is conditional: set its labels to drop")
-    generated = Stored(_for(start, without_longest(pairs, section.drop_longest)))
+    parts = tuple(_for(start, part) for part in parts)
+    if not fits:
+        yield Note(f"{name}: {held / 1e9:.1f} GB of pairs stay on disk and are read as they are drawn")
+    stored = Stored(joined(parts, device)) if fits else Sharded(parts)
+    generated = without_longest(stored, section.drop_longest)
 
     def objective(real: Pairs | None) -> Objective:
         coupling: Coupling = generated
@@ -131,7 +164,7 @@ def _on_couplings(
                     real.x1.float(),
                     grid=torch.tensor(made["grid"], dtype=torch.float64),
                     solver=SOLVERS[couple["solver"]],
-                    batch=couple["batch"],
+                    batch=made["batch"],
                     label=real.label,
                     device=device,
                 )

@@ -62,7 +62,7 @@ def _names(params: Params) -> Iterator[str]:
 
 def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teacher: str | None) -> Iterator[str]:
     """Of what a round makes of the `couple` section; `at` says where a key of it stands."""
-    if couple.pairs < 1 or couple.batch < 1 or couple.inverted < 0:
+    if couple.pairs < 1 or (couple.batch != "auto" and couple.batch < 1) or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
     passes = 1 if couple.guidance is None else 2

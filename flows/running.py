@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
 from ruamel.yaml import YAML
 
 from flows import runs, timing, tracking
@@ -24,6 +23,7 @@ from flows.layout import WORK
 from flows.params import FILE, Params, ParamsError, load_yaml, read
 from flows.work import BusyError, root
 from fmcore.progress import Progress
+from fmcore.speed import is_out_of_memory, keep_freed_memory
 
 STAGES = {
     "check": "flows.check",
@@ -57,7 +57,7 @@ def run(stage: str) -> int:
         print(f"{stage}: {error}\n(where in the code: {trace})", file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         print(
             f"{stage}: out of memory; lower the batch or batch_size it uses",
@@ -69,6 +69,7 @@ def run(stage: str) -> int:
 
 def _run(stage: str) -> None:
     kind, _, name = stage.partition("@" if "@" in stage else "_")  # evaluate@r1, evaluate_base
+    keep_freed_memory()
     params, before = read(), declared(stage)
     function: Callable[[Params, str], Events] = getattr(import_module(STAGES[kind]), kind)
     shown = params.model_dump(mode="json")

@@ -5,10 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from flows.events import Note
 from flows.params import Params
 from fmcore.data import Dataset
 from fmcore.fields import VelocityField
 from fmcore.solvers import Solver, optimised_grid
+from fmcore.speed import flops, prepare, room
+from fmcore.store import Model
 from fmcore.times import Grid, OptimisedGrid
 
 
@@ -24,6 +27,17 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda" if there and params.device != "cpu" else "cpu")
 
 
+def prepared(params: Params, model: Model, samples: float, *, training: bool = False) -> Note:
+    """Sets the model's network up for that many evaluations, or samples to train on, and says how.
+
+    Raises:
+        ValueError: if it is to be compiled and cannot be.
+    """
+    work = flops(model.network, model.shape, model.num_classes) * samples * (3 if training else 1)
+    said = prepare(model.network, params.precision, params.compile, work=work, training=training)
+    return Note(f"{model.device.type}: {said}")
+
+
 def classes_of(params: Params, data: Dataset) -> int | None:
     """The number of classes models are conditioned on, None for unconditional ones.
 
@@ -33,6 +47,11 @@ def classes_of(params: Params, data: Dataset) -> int | None:
     if params.conditional and data.num_classes is None:
         raise ValueError(f"conditional: true needs data with classes, {params.data.name} has none; expected false")
     return data.num_classes if params.conditional else None
+
+
+def placed(x: Tensor, device: torch.device) -> Tensor:
+    """The data on the device, or on the host if it would fill the device."""
+    return x.to(device) if x.nbytes <= room(device) else x
 
 
 def knots_of(

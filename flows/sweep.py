@@ -18,7 +18,7 @@ from fmcore.fields import Counted, VelocityField
 from fmcore.metrics import Estimate, pooled
 from fmcore.reflow import draw
 from fmcore.scoring import Score
-from fmcore.solvers import ADAPTIVE, SOLVERS, integrate, integrate_adaptive, seeded, steps_for, trajectory
+from fmcore.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, steps_for, trajectory
 from fmcore.store import Model, read_json, write_json
 from fmcore.times import Grid, OptimisedGrid, UniformGrid
 
@@ -142,7 +142,7 @@ def sampled(
             solver = seeded(SOLVERS[run.solver], params.seed, first)
             if bends:
                 points = list(trajectory(counted, x0, run.knots(), solver, label))
-            x1 = points[-1] if bends else integrate(counted, x0, run.knots(), solver, label)
+            x1 = points[-1] if bends else solve(counted, x0, run.knots(), solver, label)
         yield Batch(x0, x1, label, counted.nfe, points)
 
 

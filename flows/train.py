@@ -10,7 +10,7 @@ from typing import Any
 from flows import layout
 from flows.events import Events, Metrics, ModelReady, Note, Progress
 from flows.params import Params
-from flows.setup import classes_of, device_of
+from flows.setup import classes_of, device_of, placed, prepared
 from flows.work import publish, workspace
 from fmcore import checkpoint
 from fmcore.couplings import COUPLINGS, Flipped, Independent, LabelDropout
@@ -36,7 +36,7 @@ RECORD_STEPS = 50
 def base(params: Params, name: str) -> Events:
     """The base flow: data paired with fresh noise, or a diffusion model that exists already."""
     section, device = params.base, device_of(params)
-    keys = {"seed", "device", "precision", "conditional", "flip", "data", "network", "base"}
+    keys = {"seed", "device", "precision", "compile", "conditional", "flip", "data", "network", "base"}
     recipe = params.model_dump(mode="json", include=keys)
     recipe["checked"] = read_json(layout.CHECKED)
     if section.teacher is not None:
@@ -44,8 +44,9 @@ def base(params: Params, name: str) -> Events:
         return
     data = params.data.load()
     classes = classes_of(params, data)
-    label = None if classes is None or data.label is None else data.label.to(device)
-    fresh = Independent(data.x1.to(device), label)
+    x1 = placed(data.x1, device)
+    label = None if classes is None or data.label is None else data.label.to(x1.device)
+    fresh = Independent(x1, label)
     coupling = COUPLINGS[section.coupling](fresh)
     null_label = classes if section.label_dropout else None
     if null_label is not None:
@@ -61,10 +62,10 @@ def base(params: Params, name: str) -> Events:
     )
     with workspace("base", recipe) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
+        like = Model(network, params.network, data.shape, classes, {}, "", Convention(section.path), null_label)
+        yield prepared(params, like, section.train.images, training=True)
         state = new_state(network, section.train)
         yield from run_training("base", work, state, objective, section.train, params.seed)
-        convention = Convention(section.path)
-        like = Model(network, params.network, data.shape, classes, {}, "", convention, null_label)
         yield from finish(
             "base", work, state, section.train, like, {"stage": "base", "recipe": recipe, "rounds": 0}
         )

@@ -72,6 +72,9 @@ def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status. A user's mistake is one line, not a traceback."""
     args = parser().parse_args(arguments)
+    from fmcore.speed import keep_freed_memory
+
+    keep_freed_memory()
     try:
         if args.count is not None and args.count < 1:
             raise ValueError(f"--count must be at least 1, got {args.count}")

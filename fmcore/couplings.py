@@ -6,7 +6,7 @@ returns the pairs that an earlier flow induced, and the others change or mix tho
 on another coupling (Liu et al., arXiv:2209.03003).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, pi
 from random import Random
@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 
 from fmcore.paths import expand
 from fmcore.pixels import dequantise
+from fmcore.speed import moved
 
 
 class Pairs(NamedTuple):
@@ -44,32 +45,44 @@ def _rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " coun
     return torch.randint(length, (count,), generator=generator, device=generator.device)
 
 
+def _rows_on_host(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
+    """Like `_rows`, for what lies on the host: drawn there, since asking a GPU would wait for all it has to do."""
+    if generator.device.type != "cpu":
+        generator = torch.Generator().manual_seed((generator.initial_seed() + length) % 2**63)
+    return _rows(length, count, generator)
+
+
 @dataclass(frozen=True)
 class Independent:
     """Each data point with noise of its own, drawn anew at every call: q(x_0, x_1) = N(x_0) q(x_1).
 
-    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way.
+    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way. On the host,
+    beside a GPU that has no room for it, it is fetched a step ahead.
     """
 
     x1: Float[Tensor, "N *D"] | UInt8[Tensor, "N *D"]
     label: Int64[Tensor, " N"] | None = None
-    slow = False
+
+    @property
+    def slow(self) -> bool:
+        return self.x1.device.type == "cpu" and torch.cuda.is_available()
 
     def __len__(self) -> int:
         return len(self.x1)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        index = _rows(len(self), count, generator)
-        x1 = self.x1[index]
+        rows = _rows_on_host if self.x1.device.type == "cpu" else _rows
+        index = rows(len(self), count, generator)
+        x1 = moved(self.x1[index], generator.device)
         if x1.dtype == torch.uint8:
             x1 = dequantise(x1)
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
-        return Pairs(x0, x1, None if self.label is None else self.label[index])
+        return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Pairs made beforehand and held in memory; `fmcore.store.open_pairs` reads them from disk."""
+    """Pairs made beforehand and held where training is; `fmcore.store.open_pairs` reads them from disk."""
 
     pairs: Pairs
     slow = False
@@ -82,6 +95,37 @@ class Stored:
         x0, x1, label = self.pairs
         # Pairs may be kept in half precision; the path and the loss are computed in float32.
         return Pairs(x0[index].float(), x1[index].float(), None if label is None else label[index])
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Stored pairs in parts that stay where they are: memory-mapped files, of which only what is drawn is read.
+
+    It draws the pairs that `Stored` of all parts joined would draw, with `rows` those at these places of it.
+    """
+
+    parts: tuple[Pairs, ...]
+    rows: Int64[Tensor, " N"] | None = None
+    slow = True
+
+    def __len__(self) -> int:
+        return sum(len(part.x0) for part in self.parts) if self.rows is None else len(self.rows)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        index = _rows_on_host(len(self), count, generator)
+        if self.rows is not None:
+            index = self.rows[index]
+        stops = torch.tensor([len(part.x0) for part in self.parts]).cumsum(0)
+        starts = [0, *stops.tolist()]
+        which = torch.searchsorted(stops, index, right=True).tolist()
+        places = [(k, i - starts[k]) for k, i in zip(which, index.tolist(), strict=True)]
+
+        def drawn(column: Sequence[Tensor]) -> Tensor:
+            return moved(torch.stack([column[k][i] for k, i in places]), generator.device)
+
+        x0, x1 = drawn([part.x0 for part in self.parts]), drawn([part.x1 for part in self.parts])
+        labels = [part.label for part in self.parts if part.label is not None]
+        return Pairs(x0.float(), x1.float(), drawn(labels) if labels else None)
 
 
 @dataclass(frozen=True)
@@ -236,15 +280,27 @@ class LabelDropout(_Changed):
         return Pairs(x0, x1, torch.where(dropped, self.null_label, label))
 
 
-def without_longest(pairs: Pairs, share: float) -> Pairs:
+def joined(parts: Sequence[Pairs], device: torch.device | str = "cpu") -> Pairs:
+    """All pairs of the parts, on a device."""
+    x0, x1 = (torch.cat(column).to(device) for column in list(zip(*parts, strict=True))[:2])
+    labels = [part.label for part in parts if part.label is not None]
+    return Pairs(x0, x1, torch.cat(labels).to(device) if labels else None)
+
+
+def without_longest(coupling: Stored | Sharded, share: float) -> Stored | Sharded:
     """The pairs but for the `share` of them with the largest |x_1 - x_0|, in their order (arXiv:2511.23342)."""
     if not 0 <= share < 1:
         raise ValueError(f"expected a share in [0, 1), got {share}")
     if not share:
-        return pairs
-    x0, x1, label = pairs
-    # In parts: halves are widened, and all at once might not fit.
-    parts = zip(torch.split(x0, 4096), torch.split(x1, 4096), strict=True)
-    cost = torch.cat([(b.float() - a.float()).flatten(1).square().sum(1) for a, b in parts])
+        return coupling
+    costs = []
+    for part in (coupling.pairs,) if isinstance(coupling, Stored) else coupling.parts:
+        # A few at a time: halves are widened, and all at once might not fit.
+        for a, b in zip(torch.split(part.x0, 4096), torch.split(part.x1, 4096), strict=True):
+            costs.append((b.float() - a.float()).flatten(1).square().sum(1))
+    cost = torch.cat(costs)
     keep = cost.argsort(stable=True)[: len(cost) - round(share * len(cost))].sort().values
-    return Pairs(x0[keep], x1[keep], None if label is None else label[keep])
+    if isinstance(coupling, Sharded):
+        return Sharded(coupling.parts, keep)
+    x0, x1, label = coupling.pairs
+    return Stored(Pairs(x0[keep], x1[keep], None if label is None else label[keep]))

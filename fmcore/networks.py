@@ -170,7 +170,24 @@ class ResidualMLP(nn.Module):
         return torch.cat([flat, angle.sin(), angle.cos()], dim=1)
 
 
-class VelocityUNet(nn.Module):
+class _AnyLayout(nn.Module):
+    """Keeps diffusers' residual blocks from copying their input to another memory layout in every training step.
+
+    They do so only when told that they train (for the sake of DistributedDataParallel), and that means nothing
+    else to them: their dropout is a module of its own.
+    """
+
+    def train(self, mode: bool = True) -> "_AnyLayout":
+        from diffusers.models.resnet import ResnetBlock2D
+
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.training = False
+        return self
+
+
+class VelocityUNet(_AnyLayout):
     """UNet2DModel with t in [0, 1]; only here does time become the 0..1000 it was designed for."""
 
     def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
@@ -202,7 +219,7 @@ class VelocityUNet(nn.Module):
         return v
 
 
-class DiffusersUNet(nn.Module):
+class DiffusersUNet(_AnyLayout):
     """A diffusion model's network told t in [0, 1] (1 is data); see `Diffusers`."""
 
     def __init__(self, config: Diffusers) -> None:

@@ -5,6 +5,7 @@ has no larger transport cost than the coupling it was trained on, and training a
 paths.
 """
 
+from collections import deque
 from collections.abc import Iterator
 
 import torch
@@ -15,7 +16,8 @@ from fmcore import rng
 from fmcore.couplings import Pairs
 from fmcore.fields import VelocityField
 from fmcore.pixels import dequantise
-from fmcore.solvers import SOLVERS, Solver, integrate
+from fmcore.solvers import SOLVERS, Solver, integrate, solve
+from fmcore.speed import moved
 
 
 def draw(
@@ -79,13 +81,40 @@ def generate_pairs(
         raise ValueError(f"couplings need a deterministic solver, got {type(solver).__name__}")
     if start % batch:
         raise ValueError(f"start (={start}) must be a multiple of batch (={batch})")
-    for first in range(start, count, batch):
+    place = torch.device(device)
+
+    def begun(first: int) -> tuple[int, Pairs, torch.Event | None]:
         x0, label = draw(first, batch, shape=shape, seed=seed, purpose=purpose, labels=labels, dtype=dtype)
-        on_device = None if label is None else label.to(device)
-        x1 = integrate(field, x0.to(device), grid, solver, on_device).to("cpu", dtype)
-        _check_finite(x1, first)
+        on_device = None if label is None else moved(label, place)
+        x1, done = _to_host(solve(field, moved(x0, place), grid, solver, on_device).to(dtype))
         keep = min(batch, count - first)
-        yield Pairs(x0[:keep].to(dtype), x1[:keep], None if label is None else label[:keep])
+        return first, Pairs(x0[:keep].to(dtype), x1[:keep], None if label is None else label[:keep]), done
+
+    def finished(first: int, pairs: Pairs, done: torch.Event | None) -> Pairs:
+        if done is not None:
+            done.synchronize()
+        _check_finite(pairs.x1, first)
+        return pairs
+
+    # A GPU begins the next batch before the host looks at this one.
+    ahead = place.type == "cuda"
+    waiting: deque[tuple[int, Pairs, torch.Event | None]] = deque()
+    for first in range(start, count, batch):
+        waiting.append(begun(first))
+        if len(waiting) > ahead:
+            yield finished(*waiting.popleft())
+    for rest in waiting:
+        yield finished(*rest)
+
+
+def _to_host(x: Tensor) -> tuple[Tensor, torch.Event | None]:
+    """The tensor on the host and, if it is still on its way there, what says when it has come."""
+    if x.device.type == "cpu":
+        return x, None
+    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+    done = torch.Event(x.device.type)
+    done.record()
+    return there, done
 
 
 def invert_data(
@@ -116,7 +145,7 @@ def invert_data(
         data = data.to(dtype).float()  # what is stored is exactly what is integrated
         part = None if label is None else label[rows]
         on_device = None if part is None else part.to(device)
-        x0 = integrate(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", dtype)
+        x0 = solve(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", dtype)
         _check_finite(x0, first)
         yield Pairs(x0, data.to("cpu", dtype), None if part is None else part.cpu())
 

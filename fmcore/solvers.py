@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fmcore import rng
 from fmcore.fields import VelocityField
+from fmcore.speed import is_out_of_memory
 from fmcore.times import uniform_grid
 
 
@@ -258,6 +259,27 @@ def integrate(
     """
     (end,) = deque(trajectory(field, x, grid, solver, label), maxlen=1)
     return end
+
+
+def solve(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B *D"]:
+    """`integrate`, in halves where the whole batch does not fit into memory; other batches, other last bits."""
+    try:
+        return integrate(field, x, grid, solver, label)
+    except RuntimeError as error:
+        if len(x) == 1 or not is_out_of_memory(error):
+            raise
+    # Here, where the error and all that it held are gone.
+    half = len(x) // 2
+    later = replace(solver, start=solver.start + half) if isinstance(solver, EulerMaruyama) else solver
+    rest = None if label is None else label[half:]
+    first = solve(field, x[:half], grid, solver, None if label is None else label[:half])
+    return torch.cat([first, solve(field, x[half:], grid, later, rest)])
 
 
 @torch.no_grad()

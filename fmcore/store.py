@@ -24,12 +24,12 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from fmcore import rng
-from fmcore.couplings import Pairs
+from fmcore.couplings import Pairs, joined
 from fmcore.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.networks import STORED_NETWORKS, Diffusers, Network
 from fmcore.paths import PATHS
 from fmcore.reflow import draw
-from fmcore.solvers import integrate, seeded, solver, steps_for
+from fmcore.solvers import seeded, solve, solver, steps_for
 from fmcore.times import uniform_grid
 
 TIME = "t=0 noise, t=1 data"
@@ -204,7 +204,7 @@ class Model:
             x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
             part = None if labels is None else labels[first : first + size].to(self.device)
             walker = seeded(method, seed, first)
-            yield integrate(field, x0.to(self.device), grid, walker, part).cpu()
+            yield solve(field, x0.to(self.device), grid, walker, part).cpu()
 
     def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:
@@ -363,14 +363,20 @@ def seal_pairs(folder: Path, shards: Iterable[Shard], manifest: Mapping[str, Any
 
 
 def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Pairs, dict[str, Any]]:
-    """Reads all pairs of a folder and its manifest, checking each shard against its checksum.
+    """Reads all pairs of a folder and its manifest; see `map_pairs`, which leaves them on disk."""
+    parts, manifest = map_pairs(folder)
+    return joined(parts, device), manifest
+
+
+def map_pairs(folder: str | Path) -> tuple[tuple[Pairs, ...], dict[str, Any]]:
+    """The pairs of a folder, shard by shard and memory-mapped, and its manifest; checks each shard's checksum.
 
     Raises:
         ArtifactError: if a shard is missing, damaged, or leaves a gap.
     """
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json")
-    parts: list[dict[str, Tensor]] = []
+    parts: list[Pairs] = []
     expected = 0
     try:
         shards = [Shard(**row) for row in manifest["shards"]]
@@ -383,9 +389,8 @@ def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[
         tensors = read_tensors(path)
         if sha256(path) != shard.sha256 or len(tensors["x0"]) != shard.pairs:
             raise ArtifactError(f"{path} is damaged: its SHA-256 or length differs from the manifest's")
-        parts.append(tensors)
+        parts.append(Pairs(tensors["x0"], tensors["x1"], tensors.get("label")))
         expected += shard.pairs
     if not parts:
         raise ArtifactError(f"{folder} holds no pairs")
-    joined = {name: torch.cat([part[name] for part in parts]).to(device) for name in parts[0]}
-    return Pairs(joined["x0"], joined["x1"], joined.get("label")), manifest
+    return tuple(parts), manifest

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils._pytree import tree_map
 
 from fmcore import ema, rng
 from fmcore.couplings import Coupling, Pairs
@@ -49,6 +50,7 @@ class TrainConfig:
 
     Other arguments:
         warmup_images: images over which lr rises linearly from 0.
+        accumulate: parts a batch is taken in, one after the other, when it does not fit into memory whole.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: largest gradient norm; larger gradients are scaled down to it.
         ema_halflife_images, ema_rampup: see `fmcore.ema.decay`; each half-life gets an average of its own, the
@@ -60,6 +62,7 @@ class TrainConfig:
     lr: float
     lr_final: float = 1.0
     warmup_images: int = 0
+    accumulate: int = 1
     weight_decay: float = 0.0
     clip_norm: float = 1.0
     ema_halflife_images: tuple[float, ...] = (0.0,)
@@ -68,6 +71,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.images < self.batch_size:
             raise ValueError(f"images (={self.images}) must be at least batch_size (={self.batch_size}) >= 1")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate (={self.accumulate}) must divide batch_size (={self.batch_size})")
         if self.lr <= 0 or self.clip_norm <= 0:
             raise ValueError(f"lr (={self.lr}) and clip_norm (={self.clip_norm}) must be positive")
         if not 0 <= self.lr_final <= 1:
@@ -203,21 +208,24 @@ def train(
     parameters = list(network.parameters())
     device = parameters[0].device
     network.train()
+    dropout = any(m.p > 0 for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
     window: list[tuple[Tensor, Tensor]] = []
     last = config.steps if stop is None else min(stop, config.steps)
     for batch in _batches(objective, config, seed, device, range(state.step, last)):
         lr = config.lr_at(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        # Dropout knows only torch's global generator.
-        torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
-        loss = objective.loss(network, batch).mean()
+        if dropout:  # it knows only torch's global generator
+            torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        grad_norm = nn.utils.clip_grad_norm_(parameters, config.clip_norm, foreach=True)
-        window.append((loss.detach(), grad_norm))
+        loss = _backward(network, objective, batch, config)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
+        window.append((loss, grad_norm))
         if device.type == "cpu":
             _check_finite(loss.item(), grad_norm.item(), state.step, lr)
+        if device.type != "cpu" or grad_norm + 1e-6 > config.clip_norm:  # a GPU is not to be asked
+            nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, grad_norm, foreach=True)
         optimizer.step()
         seen = state.step * config.batch_size
         for average, halflife in zip(state.averages, config.ema_halflife_images, strict=True):
@@ -228,6 +236,22 @@ def train(
             _check_finite(losses, norms, state.step, lr)
             window.clear()
             yield Record(state.step, state.step * config.batch_size, losses, norms, lr)
+
+
+def _backward(network: nn.Module, objective: Objective, batch: Any, config: TrainConfig) -> Tensor:
+    """Adds the gradients of the batch's mean loss, part by part, and returns that loss."""
+    if config.accumulate == 1:
+        loss = objective.loss(network, batch).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+    size, losses = config.batch_size // config.accumulate, []
+    for first in range(0, config.batch_size, size):
+        rows = slice(first, first + size)
+        part = tree_map(lambda column, rows=rows: None if column is None else column[rows], batch)
+        loss = objective.loss(network, part).mean() / config.accumulate
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 def _check_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:

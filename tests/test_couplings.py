@@ -23,6 +23,7 @@ from fmcore.couplings import (
     MinibatchOT,
     Mixture,
     Pairs,
+    Sharded,
     Slerped,
     Stored,
     without_longest,
@@ -43,11 +44,13 @@ def family(label):
     independent, pixels = Independent(X1, label), Independent(PIXELS, label)
     stored, halves = Stored(Pairs(x0, X1, label)), Stored(Pairs(x0.half(), X1.half(), label))
     ot = MinibatchOT(independent)
+    parts = [Pairs(x0[a:b], X1[a:b], None if label is None else label[a:b]) for a, b in ((0, 5), (5, COUNT))]
     return {
         "independent": independent,
         "independent pixels": pixels,
         "stored": stored,
         "stored halves": halves,
+        "sharded": Sharded(tuple(parts)),
         "minibatch OT": ot,
         "minibatch OT of pixels": MinibatchOT(pixels),
         "mixture": Mixture((independent, stored, ot), (0.5, 0.3, 0.2)),
@@ -170,9 +173,10 @@ def test_a_wrapper_is_as_slow_as_what_it_wraps(name, slow):
     assert Flipped(WRAPPERS[name](inner)).slow is slow
 
 
-def test_only_minibatch_ot_is_slow_by_itself():
+def test_what_takes_long_is_drawn_ahead():
     assert {name for name, coupling in COUPLINGS.items() if coupling.slow} == {
         "minibatch OT",
+        "sharded",
         "minibatch OT of pixels",
         "mixture",
         "all at once",
@@ -477,7 +481,7 @@ def test_label_dropout_without_labels_is_refused():
 def test_the_longest_pairs_are_left_out_and_the_rest_keep_their_order(share, dtype, labelled):
     x0, x1 = (noise(0, side, 0, 100, (2, 3)).to(dtype) for side in ("x0", "x1"))
     label = torch.arange(100) if labelled else None
-    kept = without_longest(Pairs(x0, x1, label), share)
+    kept = without_longest(Stored(Pairs(x0, x1, label)), share).pairs
     lengths = [float((x1[i].double() - x0[i].double()).square().sum()) for i in range(100)]
     longest = sorted(range(100), key=lengths.__getitem__)[100 - round(share * 100) :]
     rest = [i for i in range(100) if i not in longest]
@@ -486,20 +490,20 @@ def test_the_longest_pairs_are_left_out_and_the_rest_keep_their_order(share, dty
 
 
 def test_leaving_out_none_is_the_identity():
-    pairs = WIDE.pairs
-    assert without_longest(pairs, 0.0) is pairs
-    assert same(without_longest(pairs, 1e-9), pairs)
+    stored = Stored(WIDE.pairs)
+    assert without_longest(stored, 0.0) is stored
+    assert same(without_longest(stored, 1e-9).pairs, WIDE.pairs)
 
 
 def test_of_equally_long_pairs_the_first_stay():
-    pairs = Pairs(torch.zeros(10, 1), torch.ones(10, 1), torch.arange(10))
-    assert without_longest(pairs, 0.5).label.tolist() == [0, 1, 2, 3, 4]
+    pairs = Stored(Pairs(torch.zeros(10, 1), torch.ones(10, 1), torch.arange(10)))
+    assert without_longest(pairs, 0.5).pairs.label.tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, 1.5, float("nan")])
 def test_a_share_outside_0_to_1_is_refused(share):
     with pytest.raises(ValueError, match=r"expected a share in \[0, 1\), got"):
-        without_longest(WIDE.pairs, share)
+        without_longest(Stored(WIDE.pairs), share)
 
 
 def test_optimal_transport_keeps_each_class_its_noise():

@@ -21,7 +21,7 @@ from fmcore.times import uniform_grid
 
 ROOT = Path(__file__).parents[1]
 BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "weight_decay": 0.0}
-BUDGET |= {"clip_norm": 1.0, "ema_halflife_images": [500], "ema_rampup": 0.05}
+BUDGET |= {"accumulate": 1, "clip_norm": 1.0, "ema_halflife_images": [500], "ema_rampup": 0.05}
 
 
 def small(images=5000, **more):
@@ -344,3 +344,21 @@ def killed_at(events, images):
         if type(event).__name__ == "Progress" and event.what == "train r1" and event.done >= images:
             break
     events.close()
+
+
+def test_couplings_that_do_not_fit_into_memory_stay_on_disk_and_train_the_same(monkeypatch):
+    params = points(couple__batch="auto", reflow__drop_longest=0.1)
+    said = notes(run(params, *ALL[:5]))
+    assert "couple r1: 1024 pairs at a time" in said
+    assert "cpu: float32, not compiled (would not pay: 1.1e+09 operations)" in said
+    assert not any("stay on disk" in note for note in said)
+    weights = Path("models/r1/model.safetensors").read_bytes()
+    monkeypatch.setattr("flows.rectify.room", lambda device: 1000)
+    assert "r1: 0.0 GB of pairs stay on disk and are read as they are drawn" in notes(run(params, "reflow@r1"))
+    assert Path("models/r1/model.safetensors").read_bytes() == weights
+
+
+def test_what_is_to_be_compiled_and_cannot_be_says_so(monkeypatch):
+    monkeypatch.setattr("fmcore.speed.which", lambda name: None)
+    with pytest.raises(ValueError, match=r"compile: on needs a C\+\+ compiler"):
+        list(run(points(compile="on"), *ALL[:3]))

@@ -1,0 +1,166 @@
+"""The GPU benchmark: its parts run on the CPU with tiny networks, its records are kept, skipped and retried."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import gpu
+
+NAMES = [part.name for part in gpu.parts(gpu.QUICK)]
+
+
+def quick(out, *options):
+    return gpu.main(["--device", "cpu", "--quick", "--out", str(out), *options])
+
+
+def records(out):
+    (found,) = json.loads(out.with_suffix(".json").read_text()).values()
+    return found
+
+
+def numbers(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [number for item in value for number in numbers(item)]
+    return [value] if isinstance(value, int | float) else []
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The exit status of a first call and where its results are."""
+    out = tmp_path_factory.mktemp("gpu") / "gpu.md"
+    return quick(out), out
+
+
+@pytest.fixture
+def again(first, tmp_path):
+    """A copy of those results, for a test to change."""
+    out = tmp_path / "gpu.md"
+    out.with_suffix(".json").write_text(first[1].with_suffix(".json").read_text())
+    return out
+
+
+def forget(out, name):
+    known = json.loads(out.with_suffix(".json").read_text())
+    for found in known.values():
+        del found[name]
+    out.with_suffix(".json").write_text(json.dumps(known))
+
+
+def boom(*args):
+    raise RuntimeError("a first line\nand a second")
+
+
+def test_every_part_writes_finite_numbers(first):
+    status, out = first
+    found = records(out)
+    assert status == 0
+    assert list(found) == NAMES
+    for record in found.values():
+        assert record["status"] == "done"
+        assert numbers(record["rows"])
+        assert all(map(math.isfinite, numbers(record["rows"])))
+
+
+def test_the_page_shows_every_section(first):
+    text = first[1].read_text()
+    for title in gpu.TITLES.values():
+        assert title in text
+    assert {name.partition("/")[0] for name in NAMES} == set(gpu.TITLES)
+
+
+def test_rates_and_shares_are_those_of_the_seconds_measured(first):
+    rows = records(first[1])[f"training/small/{gpu.QUICK.train_small}"]["rows"]
+    rate = records(first[1])["matmul"]["rows"][0]["TFLOP/s"]
+    theirs = next((row for row in rows if row["loop"] == "torchcfm"), {})
+    for row in rows:
+        if "images/s" in row:
+            assert row["MFU"] == pytest.approx(row["TFLOP/s"] / rate)
+            if "images/s" in theirs:
+                assert row["over torchcfm"] == pytest.approx(row["images/s"] / theirs["images/s"])
+
+
+def test_a_second_call_skips_what_is_done(again, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "run", boom)
+    before = again.with_suffix(".json").read_text()
+    assert quick(again) == 0
+    assert again.with_suffix(".json").read_text() == before
+    assert "correctness/" not in capsys.readouterr().err
+
+
+def test_other_devices_and_versions_have_results_of_their_own(again, monkeypatch):
+    monkeypatch.setattr(gpu, "described", lambda device, quick: ("another", "another"))
+    assert quick(again, "--minutes", "0") == 0
+    assert "Left for another call: " + ", ".join(NAMES) in again.read_text()
+
+
+def test_a_part_that_raises_is_recorded_and_the_rest_goes_on(again, monkeypatch):
+    forget(again, "matmul")
+    forget(again, "one step/small")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "matmul", boom)
+        assert quick(again) == 1
+    assert records(again)["matmul"] == {"status": "failed", "error": "RuntimeError: a first line"}
+    assert records(again)["one step/small"]["status"] == "done"
+    assert "- matmul: RuntimeError: a first line" in again.read_text()
+    assert quick(again, "--minutes", "0") == 1  # still failed, for want of time
+    assert quick(again) == 0
+    assert records(again)["matmul"]["status"] == "done"
+
+
+def test_numbers_that_are_not_finite_fail_the_part(again, monkeypatch):
+    forget(again, "matmul")
+    monkeypatch.setattr(gpu, "matmul", lambda bench: [{"TFLOP/s": math.inf}])
+    assert quick(again) == 1
+    assert records(again)["matmul"]["error"].startswith("ValueError")
+
+
+def test_results_beyond_their_tolerance_fail_the_part(again, monkeypatch):
+    forget(again, "correctness/mlp")
+    monkeypatch.setattr(gpu, "BF16", 1e-9)
+    assert quick(again) == 1
+    assert "mlp differs from the CPU's: forward, bf16" in records(again)["correctness/mlp"]["error"]
+
+
+def test_without_torchcfm_its_loop_is_skipped_and_said_so(again, monkeypatch):
+    name = f"training/small/{gpu.QUICK.train_small}"
+    forget(again, name)
+    monkeypatch.setattr(gpu, "find_spec", lambda module: None)
+    assert quick(again) == 0
+    rows = records(again)[name]["rows"]
+    assert "over torchcfm" not in rows[0]
+    assert rows[-1]["prepared"] == "not installed, skipped"
+
+
+def test_without_a_gpu_it_says_so_in_a_line(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_the_cpu_is_for_quick_runs(capsys):
+    with pytest.raises(SystemExit) as raised:
+        gpu.main(["--device", "cpu"])
+    assert raised.value.code == 2
+    assert "--quick" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_two_minutes_on_a_gpu(tmp_path):
+    # In a process of its own: the tests' deterministic algorithms are not what is measured.
+    script, out = Path(gpu.__file__), tmp_path / "gpu.md"
+    command = [sys.executable, str(script), "--minutes", "2", "--out", str(out)]
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = records(out)
+    assert {"correctness/mlp", "correctness/small", "resume", "matmul"} <= set(found)
+    assert all(map(math.isfinite, numbers(found)))
