@@ -46,7 +46,11 @@ unit: $(READY) ## the tests alone
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
 
-bench: $(READY) ## how fast scores are, against the standard tools (minutes)
+bench: $(READY) ## how fast all is, against the tools people use (half an hour, on an otherwise idle machine)
+	python benchmarks/training.py --threads 2 --out benchmarks/results/training-cpu-2.md
+	python benchmarks/training.py --threads 1 --out benchmarks/results/training-cpu-1.md
+	python benchmarks/quality.py --out benchmarks/results/quality-cpu.md
+	python benchmarks/costs.py --threads 2 --out benchmarks/results/costs-cpu-2.md
 	python benchmarks/scores.py --out benchmarks/results/scores-cpu.md
 
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them

@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows import params  # noqa: E402
-from flows.couple import SHARD_BYTES, _rows_of_shard, _shards  # noqa: E402
+from flows.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
 from flows.events import Events  # noqa: E402
 from flows.work import need_space  # noqa: E402
 from fmcore import ema, rng  # noqa: E402
@@ -136,8 +136,8 @@ def write_pairs(folder: Path, count: int, threads: int) -> tuple[float, str]:
     )
 
     def events() -> Events:
-        rows = _rows_of_shard(CIFAR, "float16", PAIR_BATCH)
-        shards = yield from _shards(
+        rows = shard_size(CIFAR, "float16", PAIR_BATCH)
+        shards = yield from write_shards(
             folder, "couple", lambda start, stop: made(stop, start=start, batch=PAIR_BATCH), count, rows
         )
         seal_pairs(folder, shards.values(), {"pairs": count})

@@ -344,12 +344,12 @@ def resume(bench: Bench) -> list[Row]:
     objective = objective_on(Independent(data), batch, "auto")
 
     def weights(restarted: bool) -> list[Tensor]:
-        state = new_state(network_of(bench, "small"), config)
+        state = new_state(prepared(bench, "small", "auto", "off", training=True)[0], config)
         if restarted:
             list(train(state, objective, config, seed=0, stop=20))
             with tempfile.TemporaryDirectory() as folder:
                 checkpoint.save(state, Path(folder))
-                state = new_state(network_of(bench, "small"), config)
+                state = new_state(prepared(bench, "small", "auto", "off", training=True)[0], config)
                 checkpoint.restore(state, Path(folder))
         list(train(state, objective, config, seed=0))
         return [p.detach() for p in state.network.parameters()] + state.averages[0]

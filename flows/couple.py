@@ -14,9 +14,10 @@ from flows.events import Event, Events, Metrics, Note, Progress
 from flows.params import Params
 from flows.setup import classes_of, device_of, knots_of, prepared
 from flows.work import need_space, publish, workspace, write_table
-from fmcore.couplings import Pairs
+from fmcore.couplings import Pairs, Sharded
 from fmcore.fields import Counted
 from fmcore.metrics import mean_estimate, straightness, transport_cost
+from fmcore.pixels import floats, quantise
 from fmcore.quality import histogram, pair_quality, quantiles, suspicions
 from fmcore.reflow import draw, generate_pairs, invert_data
 from fmcore.rng import generator
@@ -28,7 +29,7 @@ from fmcore.store import (
     Shard,
     finished_shards,
     load_model,
-    open_pairs,
+    map_pairs,
     read_json,
     seal_pairs,
     write_json,
@@ -47,7 +48,6 @@ def couple(params: Params, name: str) -> Events:
     teacher_name, section = params.reflow.rounds[name].teacher, params.couple_of(name)
     device = device_of(params)
     teacher = load_model(layout.model(teacher_name), device, ema=section.ema)
-    yield prepared(params, teacher, section.nfe * (section.pairs + section.inverted))
     recipe = {
         "couple": asdict(section),
         "data": params.model_dump(mode="json")["data"],
@@ -84,17 +84,22 @@ def couple(params: Params, name: str) -> Events:
         if not (work / "batch.json").exists():
             batch = section.batch
             if batch == "auto":
+                most = (
+                    1 << (section.pairs - 1).bit_length()
+                )  # the last batch is filled up, and should not be by much
 
                 def evaluate(count: int) -> None:
                     x0, label = some(count)
                     integrate(field, x0, uniform_grid(1), SOLVERS["euler"], label)
 
-                batch = largest_batch(evaluate, teacher.shape, device)
+                batch = min(most, largest_batch(evaluate, teacher.shape, device))
                 yield Note(f"couple {name}: {batch} pairs at a time")
             write_json(work / "batch.json", {"batch": batch})
         batch = read_json(work / "batch.json")["batch"]
         common = {"grid": grid, "solver": solver, "batch": batch, "device": device}
         common["dtype"] = getattr(torch, section.dtype)
+        # After the above: what is compiled is compiled for one size of batch.
+        yield prepared(params, teacher, section.nfe * (section.pairs + section.inverted))
         manifest: dict[str, Any] = {
             "stage": f"couple@{name}",
             "recipe": recipe,
@@ -110,8 +115,8 @@ def couple(params: Params, name: str) -> Events:
             return generate_pairs(field, stop, start=start, **noise, **common)  # type: ignore[arg-type]
 
         out = work / "out"
-        rows = _rows_of_shard(teacher.shape, section.dtype, batch)
-        shards = yield from _shards(out, f"couple {name}", generated, section.pairs, rows)
+        size = shard_size(teacher.shape, section.dtype, batch)
+        shards = yield from write_shards(out, f"couple {name}", generated, section.pairs, size)
         if section.inverted:
             assert data is not None
             order = torch.randperm(len(data.x1), generator=generator(params.seed, f"inverted/{name}"))
@@ -127,7 +132,7 @@ def couple(params: Params, name: str) -> Events:
                     f"couple {name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data"
                 )
             place = out / layout.INVERTED
-            real = yield from _shards(place, f"invert {name}", inverted, len(chosen), rows)
+            real = yield from write_shards(place, f"invert {name}", inverted, len(chosen), size)
         # Last: a sealed folder could not be gone on with.
         if section.inverted:
             seal_pairs(place, real.values(), {**manifest, "stage": f"invert@{name}", "pairs": len(chosen)})
@@ -153,17 +158,17 @@ def _quality(
     Raises:
         ArtifactError: if a pair is not finite, or the teacher takes a pair's noise elsewhere than to its sample.
     """
-    (x0, x1, label), manifest = open_pairs(folder)
-    parts = zip(torch.split(x0, 4096), torch.split(x1, 4096), strict=True)
-    labels = iter(torch.split(label, 4096)) if label is not None else iter(())
-    numbers, bins = pair_quality((Pairs(a, b, next(labels, None)) for a, b in parts), teacher.num_classes)
+    parts, manifest = map_pairs(folder)
+    numbers, bins = pair_quality(iter(parts), teacher.num_classes)
     if numbers["not_finite"]:
         raise ArtifactError(f"{folder}: {numbers['not_finite']:.0f} pairs are not finite")
     if again is not None:
-        rows = torch.randperm(len(x0), generator=generator(0, "pairs/again"))[:AGAIN]
-        points = again(x0[rows].float(), None if label is None else label[rows])
-        stored = x1[rows].float().flatten(1)
-        off = (points[-1].flatten(1) - stored).norm(dim=1) / stored.norm(dim=1).clamp(min=1)
+        pairs = Sharded(parts)
+        x0, x1, label = pairs.at(torch.randperm(len(pairs), generator=generator(0, "pairs/again"))[:AGAIN])
+        points = again(x0.float(), label)
+        stored = floats(x1).flatten(1)
+        made = floats(quantise(points[-1])) if x1.dtype == torch.uint8 else points[-1]
+        off = (made.flatten(1) - stored).norm(dim=1) / stored.norm(dim=1).clamp(min=1)
         numbers["again"] = float(off.median())
         if not numbers["again"] < TOLERANCE:
             raise ArtifactError(
@@ -180,16 +185,18 @@ def _quality(
     yield Metrics(0, {f"{prefix}.{key}": value for key, value in numbers.items()})
 
 
-class ShardRows(NamedTuple):
-    """How many pairs a shard holds, a multiple of the batch, and the bytes of one."""
+class ShardSize(NamedTuple):
+    """How many pairs a shard holds, a multiple of the batch, and the bytes of a pair."""
 
     pairs: int
-    bytes: int
+    pair_bytes: int
 
 
-def _rows_of_shard(shape: tuple[int, ...], dtype: str, batch: int) -> ShardRows:
-    pair = 2 * prod(shape) * getattr(torch, dtype).itemsize
-    return ShardRows(max(1, SHARD_BYTES // pair // batch) * batch, pair)
+def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
+    """The size of shards of about `SHARD_BYTES`."""
+    noise = max(2, getattr(torch, dtype).itemsize)  # of 8-bit samples it is kept in half precision
+    pair = prod(shape) * (noise + getattr(torch, dtype).itemsize)
+    return ShardSize(max(1, SHARD_BYTES // pair // batch) * batch, pair)
 
 
 def _collect(shards: dict[int, Shard], writing: list[Future[Shard]]) -> None:
@@ -199,12 +206,12 @@ def _collect(shards: dict[int, Shard], writing: list[Future[Shard]]) -> None:
         shards[shard.start] = shard
 
 
-def _shards(
+def write_shards(
     out: Path,
     what: str,
     made: Callable[[int, int], Iterator[Pairs]],
     count: int,
-    rows: ShardRows,
+    size: ShardSize,
 ) -> Generator[Event, None, dict[int, Shard]]:
     """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all.
 
@@ -212,7 +219,7 @@ def _shards(
     """
     shards = finished_shards(out)
     done = sum(shard.pairs for shard in shards.values())
-    need_space(out.parent, rows.bytes * (count - done), f"{count - done} pairs")
+    need_space(out.parent, size.pair_bytes * (count - done), f"{count - done} pairs")
     if done:
         yield Note(f"{what}: {done} of {count} pairs are there already")
     whole = not done
@@ -222,14 +229,14 @@ def _shards(
     made_here = 0
     with ThreadPoolExecutor(1) as thread:
         writing: list[Future[Shard]] = []
-        for start in range(0, count, rows.pairs):
-            stop = min(start + rows.pairs, count)
+        for start in range(0, count, size.pairs):
+            stop = min(start + size.pairs, count)
             if start in shards and shards[start].pairs == stop - start:
                 continue
             batches: list[Pairs] = []
             for pairs in made(start, stop):
                 batches.append(pairs)
-                cost = transport_cost(pairs.x0.float(), pairs.x1.float())
+                cost = transport_cost(pairs.x0.float(), floats(pairs.x1))
                 costs[made_here : made_here + len(cost)] = cost
                 made_here += len(cost)
                 done += len(cost)

@@ -16,7 +16,6 @@ from flows.looks import (
     SHOWN_POINTS,
     Bends,
     Look,
-    floats,
     flops,
     likelihood,
     looked_up,
@@ -40,14 +39,15 @@ from flows.sweep import (
     write_scores,
 )
 from flows.work import publish, workspace, write_table
+from fmcore.couplings import Sharded
 from fmcore.features import Extractor, Reference, load_extractor, load_reference
 from fmcore.pictures import sample_picture
-from fmcore.pixels import quantise
+from fmcore.pixels import floats, quantise
 from fmcore.scoring import ImageScorer, PointScorer, Score, Scorer
 from fmcore.store import (
     Model,
     load_model,
-    open_pairs,
+    map_pairs,
     read_json,
     read_tensors,
     write_file,
@@ -208,16 +208,18 @@ def _score(
 def evaluate_pairs(params: Params, name: str) -> Events:
     """Scores the stored samples of the couplings that round `name` trains on."""
     device, section, folder = device_of(params), params.evaluate, layout.couplings(name)
-    (_, x1, _), manifest = open_pairs(folder)
-    judge, count = _judge(params, device), min(section.samples, len(x1))
+    parts, manifest = map_pairs(folder)
+    judge, count = _judge(params, device), min(section.samples, sum(len(part.x0) for part in parts))
     scorer, what = _scorer(judge, params, count), f"score couplings {name}"
     recipe = params.model_dump(mode="json", include={"seed", "device", "data", "evaluate"})
     with workspace(f"evaluate_pairs@{name}", recipe, [folder, layout.FEATURES]) as work:
         yield Progress(what, 0, count, "pairs")
-        for first in range(0, count, section.batch):
-            batch = x1[first : min(first + section.batch, count)].float().to(device)
+        stored, done = Sharded(parts), 0
+        for rows in torch.split(torch.arange(count), section.batch):
+            batch = floats(stored.at(rows).x1).to(device)
             scorer.add(batch if params.is_points else quantise(batch))
-            yield Progress(what, min(first + section.batch, count), count, "pairs")
+            done += len(rows)
+            yield Progress(what, done, count, "pairs")
         couple = params.couple_of(name)
         made = Run(couple.solver, couple.grid, couple.nfe)
         found = rows_of(

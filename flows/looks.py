@@ -20,7 +20,7 @@ from fmcore.features import Extractor, Reference
 from fmcore.fidelity import memorisation, nearest
 from fmcore.likelihood import bits_per_dim, log_likelihood, uniform_dequantise
 from fmcore.metrics import bends, mean_estimate, transport_cost
-from fmcore.pixels import dequantise, quantise
+from fmcore.pixels import floats, quantise
 from fmcore.reflow import draw, reconstruction_error
 from fmcore.rng import generator
 from fmcore.scoring import Score
@@ -155,11 +155,6 @@ def strips(model: Model, params: Params, run: Run, labels: Tensor | None) -> Ten
 def flops(model: Model) -> int:
     """Floating-point operations of one network evaluation of one sample: two for each multiply-add."""
     return int(speed.flops(model.network, model.shape, model.num_classes))
-
-
-def floats(x: Tensor) -> Tensor:
-    """8-bit pixels as what networks see; anything else as it is."""
-    return dequantise(x) if x.dtype == torch.uint8 else x
 
 
 def likelihood(model: Model, params: Params, name: str, run: Run, unit: str) -> Iterator[Progress | Score]:

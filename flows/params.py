@@ -19,7 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from fmcore.data import DATA, Data
 from fmcore.fields import Guidance
-from fmcore.losses import DISTANCES, Distance
+from fmcore.losses import DISTANCES, Distance, Matching
 from fmcore.networks import NETWORKS, Network
 from fmcore.paths import ContinuousPath
 from fmcore.times import TIMES, FixedGrid, Grid, Times
@@ -81,7 +81,7 @@ class Couple:
     guidance: Guidance | None
     ema: float | None
     batch: int | Literal["auto"]
-    dtype: Literal["float32", "float16"]
+    dtype: Literal["float32", "float16", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,15 @@ class Reflow:
 
 @dataclass(frozen=True)
 class Distill:
-    """The k-step student: the model it starts from, the round whose couplings it learns, k."""
+    """The k-step student: the model it starts from, the round whose couplings it learns, k.
+
+    With `match` the end of its training draws its samples to the distribution of the data.
+    """
 
     init: str
     couplings: str
     k: int
+    match: Matching | None
     network: Network | None
     labels: Literal["keep", "drop"]
     drop_longest: float
@@ -335,5 +339,5 @@ def _sections() -> list[type]:
     members = [kind for family in FAMILIES for kind in family.values()]
     return [
         *(Features, Base, Couple, Round, Mix, Reflow, Distill, Adaptive, Likelihood, Evaluate),
-        *(TrainConfig, Guidance, *members),
+        *(TrainConfig, Guidance, Matching, *members),
     ]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flows import layout
 from flows.events import Events, Note, Progress
 from flows.params import Distill, Mix, Params, Reflow
-from flows.setup import device_of, prepared
+from flows.setup import device_of, fresh, prepared
 from flows.train import finish, run_training
 from flows.work import workspace
 from fmcore import checkpoint
@@ -33,8 +33,10 @@ from fmcore.couplings import (
     without_longest,
 )
 from fmcore.fields import OURS, Convention, network_field
+from fmcore.losses import Matching
 from fmcore.networks import Diffusers, initialised, transferred
 from fmcore.paths import LINEAR
+from fmcore.pixels import floats
 from fmcore.reflow import invert_data
 from fmcore.solvers import SOLVERS
 from fmcore.speed import room
@@ -83,6 +85,7 @@ def distill(params: Params, name: str) -> Events:
         times=KGrid(section.k),
         weighting="none",
         config=section.train,
+        matching=section.match,
     )
 
 
@@ -98,11 +101,13 @@ def _on_couplings(
     times: Times,
     weighting: str,
     config: TrainConfig,
+    matching: Matching | None = None,
 ) -> Events:
     """Trains model `name` from the weights of model `init` on the couplings of round `couplings`."""
     device = device_of(params)
     inputs = [layout.model(init), layout.couplings(couplings)]
     sections = {
+        "match": matching,
         "times": times,
         "distance": section.distance,
         "train": config,
@@ -134,6 +139,12 @@ def _on_couplings(
     stored = Stored(joined(parts, device)) if fits else Sharded(parts)
     generated = without_longest(stored, section.drop_longest)
 
+    data: Coupling | None = None
+    if matching is not None:
+        recipe["data"] = params.model_dump(mode="json")["data"]
+        independent = fresh(params.data.load(), device, labelled=start.num_classes is not None)
+        data = Flipped(independent) if params.flip else independent
+
     def objective(real: Pairs | None) -> Objective:
         coupling: Coupling = generated
         if mix is not None and real is not None:
@@ -148,6 +159,8 @@ def _on_couplings(
             precision=params.precision,
             convention=start.convention,
             weighting=weighting,
+            matching=matching,
+            real=data,
         )
 
     with workspace(stage, recipe, inputs) as work:
@@ -161,7 +174,7 @@ def _on_couplings(
             def inverted(network: nn.Module) -> Iterator[Pairs]:
                 return invert_data(
                     network_field(network, params.precision, start.convention),
-                    real.x1.float(),
+                    floats(real.x1),
                     grid=torch.tensor(made["grid"], dtype=torch.float64),
                     solver=SOLVERS[couple["solver"]],
                     batch=made["batch"],

@@ -37,6 +37,9 @@ def rules(params: Params) -> Iterator[str]:
         if isinstance(times, KGrid):
             flows = ", ".join(name for name, kind in TIMES.items() if kind is not KGrid)
             yield f"{where}.name: k_grid is for students; expected one of {flows}"
+    train = params.distill.train
+    if params.distill.match and train.batch_size // train.accumulate < 2:
+        yield "distill.match: parts of at least 2 samples are needed: lower distill.train.accumulate"
     if params.distill.k < 1:
         yield f"distill.k: expected a number >= 1, got {params.distill.k}"
     yield from _evaluate_rules(params)
@@ -65,6 +68,8 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
     if couple.pairs < 1 or (couple.batch != "auto" and couple.batch < 1) or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
+    if couple.dtype == "uint8" and params.is_points:
+        yield f"{at('dtype')}: expected float32 or float16 for points, got uint8"
     passes = 1 if couple.guidance is None else 2
     yield from _solver_rules(couple.solver, (couple.nfe,), at("solver"), at("nfe"), passes=passes)
     method = SOLVERS.get(couple.solver)

@@ -4,6 +4,7 @@ The stage yields events; here they become progress on the terminal, MLflow recor
 of these decides the outcome: a stage that finished its work ends with status 0.
 """
 
+import os
 import signal
 import sys
 import traceback
@@ -60,7 +61,7 @@ def run(stage: str) -> int:
         if not is_out_of_memory(error):
             raise
         print(
-            f"{stage}: out of memory; lower the batch or batch_size it uses",
+            f"{stage}: out of memory; lower the batch or batch_size it uses, or raise train.accumulate",
             file=sys.stderr,
         )
         return 2
@@ -70,6 +71,8 @@ def run(stage: str) -> int:
 def _run(stage: str) -> None:
     kind, _, name = stage.partition("@" if "@" in stage else "_")  # evaluate@r1, evaluate_base
     keep_freed_memory()
+    # What a stage compiles, those after it find.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root() / WORK / "inductor"))
     params, before = read(), declared(stage)
     function: Callable[[Params, str], Events] = getattr(import_module(STAGES[kind]), kind)
     shown = params.model_dump(mode="json")

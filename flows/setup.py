@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flows.events import Note
 from flows.params import Params
+from fmcore.couplings import Independent
 from fmcore.data import Dataset
 from fmcore.fields import VelocityField
 from fmcore.solvers import Solver, optimised_grid
@@ -49,9 +50,12 @@ def classes_of(params: Params, data: Dataset) -> int | None:
     return data.num_classes if params.conditional else None
 
 
-def placed(x: Tensor, device: torch.device) -> Tensor:
-    """The data on the device, or on the host if it would fill the device."""
-    return x.to(device) if x.nbytes <= room(device) else x
+def fresh(data: Dataset, device: torch.device, *, labelled: bool) -> Independent:
+    """The data with fresh noise, on the device, or on the host if it would fill the device."""
+    stays = device.type != "cpu" and data.x1.nbytes > room(device)
+    x1 = data.x1 if stays else data.x1.to(device)
+    label = None if data.label is None or not labelled else data.label.to(x1.device)
+    return Independent(x1, label, slow=stays)
 
 
 def knots_of(

@@ -143,7 +143,8 @@ def sampled(
             if bends:
                 points = list(trajectory(counted, x0, run.knots(), solver, label))
             x1 = points[-1] if bends else solve(counted, x0, run.knots(), solver, label)
-        yield Batch(x0, x1, label, counted.nfe, points)
+        # Not what was counted: a batch that had to be halved was begun twice.
+        yield Batch(x0, x1, label, counted.nfe if run.grid is None else run.nfe, points)
 
 
 # --- scores on disk -----------------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from typing import Any
 from flows import layout
 from flows.events import Events, Metrics, ModelReady, Note, Progress
 from flows.params import Params
-from flows.setup import classes_of, device_of, placed, prepared
+from flows.setup import classes_of, device_of, fresh, prepared
 from flows.work import publish, workspace
 from fmcore import checkpoint
-from fmcore.couplings import COUPLINGS, Flipped, Independent, LabelDropout
+from fmcore.couplings import COUPLINGS, Flipped, LabelDropout
 from fmcore.fields import Convention
 from fmcore.networks import initialised
 from fmcore.store import Model, read_json, save_model, write_file
@@ -44,10 +44,7 @@ def base(params: Params, name: str) -> Events:
         return
     data = params.data.load()
     classes = classes_of(params, data)
-    x1 = placed(data.x1, device)
-    label = None if classes is None or data.label is None else data.label.to(x1.device)
-    fresh = Independent(x1, label)
-    coupling = COUPLINGS[section.coupling](fresh)
+    coupling = COUPLINGS[section.coupling](fresh(data, device, labelled=classes is not None))
     null_label = classes if section.label_dropout else None
     if null_label is not None:
         coupling = LabelDropout(coupling, section.label_dropout, null_label)

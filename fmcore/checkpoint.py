@@ -82,7 +82,8 @@ def _load(state: TrainState, tensors: dict[str, Tensor], path: Path) -> None:
             average[i].copy_(tensors[f"average{j}.{i}"])
         state.optimizer.state[parameter] = {
             "step": tensors["step"].to(parameter.device, torch.float32),
-            "exp_avg": tensors[f"exp_avg.{i}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"exp_avg_sq.{i}"].to(parameter.device),
+            # In the parameter's memory layout: fused AdamW pairs their elements by where they lie.
+            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{i}"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{i}"]),
         }
     state.step = int(tensors["step"])

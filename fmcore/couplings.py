@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
 from fmcore.paths import expand
-from fmcore.pixels import dequantise
+from fmcore.pixels import floats
 from fmcore.speed import moved
 
 
@@ -42,40 +42,30 @@ class Coupling(Protocol):
 
 
 def _rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
-    return torch.randint(length, (count,), generator=generator, device=generator.device)
-
-
-def _rows_on_host(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
-    """Like `_rows`, for what lies on the host: drawn there, since asking a GPU would wait for all it has to do."""
+    """Which pairs, drawn on the host wherever they lie: where there is room must not change what is trained on."""
     if generator.device.type != "cpu":
         generator = torch.Generator().manual_seed((generator.initial_seed() + length) % 2**63)
-    return _rows(length, count, generator)
+    return torch.randint(length, (count,), generator=generator)
 
 
 @dataclass(frozen=True)
 class Independent:
     """Each data point with noise of its own, drawn anew at every call: q(x_0, x_1) = N(x_0) q(x_1).
 
-    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way. On the host,
-    beside a GPU that has no room for it, it is fetched a step ahead.
+    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way. Data on the
+    host beside a GPU that has no room for it is `slow`.
     """
 
     x1: Float[Tensor, "N *D"] | UInt8[Tensor, "N *D"]
     label: Int64[Tensor, " N"] | None = None
-
-    @property
-    def slow(self) -> bool:
-        return self.x1.device.type == "cpu" and torch.cuda.is_available()
+    slow: bool = False
 
     def __len__(self) -> int:
         return len(self.x1)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        rows = _rows_on_host if self.x1.device.type == "cpu" else _rows
-        index = rows(len(self), count, generator)
-        x1 = moved(self.x1[index], generator.device)
-        if x1.dtype == torch.uint8:
-            x1 = dequantise(x1)
+        index = moved(_rows(len(self), count, generator), self.x1.device)
+        x1 = floats(moved(self.x1[index], generator.device))
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
         return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
 
@@ -91,10 +81,10 @@ class Stored:
         return len(self.pairs.x0)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        index = _rows(len(self), count, generator)
         x0, x1, label = self.pairs
-        # Pairs may be kept in half precision; the path and the loss are computed in float32.
-        return Pairs(x0[index].float(), x1[index].float(), None if label is None else label[index])
+        index = moved(_rows(len(self), count, generator), x0.device)
+        # Pairs may be kept in half precision, samples as pixels; the path and the loss are computed in float32.
+        return Pairs(x0[index].float(), floats(x1[index]), None if label is None else label[index])
 
 
 @dataclass(frozen=True)
@@ -112,7 +102,16 @@ class Sharded:
         return sum(len(part.x0) for part in self.parts) if self.rows is None else len(self.rows)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        index = _rows_on_host(len(self), count, generator)
+        x0, x1, label = (
+            None if column is None else moved(column, generator.device)
+            for column in self.at(_rows(len(self), count, generator))
+        )
+        assert x0 is not None
+        assert x1 is not None
+        return Pairs(x0.float(), floats(x1), label)
+
+    def at(self, index: Int64[Tensor, " count"]) -> Pairs:
+        """The pairs at these places, as they are stored."""
         if self.rows is not None:
             index = self.rows[index]
         stops = torch.tensor([len(part.x0) for part in self.parts]).cumsum(0)
@@ -120,12 +119,12 @@ class Sharded:
         which = torch.searchsorted(stops, index, right=True).tolist()
         places = [(k, i - starts[k]) for k, i in zip(which, index.tolist(), strict=True)]
 
-        def drawn(column: Sequence[Tensor]) -> Tensor:
-            return moved(torch.stack([column[k][i] for k, i in places]), generator.device)
+        def found(column: Sequence[Tensor]) -> Tensor:
+            return torch.stack([column[k][i] for k, i in places])
 
-        x0, x1 = drawn([part.x0 for part in self.parts]), drawn([part.x1 for part in self.parts])
         labels = [part.label for part in self.parts if part.label is not None]
-        return Pairs(x0.float(), x1.float(), drawn(labels) if labels else None)
+        x0, x1 = found([part.x0 for part in self.parts]), found([part.x1 for part in self.parts])
+        return Pairs(x0, x1, found(labels) if labels else None)
 
 
 @dataclass(frozen=True)
@@ -297,7 +296,7 @@ def without_longest(coupling: Stored | Sharded, share: float) -> Stored | Sharde
     for part in (coupling.pairs,) if isinstance(coupling, Stored) else coupling.parts:
         # A few at a time: halves are widened, and all at once might not fit.
         for a, b in zip(torch.split(part.x0, 4096), torch.split(part.x1, 4096), strict=True):
-            costs.append((b.float() - a.float()).flatten(1).square().sum(1))
+            costs.append((floats(b) - a.float()).flatten(1).square().sum(1))
     cost = torch.cat(costs)
     keep = cost.argsort(stable=True)[: len(cost) - round(share * len(cost))].sort().values
     if isinstance(coupling, Sharded):

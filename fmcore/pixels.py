@@ -16,3 +16,8 @@ def quantise(x: Float[Tensor, "*D"]) -> UInt8[Tensor, "*D"]:
 def dequantise(pixels: UInt8[Tensor, "*D"]) -> Float[Tensor, "*D"]:
     """0..255 -> [-1, 1]; `quantise` undoes it exactly."""
     return pixels.float() / 127.5 - 1
+
+
+def floats(x: Tensor) -> Tensor:
+    """What networks see: 8-bit pixels in [-1, 1], anything else as it is, in float32."""
+    return dequantise(x) if x.dtype == torch.uint8 else x.float()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fmcore.couplings import Pairs
 from fmcore.metrics import transport_cost
+from fmcore.pixels import floats
 
 FAR = 6.0  # standard errors from what N(0, I) gives, beyond which noise is called suspicious
 OUTLYING = 6.0  # robust standard deviations above the median cost, beyond which a pair is an outlier
@@ -62,7 +63,7 @@ def pair_quality(batches: Iterable[Pairs], num_classes: int | None = None) -> Qu
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + float(value.sum())
             counts[name] = counts.get(name, 0) + prod(value.shape)
-        costs.append(transport_cost(z, x1.double()).cpu())
+        costs.append(transport_cost(z, floats(x1).double()).cpu())
         norms.append(found["square"].flatten(1).mean(1).cpu())
         if label is not None and num_classes:
             classes += label.cpu().bincount(minlength=num_classes)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fmcore import rng
 from fmcore.couplings import Pairs
 from fmcore.fields import VelocityField
-from fmcore.pixels import dequantise
+from fmcore.pixels import floats, quantise
 from fmcore.solvers import SOLVERS, Solver, integrate, solve
 from fmcore.speed import moved
 
@@ -35,10 +35,19 @@ def draw(
     The noise is rounded to `dtype` and returned as float32: what is stored is exactly what was integrated.
     Classes are drawn from the pool `labels`, so they follow the data's frequencies.
     """
-    x0 = rng.noise(seed, purpose, start, count, shape).to(dtype).float()
+    x0 = rng.noise(seed, purpose, start, count, shape).to(_of_noise(dtype)).float()
     if labels is None:
         return x0, None
     return x0, labels[rng.integers(seed, f"{purpose}/label", start, count, len(labels))]
+
+
+def _of_noise(dtype: torch.dtype) -> torch.dtype:
+    """How noise is kept where samples are kept as `dtype`: it is not made of 8-bit pixels."""
+    return torch.float16 if dtype == torch.uint8 else dtype
+
+
+def _kept(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return quantise(x.float()) if dtype == torch.uint8 else x.to(dtype)
 
 
 def generate_pairs(
@@ -56,7 +65,7 @@ def generate_pairs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Pairs]:
-    """Yields the pairs `start <= i < count` in batches, on the CPU, as `dtype`.
+    """Yields the pairs `start <= i < count` in batches, on the CPU, as `dtype`; uint8 makes pixels of the samples.
 
     Sample i is always computed in batch i // batch among the same neighbours, the last batch padded: kernels
     differ in the last bits between batch sizes, so this makes the pairs independent of shards and restarts.
@@ -86,15 +95,16 @@ def generate_pairs(
     def begun(first: int) -> tuple[int, Pairs, torch.Event | None]:
         x0, label = draw(first, batch, shape=shape, seed=seed, purpose=purpose, labels=labels, dtype=dtype)
         on_device = None if label is None else moved(label, place)
-        x1, done = _to_host(solve(field, moved(x0, place), grid, solver, on_device).to(dtype))
+        x1, done = _to_host(solve(field, moved(x0, place), grid, solver, on_device).to(_of_noise(dtype)))
         keep = min(batch, count - first)
-        return first, Pairs(x0[:keep].to(dtype), x1[:keep], None if label is None else label[:keep]), done
+        pairs = Pairs(x0[:keep].to(_of_noise(dtype)), x1[:keep], None if label is None else label[:keep])
+        return first, pairs, done
 
     def finished(first: int, pairs: Pairs, done: torch.Event | None) -> Pairs:
         if done is not None:
             done.synchronize()
         _check_finite(pairs.x1, first)
-        return pairs
+        return pairs._replace(x1=_kept(pairs.x1, dtype))
 
     # A GPU begins the next batch before the host looks at this one.
     ahead = place.type == "cuda"
@@ -141,13 +151,12 @@ def invert_data(
         raise ValueError(f"grid must rise from noise to data, got {float(grid[0])} to {float(grid[-1])}")
     for first in range(0, len(x1), batch):
         rows = slice(first, first + batch)
-        data = dequantise(x1[rows]) if x1.dtype == torch.uint8 else x1[rows]
-        data = data.to(dtype).float()  # what is stored is exactly what is integrated
+        data = floats(_kept(floats(x1[rows]), dtype))  # what is stored is exactly what is integrated
         part = None if label is None else label[rows]
         on_device = None if part is None else part.to(device)
-        x0 = solve(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", dtype)
+        x0 = solve(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", _of_noise(dtype))
         _check_finite(x0, first)
-        yield Pairs(x0, data.to("cpu", dtype), None if part is None else part.cpu())
+        yield Pairs(x0, _kept(data.cpu(), dtype), None if part is None else part.cpu())
 
 
 def reconstruction_error(

@@ -1,24 +1,25 @@
 """What makes a run faster without changing what it computes: memory layout, compilation, the allocator.
 
 Each choice depends on the machine's kind and on how much work the whole run is, never on a timing, so that it is
-the same when a killed run goes on. docs/LOG.md has the measurements behind the rules.
+the same when a killed run goes on. docs/LOG.md has the measurements behind the rules for CPUs; those for GPUs are
+not measured yet.
 """
 
 import ctypes
-import os
 from collections.abc import Callable
 from math import prod
 from shutil import which
 
+import psutil
 import torch
 from torch import Tensor, nn
 
 from fmcore.fields import autocast_dtype
 
 COMPILING = ("auto", "on", "off")
-# Compiling takes one to two minutes on a GPU, and on a CPU up to two for a U-Net of which it then saves a few
-# per cent in sampling. From this many floating-point operations on, each kind of device is busy for a quarter of
-# an hour and more.
+# On a CPU compiling takes up to a minute and then saves a fifth to a third of sampling a U-Net. From this many
+# floating-point operations on, each kind of device is busy for a quarter of an hour and more. The GPU's figure is
+# a guess until benchmarks/gpu.py has run on one.
 PAYS_ON_CUDA, PAYS_ON_CPU = 1e17, 1e15
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -33,7 +34,10 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))
+    # Older versions refuse a threshold above 32 MiB.
+    blocks = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)
+    trims = mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+    return bool(blocks and trims)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,7 +56,7 @@ def room(device: torch.device) -> int:
     """Bytes that data may fill on a device: half of what is free there, the rest is for the work."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] // 2
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return int(psutil.virtual_memory().available) // 2
 
 
 def largest_batch(evaluate: Callable[[int], object], shape: tuple[int, ...], device: torch.device) -> int:
@@ -63,6 +67,7 @@ def largest_batch(evaluate: Callable[[int], object], shape: tuple[int, ...], dev
     """
     if device.type != "cuda":
         return max(16, min(1024, _power_of_two(2**20 // prod(shape))))
+    evaluate(32)  # libraries take their own memory the first time
     peaks = []
     for count in (32, 64):
         torch.cuda.reset_peak_memory_stats(device)

@@ -6,7 +6,7 @@ import torch
 from test_variants import events_of, points, run, tiny
 
 from flows import layout
-from flows.sweep import runs_for
+from flows.sweep import noise_of, runs_for, sampled
 from fmcore.__main__ import main
 from fmcore.features import load_extractor, load_reference
 from fmcore.metrics import frechet_distance, jackknife, stats
@@ -249,3 +249,18 @@ def test_a_model_that_diverges_is_named(here):
         patch.setattr("flows.evaluate.load_model", lambda *a: model)
         with pytest.raises((FloatingPointError, ValueError), match="not finite"):
             list(events_of(tiny(evaluate__batch=50), "evaluate@r1"))
+
+
+def test_a_batch_that_had_to_be_halved_counts_its_evaluations_once(here):
+    """What was tried before memory ran out is no evaluation of a sample."""
+    model = load_model(layout.model("base"))
+    params = tiny()
+    run = next(run for run in runs_for(model, params.evaluate) if run.solver == "euler" and run.nfe == 4)
+
+    def narrow(x, t, label):
+        if len(x) > 60:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return torch.zeros_like(x)
+
+    noise = noise_of(model, params, None)
+    assert {batch.nfe for batch in sampled(narrow, params, run, 0, noise, bends=False)} == {4}

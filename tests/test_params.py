@@ -89,7 +89,9 @@ def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
             section = path.split(".")[0]
             replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
             in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
-            assert replaced or in_rounds or path.endswith(".name") or default[path] != value, path
+            assert (
+                replaced or in_rounds or path.endswith(".name") or path not in default or default[path] != value
+            ), path
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -159,7 +161,7 @@ WRONG = {
     ),
     "odd nfe under guidance": (
         changed("couple", {**RAW["couple"], "nfe": 5, "guidance": {"scale": 2.0, "start": 0.0, "stop": 1.0}}),
-        "couple.nfe: expected multiples of 2 for euler under guidance, got 5",
+        "couple.nfe: expected multiples of 2 for ab2 under guidance, got 5",
     ),
     "random couplings": (changed("couple.solver", "sde"), "couple.solver: sde is stochastic, and couplings need"),
     "inversion by a one-way solver": (

@@ -112,17 +112,21 @@ def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monk
     # A field that changed its mind in between: what is stored is not what it makes.
     from flows import couple
 
-    right = couple.open_pairs
-    monkeypatch.setattr(
-        couple, "open_pairs", lambda folder: (right(folder)[0]._replace(x1=-right(folder)[0].x1), right(folder)[1])
-    )
+    right = couple.map_pairs
+
+    def mirrored(folder):
+        parts, manifest = right(folder)
+        return tuple(part._replace(x1=-part.x1) for part in parts), manifest
+
+    monkeypatch.setattr(couple, "map_pairs", mirrored)
     with pytest.raises(ArtifactError, match=r"pairs made again end .* away from those stored"):
         list(events_of(params, "couple@r1"))
 
     def spoilt(folder):
-        pairs, manifest = right(folder)
-        return pairs._replace(x1=pairs.x1.index_fill(0, torch.tensor([3]), float("nan"))), manifest
+        (first, *rest), manifest = right(folder)
+        bad = first._replace(x1=first.x1.index_fill(0, torch.tensor([3]), float("nan")))
+        return (bad, *rest), manifest
 
-    monkeypatch.setattr(couple, "open_pairs", spoilt)
+    monkeypatch.setattr(couple, "map_pairs", spoilt)
     with pytest.raises(ArtifactError, match="1 pairs are not finite"):
         list(events_of(params, "couple@r1"))

@@ -16,6 +16,7 @@ from fmcore.losses import Squared
 from fmcore.networks import MLP, UNet
 from fmcore.paths import LINEAR, PATHS, ContinuousPath
 from fmcore.solvers import SOLVERS, integrate
+from fmcore.speed import prepare
 from fmcore.times import Uniform, uniform_grid
 from fmcore.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
 
@@ -40,7 +41,9 @@ def objective_on(x1, label=None, batch_size=16, precision="fp32"):
 def fresh(name, config=CONFIG, seed=0):
     network, x1 = NETWORKS[name]
     torch.manual_seed(seed)
-    return new_state(network.build(tuple(x1.shape[1:]), None), config)
+    network = network.build(tuple(x1.shape[1:]), None)
+    prepare(network, "fp32", "off", work=0.0, training=True)  # as the pipeline does: images get another layout
+    return new_state(network, config)
 
 
 def weights(state):

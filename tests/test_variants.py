@@ -14,7 +14,9 @@ from test_teachers import saved, unet
 from flows import layout
 from flows.params import load_yaml, validate
 from flows.running import STAGES
+from fmcore.metrics import energy_distance
 from fmcore.networks import UNet
+from fmcore.pixels import dequantise
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.store import ArtifactError, load_model, open_pairs, read_json
 from fmcore.times import uniform_grid
@@ -36,7 +38,7 @@ def tiny(**changes):
     raw["features"]["train"] = small(2000)
     for section in ("base", "reflow", "distill"):
         raw[section]["train"] = small()
-    raw["couple"] |= {"pairs": 300, "nfe": 4, "batch": 100}
+    raw["couple"] |= {"pairs": 300, "solver": "euler", "nfe": 4, "batch": 100}
     raw["reflow"]["rounds"] = {"r1": {"teacher": "base", "couple": {}, "train": {}}}
     raw["evaluate"] |= {"samples": 200, "batch": 100, "solvers": {"euler": [1, 4]}}
     for path, value in changes.items():
@@ -349,7 +351,7 @@ def killed_at(events, images):
 def test_couplings_that_do_not_fit_into_memory_stay_on_disk_and_train_the_same(monkeypatch):
     params = points(couple__batch="auto", reflow__drop_longest=0.1)
     said = notes(run(params, *ALL[:5]))
-    assert "couple r1: 1024 pairs at a time" in said
+    assert "couple r1: 512 pairs at a time" in said
     assert "cpu: float32, not compiled (would not pay: 1.1e+09 operations)" in said
     assert not any("stay on disk" in note for note in said)
     weights = Path("models/r1/model.safetensors").read_bytes()
@@ -362,3 +364,40 @@ def test_what_is_to_be_compiled_and_cannot_be_says_so(monkeypatch):
     monkeypatch.setattr("fmcore.speed.which", lambda name: None)
     with pytest.raises(ValueError, match=r"compile: on needs a C\+\+ compiler"):
         list(run(points(compile="on"), *ALL[:3]))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_matching_brings_the_students_samples_to_the_data(conditional):
+    """From too few and too rough couplings a student learns little; the data's own distribution is not in them."""
+    plain = tiny(conditional=conditional, distill__match=None, distill__train=small(20_000, batch_size=100))
+    found = {}
+    list(run(plain, *ALL[:5]))
+    for match in (None, {"weight": 200.0, "start": 0.25}):
+        params = tiny(conditional=conditional, distill__match=match, distill__train=small(20_000, batch_size=100))
+        list(run(params, "distill"))
+        samples = load_model("models/student").sample(1000, 1)
+        found[match is None] = energy_distance(samples.flatten(1), params.data.load().x1.flatten(1)[:1000]).value
+    assert found[False] < 0.7 * found[True]
+
+
+def test_couplings_of_8_bit_samples_take_three_bytes_a_number_and_teach_as_well():
+    found = {}
+    for dtype in ("float32", "uint8"):
+        params = tiny(couple__dtype=dtype, couple__inverted=50, distill__match=None)
+        list(run(params, *ALL[:6]))
+        (x0, x1, _), _ = open_pairs("couplings/r1")
+        real = open_pairs("couplings/r1/inverted")[0][:2]
+        found[dtype] = x0, x1, real, load_model("models/student").sample(50, 1)
+    x0, x1, (back, data), samples = found["uint8"]
+    assert (x0.dtype, x1.dtype, back.dtype, data.dtype) == (*[torch.float16, torch.uint8] * 2,)
+    torch.testing.assert_close(dequantise(x1), found["float32"][1].clamp(-1, 1), rtol=0, atol=0.02)
+    torch.testing.assert_close(dequantise(data), found["float32"][2][1], rtol=0, atol=0.005)
+    apart = samples.clamp(-1, 1) - found["float32"][3].clamp(-1, 1)  # pixels end there
+    assert float(apart.abs().mean()) < 0.1
+    bytes_of = sum(shard.stat().st_size for shard in Path("couplings/r1").glob("pairs-*.safetensors"))
+    assert bytes_of < 300 * 64 * 3 + 1000
+
+
+def test_points_have_no_8_bit_samples():
+    with pytest.raises(ValueError, match=r"couple\.dtype: expected float32 or float16 for points, got uint8"):
+        points(couple__dtype="uint8")
