@@ -302,7 +302,7 @@ def main() -> int:
     if args.worker:
         serve(*args.worker, args.threads)
         return 0
-    rounds = 1 if args.quick else 9
+    rounds = 1 if args.quick else 7
     cases = list(CASES)[: 2 if args.quick else None]
     text = "\n".join(
         [
