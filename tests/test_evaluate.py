@@ -13,6 +13,7 @@ from fmcore.metrics import frechet_distance, jackknife, stats
 from fmcore.networks import MLP
 from fmcore.pixels import quantise
 from fmcore.reflow import draw, reconstruction_error
+from fmcore.scoring import ImageScorer
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.store import load_model, open_pairs, read_json, read_tensors
 from fmcore.times import SigmoidGrid, UniformGrid, uniform_grid
@@ -264,3 +265,19 @@ def test_a_batch_that_had_to_be_halved_counts_its_evaluations_once(here):
 
     noise = noise_of(model, params, None)
     assert {batch.nfe for batch in sampled(narrow, params, run, 0, noise, bends=False)} == {4}
+
+
+@pytest.mark.parametrize("name", ["base", "r1", "student"])
+def test_bfloat16_inside_networks_leaves_scores_within_their_errors(here, name):
+    """States, times and noise are float32 either way; only the network's own arithmetic differs."""
+    model, extractor = load_model(layout.model(name)), load_extractor(layout.FEATURES)
+    reference = load_reference(layout.FEATURES / "reference.safetensors")
+    found = {}
+    for precision in ("fp32", "bf16"):
+        scorer = ImageScorer(600, extractor, reference, ())
+        for batch in model.batches(600, 1, precision=precision, purpose="evaluate"):
+            assert batch.dtype == torch.float32
+            scorer.add(quantise(batch))
+        found[precision] = scorer.scores()[0].estimate
+    assert found["bf16"].value != found["fp32"].value
+    assert abs(found["bf16"].value - found["fp32"].value) < found["fp32"].std
