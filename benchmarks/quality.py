@@ -1,6 +1,6 @@
 """Scores after equal CPU-seconds: the base flow of the digits, trained as fmcore does and plainly in float32.
 
-    python benchmarks/quality.py [--quick] [--seconds 60] [--seeds 2] [--out benchmarks/results/quality-cpu.md]
+    python benchmarks/quality.py [--quick] [--seconds 30] [--seeds 1] [--out benchmarks/results/quality-cpu.md]
 
 Both train the network of params.yaml on the same batches with the same learning rate and average, on one thread:
 `auto` with what fmcore's pipeline chooses, `plain` with the same loop in float32, eager, and torch's own allocator
@@ -111,8 +111,8 @@ def main() -> int:
     """Runs both at once, one thread each, seed after seed, and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, to see that all runs")
-    parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, help="where to write the table")
     parser.add_argument("--worker", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
