@@ -391,13 +391,13 @@ def passes(section, **base):
 
 
 def test_training_passes_count_what_was_spent_once():
-    # 900,000 images; 50,000 pairs of 32 evaluations, 600,000 images; 50,000 of 16, 600,000; 600,000.
-    assert passes({}) == {"base": 900_000, "r1": 3_100_000, "r2": 4_500_000, "student": 3_700_000}
+    # 900,000 images; twice 100,000 pairs of 16 evaluations and 600,000 images; 600,000.
+    assert passes({}) == {"base": 900_000, "r1": 3_100_000, "r2": 5_300_000, "student": 3_700_000}
     # Of r2, from the base: r1 made its pairs, so its training counts, and the base once.
-    assert passes({"init": "base", "couplings": "r2"})["student"] == 3_100_000 + 800_000 + 600_000
-    assert passes({"init": "r2", "couplings": "r1"})["student"] == 5_100_000
+    assert passes({"init": "base", "couplings": "r2"})["student"] == 3_100_000 + 1_600_000 + 600_000
+    assert passes({"init": "r2", "couplings": "r1"})["student"] == 5_900_000
     taken = passes({}, teacher="a/diffusion/model")
-    assert taken == {"base": 0, "r1": 3_800_000, "r2": 6_000_000, "student": 4_400_000}
+    assert taken == {"base": 0, "r1": 3_800_000, "r2": 7_600_000, "student": 4_400_000}
 
 
 def test_the_page_needs_no_other_file(made):
@@ -483,7 +483,15 @@ def test_grids_repeats_and_an_adaptive_solver(tmp_path):
     params = params_of("digits", repeats=3, grids=grids, dopri5={"rtol": 1e-3, "atol": 1e-3})
     made = make(tmp_path, params)
     runs = [row[1] for row in rows_of_page(made.page)["scores"][1:] if row[0] == "r1"]
-    assert runs == ["euler, uniform", "heun, uniform", "euler, cosine", "heun, cosine", "dopri5"]
+    assert runs == [
+        "euler, uniform",
+        "heun, uniform",
+        "ab2, uniform",
+        "euler, cosine",
+        "heun, cosine",
+        "ab2, cosine",
+        "dopri5",
+    ]
     assert "3 times over" in made.page
     assert "uniform and cosine grids" in made.page
     assert "metrics" not in rows_of_page(made.page)
