@@ -46,7 +46,7 @@ unit: $(READY) ## the tests alone
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
 
-bench: $(READY) ## how fast all is, against the tools people use (three quarters of an hour, on an idle machine)
+bench: $(READY) ## how fast all is, against the tools people use (long; on an otherwise idle machine)
 	python benchmarks/training.py --threads 2 --out benchmarks/results/training-cpu-2.md
 	python benchmarks/training.py --threads 1 --out benchmarks/results/training-cpu-1.md
 	python benchmarks/quality.py --out benchmarks/results/quality-cpu.md

@@ -84,9 +84,8 @@ def couple(params: Params, name: str) -> Events:
         if not (work / "batch.json").exists():
             batch = section.batch
             if batch == "auto":
-                most = (
-                    1 << (section.pairs - 1).bit_length()
-                )  # the last batch is filled up, and should not be by much
+                # The last batch is filled up, and should not be by much.
+                most = 1 << (section.pairs - 1).bit_length()
 
                 def evaluate(count: int) -> None:
                     x0, label = some(count)
