@@ -294,6 +294,10 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     tried = {found["loc"][: i + 1] for found in error.errors() for i in range(len(found["loc"]))}
     for found in error.errors():
         loc = list(found["loc"])
+        if re.fullmatch(r"int|literal\['auto'\]", str(loc[-1])):  # a number or auto: one line for both
+            value = json.dumps(_at(raw, loc[:-1]))
+            lines.append(f"{'.'.join(map(str, loc[:-1]))}: expected a whole number or auto, got {value}")
+            continue
         union = next((i for i, part in enumerate(loc) if part in classes), None)
         if union is not None:
             # A choice by name: pydantic reports on every member of the union, the user chose one.

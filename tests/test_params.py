@@ -159,6 +159,10 @@ WRONG = {
         changed("couple.guidance", {"scale": 2.0, "start": 0.5, "stop": 0.5}),
         "couple.guidance: guidance needs scale >= 0",
     ),
+    "neither number nor auto": (
+        changed("couple.batch", "lots"),
+        'couple.batch: expected a whole number or auto, got "lots"',
+    ),
     "odd nfe under guidance": (
         changed("couple", {**RAW["couple"], "nfe": 5, "guidance": {"scale": 2.0, "start": 0.0, "stop": 1.0}}),
         "couple.nfe: expected multiples of 2 for ab2 under guidance, got 5",
