@@ -151,15 +151,15 @@ class MinibatchOT:
         return len(self.fresh)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        from scipy.optimize import linear_sum_assignment
+        from lap import lapjvx
 
         x0, x1, label = self.fresh(count, generator, progress)
         # |a - b|^2 up to terms that no permutation changes.
         cost = -(x1.flatten(1) @ x0.flatten(1).T)
         if label is not None:
             cost.masked_fill_(label[:, None] != label, torch.inf)
-        _, order = linear_sum_assignment(cost.cpu().numpy())
-        return Pairs(x0[torch.from_numpy(order).to(x0.device)], x1, label)
+        _, order = lapjvx(cost.cpu().numpy(), return_cost=False)
+        return Pairs(x0[moved(torch.from_numpy(order), x0.device)], x1, label)
 
 
 # Of data and fresh noise, by the name that params.yaml calls them.

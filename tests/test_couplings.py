@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.optimize import linear_sum_assignment
 
 from fmcore import couplings
 from fmcore.couplings import COUPLINGS as COUPLINGS_BY_NAME
@@ -272,6 +273,26 @@ def test_minibatch_ot_costs_what_pot_and_torchcfm_find(theirs, shape, count):
     ours = total(*paired[:2]) / count
     assert ours == pytest.approx(pot.emd2(pot.unif(count), pot.unif(count), cost), rel=1e-5)
     assert ours == pytest.approx((sampler.get_map(free.x0, free.x1) * cost).sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize("classes", [1, 10, 256])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_minibatch_ot_costs_what_scipy_finds(classes, scale):
+    """At the default's size, with images that come twice, within classes, whatever the data's scale."""
+    x1 = scale * torch.randn(300, 64, generator=generator(0, "images"))
+    fresh = Independent(x1, torch.arange(300) % classes)
+    paired, free = (coupling(256, generator(0, "train")) for coupling in (MinibatchOT(fresh), fresh))
+    assert len(free.x1.unique(dim=0)) < 256
+    assert torch.equal(paired.x1, free.x1)
+    assert torch.equal(paired.label, free.label)
+    cost = -(free.x1.double() @ free.x0.double().T).numpy()
+    cost[free.label[:, None] != free.label] = np.inf
+    rows, columns = linear_sum_assignment(cost)
+    ours = -float((paired.x0.double() * paired.x1.double()).sum())
+    assert ours == pytest.approx(cost[rows, columns].sum(), rel=1e-6)
+    order = (paired.x0[:, None] == free.x0).all(2).double().argmax(1)
+    assert sorted(order.tolist()) == list(range(256))
+    assert torch.equal(free.label[order], free.label)
 
 
 def test_torchcfm_repeats_points_where_we_use_each_once(theirs):
