@@ -284,7 +284,9 @@ def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
     work = checkout.folder / "work" / "base"
     source = checkout.folder / "flows/train.py"
     # Checkpoints every ten seconds are right for hours of training; this one takes five.
-    source.write_text(source.read_text().replace("CHECKPOINT_SECONDS = 10.0", "CHECKPOINT_SECONDS = 0.3"))
+    text = source.read_text().replace("CHECKPOINT_SHARE = 10.0, 0.02", "CHECKPOINT_SHARE = 0.3, 1.0")
+    assert text != source.read_text()
+    source.write_text(text)
     for least in (1, 2):
         kill_when(checkout, "base", lambda n=least: len(list(work.glob("*/step-*.json"))) >= n)
     done = checkout.repro("base")
