@@ -12,7 +12,7 @@ import torch
 from flows import layout
 from flows.events import Event, Events, Metrics, Note, Progress
 from flows.params import Params
-from flows.setup import classes_of, device_of, knots_of, prepared
+from flows.setup import classes_of, device_of, eager, knots_of, prepared
 from flows.work import need_space, publish, workspace, write_table
 from fmcore.couplings import Pairs, Sharded
 from fmcore.fields import Counted
@@ -138,9 +138,11 @@ def couple(params: Params, name: str) -> Events:
             yield from _quality(place, f"invert {name}", teacher, None)
         seal_pairs(out, shards.values(), {**manifest, "pairs": section.pairs})
 
+        aside = teacher.guide(eager(teacher).field(params.precision), section.guidance)
+
         def again(x0: torch.Tensor, label: torch.Tensor | None) -> list[torch.Tensor]:
             on_device = None if label is None else label.to(device)
-            return [x.cpu() for x in trajectory(field, x0.to(device), grid, solver, on_device)]
+            return [x.cpu() for x in trajectory(aside, x0.to(device), grid, solver, on_device)]
 
         yield from _quality(out, f"couple {name}", teacher, again)
         publish(out, layout.couplings(name))

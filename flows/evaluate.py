@@ -23,7 +23,7 @@ from flows.looks import (
     strips,
 )
 from flows.params import Params
-from flows.setup import device_of, prepared
+from flows.setup import device_of, eager, prepared
 from flows.sweep import (
     Batch,
     Row,
@@ -134,7 +134,7 @@ def evaluate(params: Params, name: str) -> Events:
         if section.likelihood and "grid" not in model.manifest:
             path = work / "likelihood.json"
             if not path.exists():
-                for event in likelihood(model, params, name, best, unit):
+                for event in likelihood(eager(model), params, name, best, unit):
                     if isinstance(event, Score):
                         keep(path, [event], section.likelihood.nfe)
                     else:
@@ -190,17 +190,17 @@ def _score(
         raise FloatingPointError(f"{name} made samples that are not finite: it diverged")
     scores, tensors = scorer.scores(), {"shown": torch.cat(shown)}
     if look is not None:
-        data = params.data.load()
+        data, aside = params.data.load(), eager(model)
         tensors |= look.tensors
         scores += look.scores()
         if look.bent:
             tensors["bends"] = torch.tensor(look.bends(), dtype=torch.float64)
-            scores += rebuilt(model, params, look, data)
+            scores += rebuilt(aside, params, look, data)
         if not isinstance(judge, Tensor):
             copied, found = looked_up(look, *judge, data)
             scores += copied
             labels = data.label if model.num_classes is not None else None
-            tensors |= found | {"strips": strips(model, params, look.run, labels)}
+            tensors |= found | {"strips": strips(aside, params, look.run, labels)}
     write_tensors(path.with_suffix(".safetensors"), tensors)
     keep(path, scores, round(evaluations / done))
 

@@ -1,12 +1,14 @@
 """What several stages start with: the device, the classes models are conditioned on, the time grid."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from flows.events import Note
 from flows.params import Params
+from fmcore import speed
 from fmcore.couplings import Independent
 from fmcore.data import Dataset
 from fmcore.fields import VelocityField
@@ -37,6 +39,11 @@ def prepared(params: Params, model: Model, samples: float, *, training: bool = F
     work = flops(model.network, model.shape, model.num_classes) * samples * (3 if training else 1)
     said = prepare(model.network, params.precision, params.compile, work=work, training=training)
     return Note(f"{model.device.type}: {said}")
+
+
+def eager(model: Model) -> Model:
+    """The model with a network that is not compiled, for evaluations apart from the run it is compiled for."""
+    return replace(model, network=speed.eager(model.network))
 
 
 def classes_of(params: Params, data: Dataset) -> int | None:

@@ -19,6 +19,7 @@ from fmcore.metrics import Estimate, pooled
 from fmcore.reflow import draw
 from fmcore.scoring import Score
 from fmcore.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, steps_for, trajectory
+from fmcore.speed import moved
 from fmcore.store import Model, read_json, write_json
 from fmcore.times import Grid, OptimisedGrid, UniformGrid
 
@@ -115,7 +116,7 @@ def noise_of(model: Model, params: Params, labels: Tensor | None) -> Noise:
 
     def drawn(first: int, count: int) -> tuple[Tensor, Tensor | None]:
         x0, label = draw(first, count, shape=model.shape, seed=params.seed, purpose="evaluate", labels=labels)
-        return x0.to(model.device), None if label is None else label.to(model.device)
+        return moved(x0, model.device), None if label is None else moved(label, model.device)
 
     section = params.evaluate
     total = 4 * section.samples * section.repeats * prod(model.shape)

@@ -134,12 +134,16 @@ def guided(field: VelocityField, guidance: Guidance, null_label: int) -> Velocit
         field: conditional, trained with `null_label` in place of some labels.
     """
 
+    everywhere = guidance.start <= 0 and guidance.stop >= 1
+
     def guided_field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         if label is None:
             raise ValueError("guidance needs a label for each sample, got none")
-        v = field(x, t, label)
         inside = (guidance.start <= t) & (t <= guidance.stop)
-        if guidance.scale == 1 or not inside.any():
+        # A GPU is asked before it has the network to evaluate, and not at all if guidance is everywhere.
+        twice = guidance.scale != 1 and (everywhere or bool(inside.any()))
+        v = field(x, t, label)
+        if not twice:
             return v
         v_null = field(x, t, torch.full_like(label, null_label))
         return torch.where(expand(inside, x), v_null + guidance.scale * (v - v_null), v)

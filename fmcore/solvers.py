@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fmcore import rng
 from fmcore.fields import VelocityField
-from fmcore.speed import is_out_of_memory
+from fmcore.speed import is_out_of_memory, moved
 from fmcore.times import uniform_grid
 
 
@@ -139,12 +139,12 @@ class EulerMaruyama:
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for k, (t, s) in enumerate(pairwise(knots)):
-            dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:])).to(x)
             with torch.no_grad():
                 v, h = _at(field, x, t, label), s - t
                 x = x + h * (v - self.churn * (x - t * v))
                 if s < 1:
-                    x = x + sqrt(2 * self.churn * (1 - t) * h) * dw
+                    dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:]))
+                    x = x + sqrt(2 * self.churn * (1 - t) * h) * moved(dw, x.device).to(x.dtype)
             yield x
 
 

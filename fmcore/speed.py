@@ -5,6 +5,7 @@ the same when a killed run goes on. docs/LOG.md has the measurements behind the 
 not measured yet.
 """
 
+import copy
 import ctypes
 from collections.abc import Callable
 from math import prod
@@ -68,13 +69,11 @@ def largest_batch(evaluate: Callable[[int], object], shape: tuple[int, ...], dev
     if device.type != "cuda":
         return max(16, min(1024, _power_of_two(2**20 // prod(shape))))
     evaluate(32)  # libraries take their own memory the first time
-    peaks = []
-    for count in (32, 64):
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        evaluate(count)
-        peaks.append(torch.cuda.max_memory_allocated(device) - before)
-    a_sample = max(1, (peaks[1] - peaks[0]) // 32)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    evaluate(64)
+    # With what a batch takes whatever its size, so rather too much: a batch too large is halved each time.
+    a_sample = max(1, (torch.cuda.max_memory_allocated(device) - before) // 64)
     return max(32, min(8192, _power_of_two(room(device) // a_sample)))
 
 
@@ -129,6 +128,15 @@ def prepare(network: nn.Module, precision: str, compiling: str, *, work: float, 
         why = "switched off" if compiling == "off" else "would not pay" if not pays else "no C++ compiler"
         said.append(f"not compiled ({why}: {work:.1e} operations)")
     return ", ".join(said)
+
+
+def eager(network: nn.Module) -> nn.Module:
+    """The network, or where it is compiled a copy that is not.
+
+    For a few evaluations apart from a run: in batches of other sizes, each of which would be compiled anew and
+    leave slower code for all, or differentiated more than once, which compiled code refuses.
+    """
+    return network if network._compiled_call_impl is None else copy.deepcopy(network)
 
 
 def _compiler() -> bool:

@@ -30,6 +30,7 @@ from fmcore.networks import STORED_NETWORKS, Diffusers, Network
 from fmcore.paths import PATHS
 from fmcore.reflow import draw
 from fmcore.solvers import seeded, solve, solver, steps_for
+from fmcore.speed import moved
 from fmcore.times import uniform_grid
 
 TIME = "t=0 noise, t=1 data"
@@ -202,9 +203,9 @@ class Model:
         for first in range(0, count, SAMPLE_BATCH):
             size = min(SAMPLE_BATCH, count - first)
             x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
-            part = None if labels is None else labels[first : first + size].to(self.device)
+            part = None if labels is None else moved(labels[first : first + size], self.device)
             walker = seeded(method, seed, first)
-            yield solve(field, x0.to(self.device), grid, walker, part).cpu()
+            yield solve(field, moved(x0, self.device), grid, walker, part).cpu()
 
     def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:

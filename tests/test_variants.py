@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -12,14 +13,17 @@ from diffusers import DDPMScheduler, EDMEulerScheduler
 from test_teachers import saved, unet
 
 from flows import layout
+from flows.events import Note
 from flows.params import load_yaml, validate
 from flows.running import STAGES
+from flows.train import run_training
 from fmcore.metrics import energy_distance
 from fmcore.networks import UNet
 from fmcore.pixels import dequantise
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.store import ArtifactError, load_model, open_pairs, read_json
 from fmcore.times import uniform_grid
+from fmcore.training import Record, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "weight_decay": 0.0}
@@ -184,7 +188,7 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     whole = load_model("models/r1").digest
 
     # Killed between two refreshes, it goes on with the inverted data it had.
-    monkeypatch.setattr("flows.train.CHECKPOINT_SECONDS", 0.0)
+    checkpoints_at_every_record(monkeypatch)
     killed_at(events_of(params, "reflow@r1"), 10_000)
     again = [e for e in run(params, "reflow@r1") if type(e).__name__ == "Progress"]
     assert load_model("models/r1").digest == whole
@@ -200,6 +204,30 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     student = pd.read_csv("scores/student/scores.csv")
     assert "bits_per_dim" not in set(student.metric)
     assert set(student.grid) == {"uniform"}
+
+
+def test_a_compiled_model_is_scored_looked_at_and_has_a_likelihood(folder, monkeypatch):
+    """Compiled code refuses to be differentiated twice, and other sizes of batch would be compiled anew."""
+    choices = {
+        "couple__batch": 150,
+        "evaluate__batch": 80,
+        "evaluate__likelihood": {"samples": 20, "solver": "euler", "nfe": 4, "probes": 2},
+    }
+    list(run(tiny(**choices), "check", "features", "base", "couple@r1", "evaluate_base"))
+    plain = pd.read_csv(folder / "scores/base/scores.csv")
+
+    def compiled(params, model, samples, **kind):
+        torch.compiler.reset()
+        model.network.compile(backend="aot_eager_decomp_partition")  # as usual, but for the machine code
+        return Note("compiled")
+
+    for stage in ("couple", "evaluate"):
+        monkeypatch.setattr(f"flows.{stage}.prepared", compiled)
+    assert "compiled" in notes(run(tiny(**choices, couple__pairs=301), "couple@r1", "evaluate_base"))
+    table = pd.read_csv(folder / "scores/base/scores.csv")
+    assert "bits_per_dim" in set(table.metric)
+    assert list(table.metric) == list(plain.metric)
+    assert table.value.to_numpy() == pytest.approx(plain.value.to_numpy(), rel=1e-3)
 
 
 def test_likelihood_of_points_is_that_of_their_distribution():
@@ -326,7 +354,7 @@ def test_what_does_not_matter_to_a_teacher_leaves_its_bytes_as_they_are(folder):
 
 
 def test_a_refreshed_training_whose_inverted_data_is_lost_says_so(folder, monkeypatch):
-    monkeypatch.setattr("flows.train.CHECKPOINT_SECONDS", 0.0)
+    checkpoints_at_every_record(monkeypatch)
     params = tiny(
         couple__inverted=20,
         reflow__mix={"inverted": 0.5, "until": 1.0, "slerp": 0.0, "refresh_images": 5000},
@@ -338,6 +366,11 @@ def test_a_refreshed_training_whose_inverted_data_is_lost_says_so(folder, monkey
         path.unlink()
     with pytest.raises(ArtifactError, match=r"inverted-0000000100.safetensors is missing; remove"):
         list(run(params, "reflow@r1"))
+
+
+def checkpoints_at_every_record(monkeypatch):
+    monkeypatch.setattr("flows.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("flows.train.CHECKPOINT_SHARE", float("inf"))
 
 
 def killed_at(events, images):
@@ -401,3 +434,28 @@ def test_couplings_of_8_bit_samples_take_three_bytes_a_number_and_teach_as_well(
 def test_points_have_no_8_bit_samples():
     with pytest.raises(ValueError, match=r"couple\.dtype: expected float32 or float16 for points, got uint8"):
         points(couple__dtype="uint8")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"), [(0.0, [11, 22, 33, 44]), (0.05, [11, 22, 33, 44]), (0.5, [11, 37])]
+)
+def test_checkpoints_that_take_long_are_rarer(seconds, expected, monkeypatch):
+    """By a clock on which 50 steps take a second: every ten, or as often as to cost two per cent."""
+    now, at = [0.0], []
+
+    def records(state, objective, config, **options):
+        for second in range(1, 51):
+            now[0] += 1.0
+            state.step = 50 * second
+            yield Record(state.step, state.step, 1.0, 1.0, 1e-3)
+
+    def save(state, work):
+        at.append(state.step // 50)
+        now[0] += seconds
+
+    monkeypatch.setattr("flows.train.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("flows.train.train", records)
+    monkeypatch.setattr("flows.train.checkpoint", SimpleNamespace(save=save, restore=lambda state, work: []))
+    state, config = SimpleNamespace(step=0), TrainConfig(images=3000, batch_size=1, lr=1e-3)
+    list(run_training("base", Path(), state, None, config, 0))
+    assert at == expected
