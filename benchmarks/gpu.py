@@ -1,11 +1,13 @@
 """Everything on one GPU in a call of at most ten minutes: whether it computes the right things, and how fast.
 
-    python benchmarks/gpu.py [--minutes 9] [--out benchmarks/results/gpu.md]
+    python benchmarks/gpu.py [--minutes 9] [--out FILE]
     python benchmarks/gpu.py --device cpu --quick     tiny networks, to see that all parts run
 
-The numbers of each part go to a JSON file beside --out as soon as they are there, and a later call with the same
---out does what is left or failed, so that machines lent for minutes suffice. Candidates take turns, and medians
-are shown. torchcfm's loop is restated from its CIFAR-10 example.
+The numbers of each part go to a JSON file beside --out as soon as they are there, and the tables with them. A
+later call with the same --out does what is left or failed, last what an earlier call was killed in, so that
+machines lent for minutes suffice. Candidates take turns, and medians are shown; one that fails is named, and the
+others are still measured. torchcfm's loop is restated from its CIFAR-10 example. Beside torch it needs
+safetensors, jaxtyping, psutil and diffusers; without torchcfm its line is missing.
 """
 
 import argparse
@@ -95,7 +97,7 @@ FULL = Size(
     matrix=8192,
     train_small=256,
     train_large=(256, 128, 512),
-    every=10,
+    every=50,  # as the stages take records
     pairs=(256, 1024, 2048),
     steps=18,
     samples=(1, 64, 1024),
@@ -160,10 +162,8 @@ def interleaved(bench: Bench, candidates: dict[str, Step]) -> dict[str, float]:
     """Median seconds of each candidate, in turns; fewer rounds where they take long."""
     size, times = bench.size, {}
     for name, work in candidates.items():
-        once = clock(bench.device, work)
-        if once < 1:  # else it was long enough to warm up, and to say how long it takes
-            once = clock(bench.device, work)
-        times[name] = max(1, min(200, round(size.turn_seconds / once)))
+        clock(bench.device, work)  # libraries start, kernels are chosen, networks compiled
+        times[name] = max(1, min(200, round(size.turn_seconds / clock(bench.device, work))))
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     start = time.perf_counter()
     for k in range(size.rounds):
@@ -292,11 +292,7 @@ def losses(network: nn.Module, data: Tensor, batch: int) -> Tensor:
 
 
 def correctness(bench: Bench, name: str, *, compiled: bool = False) -> list[Row]:
-    """The same weights and inputs here and on the CPU; compiled, only what compiling may break.
-
-    Raises:
-        ArithmeticError: if anything is farther from the CPU's than its tolerance.
-    """
+    """The same weights and inputs here and on the CPU; compiled, only what compiling may break."""
     size, shape = bench.size, (1, 8, 8) if name == "mlp" else bench.size.shape
     here = shaken(initialised(getattr(size, name), shape, None, 0))
     data = draw(0, 4 * size.checked, shape=shape, seed=0)[0].clamp(-1, 1)
@@ -327,13 +323,11 @@ def correctness(bench: Bench, name: str, *, compiled: bool = False) -> list[Row]
             found["8 Euler steps, fp32"] = (difference(sampled(there("fp32")), sampled(here)), EXACT)
         ours = losses(there("fp32", training=True), data, size.checked)
         found["losses of 20 steps, fp32"] = (difference(ours, losses(here, data, size.checked)), DRIFT)
-    wrong = [f"{what} {value:.1e} > {most:.0e}" for what, (value, most) in found.items() if not value <= most]
-    if wrong:
-        raise ArithmeticError(f"{name} differs from the CPU's: {', '.join(wrong)}")
     label = f"{name}, compiled" if compiled else name
     return [
-        {"network": label, "what": what, "largest difference": value, "tolerance": most}
+        {"network": label, "what": what, "largest difference": value, "tolerance": most, "as it should be": ok}
         for what, (value, most) in found.items()
+        for ok in [value <= most]
     ]
 
 
@@ -380,43 +374,57 @@ def bf16_rate(bench: Bench) -> float | None:
 
 
 def training(bench: Bench, name: str, batch: int) -> list[Row]:
-    """Images a second and peak memory of fmcore's loop and of torchcfm's."""
+    """Images a second and peak memory of fmcore's loop, set up in several ways, and of torchcfm's."""
     data, device = pixels(bench), bench.device
     plain = network_of(bench, name)
     operations, parameters = speed.flops(plain, bench.size.shape, None), sum(p.numel() for p in plain.parameters())
     del plain
     said: dict[str, str] = {}
 
-    def ours(precision: str, compiling: str, loop: str) -> Step:
+    def ours(precision: str, compiling: str, layout: torch.memory_format | None, loop: str) -> Step:
         network, said[loop] = prepared(bench, name, precision, compiling, training=True)
+        if layout is not None:
+            network.to(memory_format=layout)
+            said[loop] += ", back in torch's own layout"
         state = new_state(network, config_of(batch, 10**7))
         return steps_of(bench, state, objective_on(Independent(data), batch, precision), batch)
 
     candidates: dict[str, Callable[[], Step]] = {
         loop: lambda loop=loop, chosen=chosen: ours(*chosen, loop)
         for loop, chosen in {
-            "fmcore auto": ("auto", "off"),
-            "fmcore auto, compiled": ("auto", "on"),
-            "fmcore fp32": ("fp32", "off"),
+            "fmcore auto": ("auto", "off", None),
+            "fmcore auto, own layout": ("auto", "off", torch.contiguous_format),
+            "fmcore auto, compiled": ("auto", "on", None),
+            "fmcore fp32": ("fp32", "off", None),
         }.items()
     }
-    if find_spec("torchcfm"):
+    if find_spec("torchcfm") and find_spec("ot"):
         candidates["torchcfm"] = lambda: torchcfm_steps(
             bench, network_of(bench, name), dequantise(data.cpu()), batch
         )
     steps: dict[str, Step] = {}
     warmed: dict[str, Row] = {}
+    failed: list[Row] = []
     for loop, make in candidates.items():
+        gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
             before = torch.cuda.memory_allocated(device)
-        steps[loop] = make()
-        warmed[loop] = {"warm-up, s": clock(device, steps[loop])}
-        if device.type == "cuda":  # of later steps: compiling takes memory of its own
-            torch.cuda.reset_peak_memory_stats(device)
-            clock(device, steps[loop])
-            warmed[loop]["peak MiB"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    seconds, rate, rows = interleaved(bench, steps), bf16_rate(bench), []
+        try:
+            step = make()
+            warmed[loop] = {"warm-up, s": clock(device, step)}
+            if device.type == "cuda":  # of later steps: compiling takes memory of its own
+                torch.cuda.reset_peak_memory_stats(device)
+                clock(device, step)
+                warmed[loop]["peak MiB"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+            steps[loop] = step
+        except Exception as error:  # no memory, no compiler: the others are still to be measured
+            traceback.print_exc()
+            failed.append(
+                {"network": name, "batch": batch, "loop": loop, "prepared": f"failed: {first_line(error)}"}
+            )
+    seconds, rate = interleaved(bench, steps), bf16_rate(bench)
+    rows: list[Row] = []
     for loop, taken in seconds.items():
         images = batch * bench.size.every / taken
         rows.append(
@@ -433,9 +441,9 @@ def training(bench: Bench, name: str, batch: int) -> list[Row]:
                 "prepared": said.get(loop, "as documented"),
             }
         )
-    if "torchcfm" not in seconds:
+    if "torchcfm" not in candidates:
         rows.append({"network": name, "batch": batch, "loop": "torchcfm", "prepared": "not installed, skipped"})
-    return rows
+    return rows + failed
 
 
 def loading(bench: Bench, name: str) -> list[Row]:
@@ -604,6 +612,11 @@ TITLES = {
 }
 
 
+def first_line(error: Exception) -> str:
+    """An error as a table has room for it."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def run(part: Part, bench: Bench) -> Row:
     """The part's record, its error's first line if it fails."""
     gc.collect()
@@ -616,9 +629,13 @@ def run(part: Part, bench: Bench) -> Row:
         json.dumps(rows, allow_nan=False)
     except Exception as error:
         traceback.print_exc()
-        said = (str(error).splitlines() or [""])[0]
-        return {"status": "failed", "error": f"{type(error).__name__}: {said}"}
+        return {"status": "failed", "error": first_line(error)}
     return {"status": "done", "seconds": time.perf_counter() - start, "rows": rows}
+
+
+def wrong(record: Row) -> bool:
+    """Whether something differs from the CPU's by more than it should."""
+    return not all(row.get("as it should be", True) for row in record.get("rows", []))
 
 
 def cell(value: Any) -> str:
@@ -687,29 +704,40 @@ def main(argv: list[str] | None = None) -> int:
     key, about = described(device, args.quick)
     known, left = results.setdefault(key, {}), []
     wanted = parts(size)
+    names = [part.name for part in wanted]
+
+    def status(name: str) -> str:
+        return str(known.get(name, {}).get("status", "left"))
+
+    def shown() -> str:
+        there = {name: known[name] for name in names if status(name) in ("done", "failed")}
+        return page(about, there, left + [name for name in names if status(name) == "begun"])
+
+    def kept() -> None:
+        if args.out and numbers:
+            write_file(numbers, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
+            write_file(args.out, shown().encode())
+
     # Compiling takes minutes in all; what is compiled is the same without.
     stance = torch.compiler.set_stance("force_eager") if args.quick else nullcontext()
     with stance:
-        for part in wanted:
-            if known.get(part.name, {}).get("status") == "done":
+        for part in sorted(wanted, key=lambda part: status(part.name) == "begun"):
+            if status(part.name) == "done" and not wrong(known[part.name]):
                 continue
             expected = 0.0 if args.quick else part.seconds
             if time.monotonic() - started + expected > 60 * args.minutes:
                 left.append(part.name)
                 continue
+            known[part.name] = {"status": "begun"}
+            kept()
             known[part.name] = record = run(part, Bench(size, device, known))
             print(
                 f"{part.name}: {record.get('error') or format(record['seconds'], '.1f') + ' s'}", file=sys.stderr
             )
-            if numbers:
-                write_file(numbers, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
-    order = {name: known[name] for name in (part.name for part in wanted) if name in known}
-    text = page(about, order, left)
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    return int(any(record["status"] == "failed" for record in order.values()))
+            kept()
+    kept()
+    print(shown())
+    return int(any(status(name) == "failed" or wrong(known.get(name, {})) for name in names))
 
 
 if __name__ == "__main__":

@@ -122,11 +122,48 @@ def test_numbers_that_are_not_finite_fail_the_part(again, monkeypatch):
     assert records(again)["matmul"]["error"].startswith("ValueError")
 
 
-def test_results_beyond_their_tolerance_fail_the_part(again, monkeypatch):
+def test_results_beyond_their_tolerance_are_shown_and_looked_at_again(again, monkeypatch):
     forget(again, "correctness/mlp")
-    monkeypatch.setattr(gpu, "BF16", 1e-9)
-    assert quick(again) == 1
-    assert "mlp differs from the CPU's: forward, bf16" in records(again)["correctness/mlp"]["error"]
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "BF16", 1e-9)
+        assert quick(again) == 1
+    rows = records(again)["correctness/mlp"]["rows"]
+    assert [row["what"] for row in rows if not row["as it should be"]] == ["forward, bf16"]
+    assert quick(again, "--minutes", "0") == 1
+    assert quick(again) == 0
+    assert all(row["as it should be"] for row in records(again)["correctness/mlp"]["rows"])
+
+
+def test_a_loop_that_fails_leaves_the_others_measured(again, monkeypatch):
+    name = f"training/small/{gpu.QUICK.train_small}"
+    forget(again, name)
+    monkeypatch.setattr(gpu, "torchcfm_steps", boom)
+    assert quick(again) == 0
+    *rows, last = records(again)[name]["rows"]
+    assert last["loop"] == "torchcfm"
+    assert last["prepared"] == "failed: RuntimeError: a first line"
+    assert rows
+    assert all(row["images/s"] > 0 for row in rows)
+    assert "failed: RuntimeError: a first line" in again.read_text()
+
+
+def test_what_a_call_was_killed_in_is_begun_again_last(again, monkeypatch):
+    forget(again, "matmul")
+    forget(again, "one step/small")
+
+    def killed(bench):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "matmul", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quick(again)
+    assert "Left for another call: matmul." in again.read_text()
+    order = []
+    run = gpu.run
+    monkeypatch.setattr(gpu, "run", lambda part, bench: order.append(part.name) or run(part, bench))
+    assert quick(again) == 0
+    assert order == ["one step/small", "matmul"]
 
 
 def test_without_torchcfm_its_loop_is_skipped_and_said_so(again, monkeypatch):
