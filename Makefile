@@ -47,11 +47,12 @@ smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
 
 bench: $(READY) ## how fast all is, against the tools people use (long; on an otherwise idle machine)
-	python benchmarks/training.py --threads 2 --out benchmarks/results/training-cpu-2.md
-	python benchmarks/training.py --threads 1 --out benchmarks/results/training-cpu-1.md
-	python benchmarks/quality.py --out benchmarks/results/quality-cpu.md
-	python benchmarks/costs.py --threads 2 --out benchmarks/results/costs-cpu-2.md
-	python benchmarks/scores.py --out benchmarks/results/scores-cpu.md
+	results=benchmarks/results/$$(python benchmarks/machine.py) && \
+	python benchmarks/training.py --threads 2 --out $$results/training-2.md && \
+	python benchmarks/training.py --threads 1 --out $$results/training-1.md && \
+	python benchmarks/quality.py --out $$results/quality.md && \
+	python benchmarks/costs.py --threads 2 --out $$results/costs-2.md && \
+	python benchmarks/scores.py --out $$results/scores.md
 
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them
 	python -m flows.ui

@@ -1,13 +1,14 @@
 """Curves of cost: what a pair, a training step and a sample cost as the work grows, and where the time goes.
 
-    python benchmarks/costs.py [--quick] [--threads 2] [--largest 100000] [--out benchmarks/results/costs-cpu-2.md]
+    python benchmarks/costs.py [--quick] [--threads 2] [--largest 100000] [--out FILE]
 
 Pairs are written to a temporary folder, each size in a process of its own, so that peaks of memory compare; the
-curve ends at `--largest` pairs, and 1000000 of them take 12.3 GB of disk. Seconds belong to the machine; whether
+curve ends at `--largest` pairs, and 1000000 of them take 9.2 GB of disk. Seconds belong to the machine; whether
 the cost of one image stays flat does not. Linux only: peaks are read from /proc.
 """
 
 import argparse
+import os
 import platform
 import statistics
 import sys
@@ -16,7 +17,8 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from math import prod
 from multiprocessing import get_context
@@ -25,19 +27,24 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import psutil
 import torch
+from lap import lapjvx
+from scipy.optimize import linear_sum_assignment
 from scipy.stats import rv_continuous
 from torch import Tensor, nn
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flows import params  # noqa: E402
+from flows import params, tracking  # noqa: E402
 from flows.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
 from flows.events import Events  # noqa: E402
+from flows.running import Bars  # noqa: E402
+from flows.train import run_training  # noqa: E402
 from flows.work import need_space  # noqa: E402
-from fmcore import ema, rng  # noqa: E402
-from fmcore.couplings import Independent, Sharded, Stored  # noqa: E402
+from fmcore import checkpoint, ema, rng  # noqa: E402
+from fmcore.couplings import Independent, MinibatchOT, Sharded, Stored, joined  # noqa: E402
 from fmcore.fields import network_field  # noqa: E402
 from fmcore.losses import Squared  # noqa: E402
 from fmcore.metrics import transport_cost  # noqa: E402
@@ -46,13 +53,13 @@ from fmcore.paths import LINEAR, interpolate  # noqa: E402
 from fmcore.reflow import draw, generate_pairs  # noqa: E402
 from fmcore.solvers import SOLVERS, solve  # noqa: E402
 from fmcore.speed import flops, keep_freed_memory, prepare, room  # noqa: E402
-from fmcore.store import map_pairs, open_pairs, seal_pairs, write_shard  # noqa: E402
+from fmcore.store import map_pairs, seal_pairs, write_shard  # noqa: E402
 from fmcore.times import Uniform, UShaped, uniform_grid  # noqa: E402
 from fmcore.training import Objective, TrainConfig, flow_objective, new_state, train  # noqa: E402
 
 EULER, CPU = SOLVERS["euler"], torch.device("cpu")
-CIFAR, PAIR_BATCH, DTYPE = (3, 32, 32), 1000, torch.float16
-PAIR_BYTES = 2 * prod(CIFAR) * DTYPE.itemsize
+CIFAR, PAIR_BATCH, DTYPE = (3, 32, 32), 1000, torch.uint8  # as the preset cifar10 keeps them
+PAIR_BYTES = 3 * prod(CIFAR)  # samples of 8 bits, noise of 16
 A_MILLION = 1_000_000
 SMALL_MLP, LARGE_UNET = MLP(width=512, depth=3), UNet(channels=(32, 64, 128), layers=1)
 
@@ -136,7 +143,7 @@ def write_pairs(folder: Path, count: int, threads: int) -> tuple[float, str]:
     )
 
     def events() -> Events:
-        rows = shard_size(CIFAR, "float16", PAIR_BATCH)
+        rows = shard_size(CIFAR, "uint8", PAIR_BATCH)
         shards = yield from write_shards(
             folder, "couple", lambda start, stop: made(stop, start=start, batch=PAIR_BATCH), count, rows
         )
@@ -154,7 +161,8 @@ def read_pairs(folder: Path, mapped: bool, threads: int) -> tuple[float, str, fl
     found: list[Stored | Sharded] = []
 
     def work() -> None:
-        found.append(Sharded(map_pairs(folder)[0]) if mapped else Stored(open_pairs(folder)[0]))
+        parts, _ = map_pairs(folder)
+        found.append(Sharded(parts) if mapped else Stored(joined(parts)))
 
     opening, opening_peak = timed(work), memory.peak()
     memory.forget()
@@ -192,8 +200,8 @@ def pair_curve(largest: int, threads: int) -> list[str]:
     whole = "measured" if largest >= A_MILLION else f"extrapolated from {size:,.1f} bytes a pair, not measured"
     return [
         *table(
-            f"Writing pairs: 3x32x32, float16, shards of {SHARD_BYTES / 2**20:.0f} MiB, a field that costs "
-            "nothing: noise, checks, checksums, files. Peak: resident memory above that after imports.",
+            f"Writing pairs: 3x32x32, uint8 (noise float16), shards of {SHARD_BYTES / 2**20:.0f} MiB, a field "
+            "that costs nothing: noise, checks, checksums, files. Peak: resident memory above that after imports.",
             "pairs | s | µs a pair | bytes a pair | peak, MB",
             writing,
         ),
@@ -401,6 +409,73 @@ def step_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, 
     return [name, str(batch), f"{1e3 * step:,.1f}", *shares, f"{1e3 * outside:.2f}", f"{1e3 * difference:+.2f}"]
 
 
+# --- what is kept of a training -------------------------------------------------------------------------------
+
+
+def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, seconds: float) -> list[str]:
+    """A line of the table: what a training's bar, journal and checkpoints take of it, and the process that ships.
+
+    It is the stages' own `run_training`, heard by what hears a stage; MLflow is a database in the same folder.
+    """
+    network = trained(config, shape)
+    objective = objective_of(shape, batch)
+    warm = replace(config_of(batch), images=10 * batch)
+    for _ in train(new_state(network, warm), objective, warm, seed=0):
+        pass
+    a_step = timed(lambda: list(train(new_state(network, warm), objective, warm, seed=0))) / 10
+    settings = replace(config_of(batch), images=batch * max(100, round(seconds / a_step)))
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as place, mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": ""}):
+        root, work = Path(place), Path(place) / "work"
+        save = clock.around("checkpoints", checkpoint.save)
+        with (
+            mock.patch.object(checkpoint, "save", save),
+            tracking.open_run(root, stage="base", params={}, tags={}) as mlflow,
+            Bars() as bars,
+        ):
+            shown, kept = clock.around("bar", bars), clock.around("journal", mlflow)
+            start = time.perf_counter()
+            for event in run_training("base", work, new_state(network, settings), objective, settings, 0):
+                for said in (event, *shown(event)):
+                    kept(said)
+            whole = time.perf_counter() - start
+        shipping = seconds_of_shipper(root)
+    shares = [of_whole(clock.seconds.get(part, 0.0), whole) for part in ("bar", "journal", "checkpoints")]
+    return [name, str(batch), f"{whole:.1f}", *shares, f"{shipping:.1f}"]
+
+
+def seconds_of_shipper(root: Path) -> float:
+    """CPU-seconds of the process that sends the journals of this folder, seen until it leaves."""
+    mine = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == str(root)]
+    spent = 0.0
+    with suppress(psutil.Error):
+        while mine and mine[0].is_running():
+            times = mine[0].cpu_times()
+            spent = times.user + times.system
+            time.sleep(0.1)
+    return spent
+
+
+# --- drawing --------------------------------------------------------------------------------------------------
+
+
+def assignment_costs(count: int, repeats: int) -> list[str]:
+    """A line of the table: milliseconds to draw a batch, and of them to pair it at least cost, on one thread."""
+    fresh = Independent(torch.rand(4096, 1, 8, 8, generator=rng.generator(0, "images")) * 2 - 1)
+    steps = iter(range(10**9))
+    (x0, x1, _) = fresh(count, rng.generator(0, "train"))
+    cost = -(x1.flatten(1) @ x0.flatten(1).T).numpy()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    plain, ot = (
+        median(lambda drawn=coupling: drawn(count, rng.generator(0, "train", next(steps))), repeats)
+        for coupling in (fresh, MinibatchOT(fresh))
+    )
+    torch.set_num_threads(threads)
+    theirs, ours = median(lambda: linear_sum_assignment(cost), repeats), median(lambda: lapjvx(cost), repeats)
+    return [str(count), *(f"{1e3 * s:.2f}" for s in (plain, ot, theirs, ours)), f"{theirs / ours:.1f}"]
+
+
 # --- times ----------------------------------------------------------------------------------------------------
 
 
@@ -429,6 +504,7 @@ class Scale(NamedTuple):
     mlp_batch: int
     unet_batch: int
     nfe: int
+    watched: float  # seconds of training
 
 
 def main() -> int:
@@ -437,14 +513,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, to see that all runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--largest", type=int, default=100_000, help="pairs; 1000000 for the whole curve, 12.3 GB")
+    parser.add_argument("--largest", type=int, default=100_000, help="pairs; 1000000 for the whole curve, 9.2 GB")
     parser.add_argument("--out", type=Path, help="where to write the tables")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     scale = (
-        Scale(min(args.largest, 10_000), 3, 1, 200, 16, 16)
+        Scale(min(args.largest, 10_000), 3, 1, 200, 16, 16, 2.0)
         if args.quick
-        else Scale(args.largest, 9, 5, 1000, 64, 64)
+        else Scale(args.largest, 9, 5, 1000, 64, 64, 60.0)
     )
     pairs = pair_curve(scale.largest, args.threads)  # first: later ones would find the memory warm
     keep_freed_memory()
@@ -492,6 +568,22 @@ def main() -> int:
                 step_shares(mlp, SMALL_MLP, (1, 8, 8), 256, 10 * scale.repeats),
                 step_shares(unet, LARGE_UNET, CIFAR, step_batch, scale.repeats),
             ],
+        ),
+        *table(
+            "What hears a training, as shares of it: the bar, the journal for MLflow (a record every 50 steps), "
+            "checkpoints; and CPU-seconds of the process that sends the journal, importing MLflow included, which "
+            "a pipeline pays once",
+            "network | batch | training, s | bar | journal | checkpoints | sending, CPU-s",
+            [
+                watching_shares(mlp, SMALL_MLP, (1, 8, 8), 256, scale.watched),
+                watching_shares(unet, LARGE_UNET, CIFAR, step_batch, scale.watched),
+            ],
+        ),
+        *table(
+            "Drawing a batch of 1x8x8 images with noise, ms on one thread; solving the assignment alone, in scipy "
+            "and in lapx",
+            "batch | independent | minibatch OT | scipy | lapx | ratio",
+            [assignment_costs(count, scale.repeats) for count in (64, 128, 256, 512, 1024)],
         ),
         *table(
             "Drawing u-shaped times: scipy's rv_continuous with only a density (rfpp's way), and in closed form",

@@ -1,6 +1,6 @@
 """Scores after equal CPU-seconds: the base flow of the digits, trained as fmcore does and plainly in float32.
 
-    python benchmarks/quality.py [--quick] [--seconds 30] [--seeds 1] [--out benchmarks/results/quality-cpu.md]
+    python benchmarks/quality.py [--quick] [--seconds 30] [--seeds 1] [--out FILE]
 
 Both train the network of params.yaml on the same batches with the same learning rate and average, on one thread:
 `auto` with what fmcore's pipeline chooses, `plain` with the same loop in float32, eager, and torch's own allocator
@@ -158,6 +158,7 @@ def main() -> int:
     text = "\n".join([*lines, ""])
     print(text)
     if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(text)
     return 0
 

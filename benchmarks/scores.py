@@ -1,6 +1,6 @@
 """How fast scores are: features and Frechet distances against the standard tools, and the sweep over NFE.
 
-    python benchmarks/scores.py [--quick] [--out benchmarks/results/scores-cpu.md]
+    python benchmarks/scores.py [--quick] [--out FILE]
 
 Everything runs in one process on the same images and weights (Inception's are random: time does not depend on
 them), interleaved, and medians are shown. Ratios compare; seconds belong to the machine.

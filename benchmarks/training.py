@@ -1,6 +1,6 @@
 """Training and sampling speed against the loops that torchcfm and flow_matching document, and torchdiffeq's Euler.
 
-    python benchmarks/training.py [--quick] [--threads 2] [--out benchmarks/results/training-cpu-2.md]
+    python benchmarks/training.py [--quick] [--threads 2] [--out FILE]
 
 Every candidate works on the same network, data and batch, in a process of its own, as its users would run it:
 fmcore with the allocator and the memory layout its pipeline chooses, the others as their documentation has them
