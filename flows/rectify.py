@@ -121,7 +121,7 @@ def _on_couplings(
     parts, made = map_pairs(inputs[1])
     held = sum(column.nbytes for part in parts for column in part if column is not None)
     # Those without the longest are picked from all of them.
-    fits = held * (1 if not section.drop_longest else 2) <= room(device)
+    fits = held * (2 if section.drop_longest else 1) <= room(device)
     # The weights that made the couplings, if they are of the model to start from.
     ema = made["teacher"]["ema"] if made["teacher"]["model"] == init else None
     teacher = load_model(inputs[0], device, ema=ema)
@@ -137,6 +137,7 @@ def _on_couplings(
     parts = tuple(_for(start, part) for part in parts)
     if not fits:
         yield Note(f"{name}: {held / 1e9:.1f} GB of pairs stay on disk and are read as they are drawn")
+    # No name for all of them, which would keep the longest in memory, too.
     generated = without_longest(Stored(joined(parts, device)) if fits else Sharded(parts), section.drop_longest)
 
     data: Coupling | None = None

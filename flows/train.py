@@ -30,8 +30,8 @@ from fmcore.training import (
 )
 
 # A checkpoint every ten seconds, and rarer where saving one takes so long that it would cost more than that share:
-# that of a network of 55 million weights is 0.9 GB.
-CHECKPOINT_SECONDS, CHECKPOINT_SHARE = 10.0, 0.02
+# that of a network of 55 million weights is 0.9 GB. At most ten minutes of work can be lost.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE, CHECKPOINT_AT_MOST = 10.0, 0.02, 600.0
 RECORD_STEPS = 50
 
 
@@ -116,7 +116,8 @@ def run_training(
             write_file(work / "curve.json", json.dumps(curve).encode())
             checkpoint.save(state, work)
             saved = time.monotonic()
-            pause = max(CHECKPOINT_SECONDS, (saved - began) / CHECKPOINT_SHARE)
+            needed = (saved - began) / CHECKPOINT_SHARE
+            pause = min(max(CHECKPOINT_SECONDS, needed), CHECKPOINT_AT_MOST)
     write_file(work / "curve.json", json.dumps(curve).encode())
 
 

@@ -1,4 +1,4 @@
-"""Every example in a docstring of fmcore and in the pages runs and says what it prints."""
+"""Every example in a docstring of fmcore and in the pages runs and says what it prints; links lead somewhere."""
 
 import doctest
 import pkgutil
@@ -41,6 +41,16 @@ def test_code_in_the_pages_runs(page):
             runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
             assert runner.run(test, clear_globs=False).failed == 0
             names = test.globs
+
+
+TEXTS = sorted([*Path(__file__).parents[1].glob("*.md"), *PAGES])
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    prose = BLOCK.sub("", page.read_text())
+    assert [link for link in LINK.findall(prose) if not (page.parent / link).exists()] == []
 
 
 def overlay(whole, part):

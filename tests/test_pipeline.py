@@ -284,7 +284,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
     work = checkout.folder / "work" / "base"
     source = checkout.folder / "flows/train.py"
     # Checkpoints every ten seconds are right for hours of training; this one takes five.
-    text = source.read_text().replace("CHECKPOINT_SHARE = 10.0, 0.02", "CHECKPOINT_SHARE = 0.3, 1.0")
+    text = source.read_text().replace("CHECKPOINT_AT_MOST = 10.0, 0.02,", "CHECKPOINT_AT_MOST = 0.3, 1.0,")
     assert text != source.read_text()
     source.write_text(text)
     for least in (1, 2):

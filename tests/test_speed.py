@@ -18,7 +18,7 @@ from fmcore.losses import Squared
 from fmcore.networks import MLP, UNet, initialised
 from fmcore.paths import LINEAR
 from fmcore.solvers import SOLVERS, integrate, seeded, solve
-from fmcore.speed import flops, is_out_of_memory, largest_batch, prepare
+from fmcore.speed import eager, flops, is_out_of_memory, largest_batch, prepare
 from fmcore.store import map_pairs, open_pairs, seal_pairs, write_shard
 from fmcore.times import Uniform, uniform_grid
 from fmcore.training import TrainConfig, flow_objective, new_state, train
@@ -97,6 +97,20 @@ def test_without_a_compiler_auto_goes_on_and_on_is_refused(monkeypatch):
         prepare(network, "fp32", "on", work=1.0, training=False)
     with pytest.raises(ValueError, match="unknown compile 'yes'"):
         prepare(network, "fp32", "yes", work=1.0, training=False)
+
+
+def test_a_compiled_network_has_a_twin_that_is_not():
+    def refuses(graph, inputs):
+        raise AssertionError("compiled")
+
+    network = initialised(MLP(width=8, depth=1), (2,), None, 0)
+    x, t = torch.randn(3, 2), torch.rand(3)
+    expected = network(x, t, None)
+    assert eager(network) is network
+    network.compile(backend=refuses)
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed):
+        network(x, t, None)
+    assert torch.equal(eager(network)(x, t, None), expected)
 
 
 @pytest.mark.skipif(which("g++") is None, reason="needs a C++ compiler")
