@@ -40,8 +40,8 @@ lint: $(READY) ## ruff
 types: $(READY) ## mypy
 	mypy
 
-unit: $(READY) ## the tests alone
-	pytest
+unit: $(READY) ## the tests alone, on all cores
+	pytest -n auto --dist loadfile
 
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
