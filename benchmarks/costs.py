@@ -9,7 +9,6 @@ the cost of one image stays flat does not. Linux only: peaks are read from /proc
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count as counting
 from math import prod
 from multiprocessing import get_context
 from pathlib import Path
@@ -37,11 +37,12 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+import flows.train  # noqa: E402
+from benchmarks import machine  # noqa: E402
 from flows import params, tracking  # noqa: E402
 from flows.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
 from flows.events import Events  # noqa: E402
 from flows.running import Bars  # noqa: E402
-from flows.train import run_training  # noqa: E402
 from flows.work import need_space  # noqa: E402
 from fmcore import checkpoint, ema, rng  # noqa: E402
 from fmcore.couplings import Independent, MinibatchOT, Sharded, Stored, joined  # noqa: E402
@@ -53,7 +54,7 @@ from fmcore.paths import LINEAR, interpolate  # noqa: E402
 from fmcore.reflow import draw, generate_pairs  # noqa: E402
 from fmcore.solvers import SOLVERS, solve  # noqa: E402
 from fmcore.speed import flops, keep_freed_memory, prepare, room  # noqa: E402
-from fmcore.store import map_pairs, seal_pairs, write_shard  # noqa: E402
+from fmcore.store import map_pairs, seal_pairs, write_file, write_shard  # noqa: E402
 from fmcore.times import Uniform, UShaped, uniform_grid  # noqa: E402
 from fmcore.training import Objective, TrainConfig, flow_objective, new_state, train  # noqa: E402
 
@@ -427,15 +428,17 @@ def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: i
     clock = Clock()
     with tempfile.TemporaryDirectory() as place, mock.patch.dict(os.environ, {"MLFLOW_TRACKING_URI": ""}):
         root, work = Path(place), Path(place) / "work"
-        save = clock.around("checkpoints", checkpoint.save)
         with (
-            mock.patch.object(checkpoint, "save", save),
+            mock.patch.object(checkpoint, "save", clock.around("checkpoints", checkpoint.save)),
+            mock.patch.object(flows.train, "write_file", clock.around("checkpoints", write_file)),
             tracking.open_run(root, stage="base", params={}, tags={}) as mlflow,
             Bars() as bars,
         ):
             shown, kept = clock.around("bar", bars), clock.around("journal", mlflow)
             start = time.perf_counter()
-            for event in run_training("base", work, new_state(network, settings), objective, settings, 0):
+            for event in flows.train.run_training(
+                "base", work, new_state(network, settings), objective, settings, 0
+            ):
                 for said in (event, *shown(event)):
                     kept(said)
             whole = time.perf_counter() - start
@@ -462,7 +465,7 @@ def seconds_of_shipper(root: Path) -> float:
 def assignment_costs(count: int, repeats: int) -> list[str]:
     """A line of the table: milliseconds to draw a batch, and of them to pair it at least cost, on one thread."""
     fresh = Independent(torch.rand(4096, 1, 8, 8, generator=rng.generator(0, "images")) * 2 - 1)
-    steps = iter(range(10**9))
+    steps = counting()
     (x0, x1, _) = fresh(count, rng.generator(0, "train"))
     cost = -(x1.flatten(1) @ x0.flatten(1).T).numpy()
     threads = torch.get_num_threads()
@@ -472,7 +475,10 @@ def assignment_costs(count: int, repeats: int) -> list[str]:
         for coupling in (fresh, MinibatchOT(fresh))
     )
     torch.set_num_threads(threads)
-    theirs, ours = median(lambda: linear_sum_assignment(cost), repeats), median(lambda: lapjvx(cost), repeats)
+    theirs, ours = (
+        median(lambda: linear_sum_assignment(cost), repeats),
+        median(lambda: lapjvx(cost, return_cost=False), repeats),
+    )
     return [str(count), *(f"{1e3 * s:.2f}" for s in (plain, ot, theirs, ours)), f"{theirs / ours:.1f}"]
 
 
@@ -530,7 +536,7 @@ def main() -> int:
     if args.largest != parser.get_default("largest"):
         command += f" --largest {args.largest}"
     lines = [
-        f"`{command}` on {platform.machine()}, torch {torch.__version__}, threads: {args.threads}",
+        f"`{command}` on {machine.kind()}, torch {torch.__version__}, threads: {args.threads}",
         *pairs,
         *table(
             "Making a pair with a network, µs (share): Euler, float32 pairs, full shards",

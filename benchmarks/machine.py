@@ -1,4 +1,4 @@
-"""The kind of machine that results belong to, as the name of their folder: `python benchmarks/machine.py`."""
+"""The kind of processor that results belong to, as the name of their folder: `python benchmarks/machine.py`."""
 
 import sys
 from pathlib import Path
@@ -11,9 +11,7 @@ from fmcore.fields import autocast_dtype
 
 
 def kind() -> str:
-    """The GPU's name, or what the processor computes with."""
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name().lower().replace(" ", "-")
+    """What the processor computes with."""
     halves = autocast_dtype("auto", torch.device("cpu")) is not None
     return f"cpu-{torch.backends.cpu.get_cpu_capability().lower()}{'-bf16' if halves else ''}"
 

@@ -8,7 +8,6 @@ them), interleaved, and medians are shown. Ratios compare; seconds belong to the
 
 import argparse
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from torch.utils.data import Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import machine
 from flows import layout
 from flows.evaluate import evaluate
 from flows.features import features
@@ -216,7 +216,7 @@ def main() -> int:
         ]
         swept = sweep(models)
         os.chdir(ROOT)
-    about = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    about = f"{machine.kind()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     text = "\n".join([f"`python benchmarks/scores.py` on {about}:", "", *lines, "", swept, ""])
     print(text)
     if args.out:

@@ -54,6 +54,10 @@ def forget(out, name):
     out.with_suffix(".json").write_text(json.dumps(known))
 
 
+def killed(*args, **options):
+    raise KeyboardInterrupt
+
+
 def boom(*args):
     raise RuntimeError("a first line\nand a second")
 
@@ -128,17 +132,25 @@ def test_results_beyond_their_tolerance_are_shown_and_looked_at_again(again, mon
         patch.setattr(gpu, "BF16", 1e-9)
         assert quick(again) == 1
     rows = records(again)["correctness/mlp"]["rows"]
-    assert [row["what"] for row in rows if not row["as it should be"]] == ["forward, bf16"]
+    assert [row["what"] for row in rows if not row[gpu.OK]] == ["forward, bf16"]
     assert quick(again, "--minutes", "0") == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu, "correctness", killed)
+        with pytest.raises(KeyboardInterrupt):
+            quick(again)
+    assert records(again)["correctness/mlp"] == {"status": "begun", "rows": rows} | {
+        key: value for key, value in records(again)["correctness/mlp"].items() if key == "seconds"
+    }
+    assert quick(again, "--minutes", "0") == 1, "what was known stays known"
     assert quick(again) == 0
-    assert all(row["as it should be"] for row in records(again)["correctness/mlp"]["rows"])
+    assert all(row[gpu.OK] for row in records(again)["correctness/mlp"]["rows"])
 
 
 def test_a_loop_that_fails_leaves_the_others_measured(again, monkeypatch):
     name = f"training/small/{gpu.QUICK.train_small}"
     forget(again, name)
     monkeypatch.setattr(gpu, "torchcfm_steps", boom)
-    assert quick(again) == 0
+    assert quick(again) == 1
     *rows, last = records(again)[name]["rows"]
     assert last["loop"] == "torchcfm"
     assert last["prepared"] == "failed: RuntimeError: a first line"
@@ -151,14 +163,11 @@ def test_what_a_call_was_killed_in_is_begun_again_last(again, monkeypatch):
     forget(again, "matmul")
     forget(again, "one step/small")
 
-    def killed(bench):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(gpu, "matmul", killed)
         with pytest.raises(KeyboardInterrupt):
             quick(again)
-    assert "Left for another call: matmul." in again.read_text()
+    assert "Left for another call: matmul, one step/small." in again.read_text()
     order = []
     run = gpu.run
     monkeypatch.setattr(gpu, "run", lambda part, bench: order.append(part.name) or run(part, bench))
