@@ -41,7 +41,7 @@ types: $(READY) ## mypy
 	mypy
 
 unit: $(READY) ## the tests alone, on all cores
-	pytest -n auto --dist loadfile
+	pytest -n auto --dist loadfile --no-loadscope-reorder
 
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py
