@@ -312,7 +312,10 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
                 continue
             del loc[union]
         lines.append(_line(found, loc, raw))
-    return list(dict.fromkeys(lines))
+    # A mistyped key is one mistake: that the right one is missing goes without saying.
+    mistyped = [re.fullmatch(r"(.*\.)?[^.]+: unknown key; did you mean (.+)\?", line) for line in lines]
+    meant = {f"{match[1] or ''}{match[2]}: missing" for match in mistyped if match}
+    return [line for line in dict.fromkeys(lines) if line not in meant]
 
 
 def _line(found: Any, loc: list[Any], raw: Mapping[str, Any]) -> str:

@@ -353,3 +353,24 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path):
     path.write_text(text)
     assert read(path).base.train.lr == 0.001
     assert YAML(typ="safe").load(text)["base"]["train"]["lr"] == 0.001
+
+
+def renamed(section, old, new):
+    return {(new if key == old else key): value for key, value in section.items()}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (renamed(RAW, "flip", "filp"), "test: filp: unknown key; did you mean flip?"),
+        (
+            changed("base.train", renamed(RAW["base"]["train"], "batch_size", "batchsize")),
+            "test: base.train.batchsize: unknown key; did you mean batch_size?",
+        ),
+        ({key: value for key, value in RAW.items() if key != "flip"}, "test: flip: missing"),
+    ],
+)
+def test_a_mistyped_key_is_one_mistake(raw, expected):
+    with pytest.raises(ParamsError) as raised:
+        validate(raw, "test")
+    assert str(raised.value) == expected
