@@ -1,6 +1,6 @@
 """Curves of cost: what a pair, a training step and a sample cost as the work grows, and where the time goes.
 
-    python benchmarks/costs.py [--quick] [--threads 2] [--largest 100000] [--out FILE]
+    python benchmarks/costs.py [--quick] [--threads 2] [--largest 100000] [--only pairs|work] [--out FILE]
 
 Pairs are written to a temporary folder, each size in a process of its own, so that peaks of memory compare; the
 curve ends at `--largest` pairs, and 1000000 of them take 9.2 GB of disk. Seconds belong to the machine; whether
@@ -520,6 +520,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a fraction of the work, to see that all runs")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--largest", type=int, default=100_000, help="pairs; 1000000 for the whole curve, 9.2 GB")
+    parser.add_argument("--only", choices=("pairs", "work"), help="couplings, or training and sampling")
     parser.add_argument("--out", type=Path, help="where to write the tables")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -528,28 +529,43 @@ def main() -> int:
         if args.quick
         else Scale(args.largest, 9, 5, 1000, 64, 64, 60.0)
     )
-    pairs = pair_curve(scale.largest, args.threads)  # first: later ones would find the memory warm
-    keep_freed_memory()
     mlp, unet = "MLP 512x3, 1x8x8", "U-Net 32, 64, 128, 3x32x32"
-    step_batch = 32 if args.quick else 256
     command = f"python benchmarks/costs.py{' --quick' if args.quick else ''} --threads {args.threads}"
     if args.largest != parser.get_default("largest"):
         command += f" --largest {args.largest}"
-    lines = [
-        f"`{command}` on {machine.kind()}, torch {torch.__version__}, threads: {args.threads}",
-        *pairs,
-        *table(
+    if args.only:
+        command += f" --only {args.only}"
+    lines = [f"`{command}` on {machine.kind()}, torch {torch.__version__}, threads: {args.threads}"]
+    if args.only != "work":
+        lines += pair_curve(scale.largest, args.threads)  # first: later ones would find the memory warm
+    keep_freed_memory()
+    if args.only != "work":
+        lines += table(
             "Making a pair with a network, µs (share): Euler, float32 pairs, full shards",
             "network | NFE | in all | network | noise | checks, transport cost | writing",
             [
                 pair_shares(mlp, SMALL_MLP, (1, 8, 8), scale.mlp_batch, 32, scale.few),
                 pair_shares(unet, LARGE_UNET, CIFAR, scale.unet_batch, 4, scale.few),
             ],
-        ),
+        )
+    if args.only != "pairs":
+        lines += work_tables(args.quick, scale, mlp, unet)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+    return 0
+
+
+def work_tables(quick: bool, scale: Scale, mlp: str, unet: str) -> list[str]:
+    """What training and sampling cost."""
+    step_batch = 32 if quick else 256
+    return [
         *table(
             "A training step of a U-Net, one thing changed at a time (operations: three forward passes)",
             "changed | image | batch | ms an image | images/s | M operations an image | G operations/s",
-            step_curve(args.quick, scale.few),
+            step_curve(quick, scale.few),
         ),
         *table(
             "Sampling with Euler, ms, and the line through it: ms an evaluation, ms whatever the NFE",
@@ -582,7 +598,7 @@ def main() -> int:
             "network | batch | training, s | bar | journal | checkpoints | sending, CPU-s",
             [
                 watching_shares(mlp, SMALL_MLP, (1, 8, 8), 256, scale.watched),
-                watching_shares(unet, LARGE_UNET, CIFAR, step_batch, scale.watched),
+                watching_shares(unet, LARGE_UNET, CIFAR, 16, scale.watched),
             ],
         ),
         *table(
@@ -597,12 +613,6 @@ def main() -> int:
             [time_costs(count, scale.repeats) for count in (128, 512)],
         ),
     ]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
-    return 0
 
 
 if __name__ == "__main__":
