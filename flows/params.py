@@ -287,10 +287,14 @@ def _missing(raw: Any, value: Any, at: str = "") -> Iterator[str]:
             yield from _missing(raw[name], item, f"{at}{name}.")
 
 
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that is none
+
+
 def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     """pydantic's findings as `key: expected ..., got ...`, each mistake once."""
     classes = {kind.__name__: family for family in FAMILIES for kind in family.values()}
     lines: list[str] = []
+    meant: set[str] = set()
     tried = {found["loc"][: i + 1] for found in error.errors() for i in range(len(found["loc"]))}
     for found in error.errors():
         loc = list(found["loc"])
@@ -312,16 +316,17 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
                 continue
             del loc[union]
         lines.append(_line(found, loc, raw))
+        if found["type"] in UNKNOWN and (close := _close(loc)):
+            meant.add(_line({"type": "missing"}, [*loc[:-1], close], raw))
     # A mistyped key is one mistake: that the right one is missing goes without saying.
-    mistyped = [re.fullmatch(r"(.*\.)?[^.]+: unknown key; did you mean (.+)\?", line) for line in lines]
-    meant = {f"{match[1] or ''}{match[2]}: missing" for match in mistyped if match}
     return [line for line in dict.fromkeys(lines) if line not in meant]
 
 
 def _line(found: Any, loc: list[Any], raw: Mapping[str, Any]) -> str:
     key = ".".join(map(str, loc)) or "params"
-    if found["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{key}: unknown key{_hint(loc)}"
+    if found["type"] in UNKNOWN:
+        close = _close(loc)
+        return f"{key}: unknown key{f'; did you mean {close}?' if close else ''}"
     if found["type"] in ("missing", "missing_argument"):
         return f"{key}: missing"
     message = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
@@ -336,10 +341,10 @@ def _at(raw: Any, loc: list[Any]) -> Any:
     return raw
 
 
-def _hint(loc: list[Any]) -> str:
+def _close(loc: list[Any]) -> str | None:
+    """The key that is most like this one, if any is."""
     known = {field.name for kind in _sections() for field in fields(kind)} | set(Params.model_fields)
-    close = difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    return next(iter(difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)), None)
 
 
 def _sections() -> list[type]:
