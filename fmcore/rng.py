@@ -7,11 +7,16 @@ depend on the processor's vector instructions (those of `torch.randn` on CPU do)
 """
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
+
+LONG = 512  # numbers of a row, from which on drawing them takes longer than Python's part of it
 
 
 def _key(seed: int, purpose: str, words: int) -> list[int]:
@@ -29,9 +34,14 @@ def generator(seed: int, purpose: str, index: int = 0, device: torch.device | st
     return torch.Generator(device).manual_seed((base + index) % 2**63)
 
 
-def _philox(seed: int, purpose: str, index: int) -> np.random.Generator:
-    counter = np.array([0, 0, 0, index], dtype=np.uint64)  # the low words count the draws within one index
-    return np.random.Generator(np.random.Philox(key=_key(seed, purpose, 2), counter=counter))
+def _philox(seed: int, purpose: str, indices: range) -> Iterator[np.random.Generator]:
+    """A generator for each index in turn; the same object, set back, since making one takes ten times as long."""
+    bits = np.random.Philox(key=_key(seed, purpose, 2))
+    drawn, state = np.random.Generator(bits), bits.state
+    for index in indices:
+        state["state"]["counter"][3] = index  # the low words count the draws within one index
+        bits.state = state
+        yield drawn
 
 
 def noise(seed: int, purpose: str, start: int, count: int, shape: tuple[int, ...]) -> Float32[Tensor, "count *D"]:
@@ -40,12 +50,25 @@ def noise(seed: int, purpose: str, start: int, count: int, shape: tuple[int, ...
     Returns float32 of shape `(count, *shape)`; row i is the same in whatever range it is asked for.
     """
     out = np.empty((count, *shape), dtype=np.float32)
-    for row in range(count):
-        _philox(seed, purpose, start + row).standard_normal(dtype=np.float32, out=out[row])
+
+    def fill(first: int) -> None:
+        rows = out[first : first + size]
+        indices = range(start + first, start + first + len(rows))
+        for row, drawn in zip(rows, _philox(seed, purpose, indices), strict=True):
+            drawn.standard_normal(dtype=np.float32, out=row)
+
+    # NumPy draws without Python's lock: on all cores where a row is long enough to be worth a thread.
+    threads = torch.get_num_threads() if prod(shape) >= LONG else 1
+    size = max(1, -(-count // threads))
+    if size == count:
+        fill(0)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, range(0, count, size)))
     return torch.from_numpy(out)
 
 
 def integers(seed: int, purpose: str, start: int, count: int, high: int) -> Int64[Tensor, " count"]:
     """Uniform integers in [0, high), one for each sample index in `start <= i < start + count`."""
-    drawn = [int(_philox(seed, purpose, start + row).integers(high)) for row in range(count)]
+    drawn = [int(one.integers(high)) for one in _philox(seed, purpose, range(start, start + count))]
     return torch.tensor(drawn, dtype=torch.int64)
