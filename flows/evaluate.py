@@ -4,6 +4,8 @@ The couplings' distance to the data is what a student of theirs can reach at bes
 """
 
 from collections.abc import Iterator
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -55,6 +57,8 @@ from fmcore.store import (
     write_tensors,
 )
 
+ADAPTIVE_NFE = 100  # what an adaptive run is reckoned to take, for the bar alone
+
 
 def _judge(params: Params, device: torch.device) -> tuple[Extractor, Reference] | Tensor:
     """What samples are compared by: an extractor and the data under it, or the points held out."""
@@ -81,20 +85,23 @@ def evaluate(params: Params, name: str) -> Events:
     model = load_model(inputs[0], device)
     labels = params.data.load().label if model.num_classes is not None else None
     runs = runs_for(model, section)
-    samples = section.samples * section.repeats
-    yield prepared(params, model, samples * sum(run.nfe for run in runs))
+    evaluations = {run: section.samples * (run.nfe or ADAPTIVE_NFE) for run in runs}
+    total = section.repeats * sum(evaluations.values())
+    yield prepared(params, model, total)
     best, noise, judge = finest(runs), noise_of(model, params, labels), _judge(params, device)
-    unit = "points" if params.is_points else "images"
     scored: list[Scored] = []
     shown: dict[str, Tensor] = {}
     with workspace(f"evaluate@{name}", recipe, inputs) as work:
-        total = len(runs) * samples
-        done = section.samples * sum(
-            _kept(work, run, repeat).exists() for run in runs for repeat in range(section.repeats)
+        # In evaluations, since a run of many takes that much longer: else the time left would be far off.
+        bar = partial(Progress, f"score {name}", total=total, unit="evaluations")
+        done = sum(
+            evaluations[run]
+            for run, repeat in product(runs, range(section.repeats))
+            if _kept(work, run, repeat).exists()
         )
-        yield Progress(f"score {name}", done, total, unit)
+        yield bar(done=done)
         for run in runs:
-            repeats, evaluations = [], 0
+            repeats, spent = [], 0
             for repeat in range(section.repeats):
                 path = _kept(work, run, repeat)
                 if not path.exists():
@@ -108,15 +115,15 @@ def evaluate(params: Params, name: str) -> Events:
                         bends=looks is not None and "grid" not in model.manifest,
                     )
                     for part in _score(batches, judge, model, params, name, looks, path):
-                        yield Progress(f"score {name}", done + part, total, unit)
-                    done += section.samples
+                        yield bar(done=done + evaluations[run] * part // section.samples)
+                    done += evaluations[run]
                 scores, nfe = kept(path)
                 repeats.append(scores)
-                evaluations += nfe
+                spent += nfe
             # Only the first repeat is looked at, so what it alone has is a row of its own.
             common = min(len(scores) for scores in repeats)
             about = {"model": name, "rounds": model.manifest["rounds"], "run": run, "seed": params.seed}
-            nfe = round(evaluations / section.repeats)
+            nfe = round(spent / section.repeats)
             found = rows_of([scores[:common] for scores in repeats], nfe=nfe, **about)
             found += rows_of([repeats[0][common:]], nfe=nfe, **about)
             scored += found
@@ -134,7 +141,9 @@ def evaluate(params: Params, name: str) -> Events:
         if section.likelihood and "grid" not in model.manifest:
             path = work / "likelihood.json"
             if not path.exists():
-                for event in likelihood(eager(model), params, name, best, unit):
+                for event in likelihood(
+                    eager(model), params, name, best, "points" if params.is_points else "images"
+                ):
                     if isinstance(event, Score):
                         keep(path, [event], section.likelihood.nfe)
                     else:

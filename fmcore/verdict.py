@@ -122,7 +122,7 @@ def sentences(found: Verdict) -> list[str]:
         straight = f"it is better at {few} than at {many} ({_signed(bend)})"
     else:
         straight = f"it still loses {bend.value:.3g} ± {bend.std:.1g} at {few} against its own {many}"
-    drifted = f"it changed by {_signed(drift)} at {many} against {last.teacher}"
+    drifted = f"against {last.teacher} it {_did(drift._replace(value=-drift.value), f'at {many}')}"
     if found.pays is None:
         conclusion = (
             f"Whether another reflow round after {last.name} pays cannot be told from scores at {many} or fewer "
@@ -135,8 +135,8 @@ def sentences(found: Verdict) -> list[str]:
             f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
         )
     rule = (
-        "A round pays where that loss is beyond chance, at least "
-        f"{WORTH:.0%} of the distance, and more than {RATIO:.0f} times the change."
+        "A round pays where what few steps lose against many is beyond chance, at least "
+        f"{WORTH:.0%} of the distance, and more than {RATIO:.0f} times what the round lost against its teacher."
     )
     lines = [f"{conclusion}: {straight}, and {drifted}. {rule}"]
     for one in found.rounds:

@@ -237,6 +237,9 @@ def test_a_killed_stage_keeps_the_runs_it_made(here, monkeypatch):
     again = list(events_of(params, "evaluate@r1"))
     assert len(calls) == 4
     assert (layout.scores("r1") / "scores.csv").read_bytes() == scored
+    bars = [[event for event in events if type(event).__name__ == "Progress"] for events in (before, again)]
+    assert [bar[0].done for bar in bars] == [0, 2 * 200]  # evaluations: two runs of one each were made
+    assert {event.total for bar in bars for event in bar} == {bars[0][-1].done} == {2 * 200 * (1 + 2 + 4)}
     assert [type(event) for event in again if type(event).__name__ != "Progress"] == [
         type(event) for event in before if type(event).__name__ != "Progress"
     ]

@@ -28,8 +28,9 @@ def test_a_bent_round_that_hardly_drifted_calls_for_another():
     assert (found.few, found.many) == (1, 64)
     assert sentences(found)[0] == (
         "Another reflow round after r1 is expected to pay: it still loses 4.5 ± 0.01 at one evaluation against "
-        "its own 64 evaluations, and it changed by +0.1 ± 0.01 at 64 evaluations against base. A round pays where "
-        "that loss is beyond chance, at least 5% of the distance, and more than 4 times the change."
+        "its own 64 evaluations, and against base it lost 0.1 ± 0.01 at 64 evaluations. A round pays where "
+        "what few steps lose against many is beyond chance, at least 5% of the distance, and more than 4 times "
+        "what the round lost against its teacher."
     )
 
 
