@@ -35,9 +35,9 @@ def params(tmp_path, monkeypatch):
     raw["device"] = "cpu"
     raw["network"] |= {"channels": [8, 8, 8, 8], "layers": 1}
     raw["features"]["train"] |= {"images": 2000, "batch_size": 50}
-    for section in ("base", "reflow", "distill"):
+    for section, steps in (("base", STEPS), ("reflow", 60), ("distill", 40)):
         train = raw[section]["train"]
-        train |= {"images": STEPS * BATCH, "batch_size": BATCH, "warmup_images": 80, "ema_halflife_images": [400]}
+        train |= {"images": steps * BATCH, "batch_size": BATCH, "warmup_images": 80, "ema_halflife_images": [400]}
     raw["base"]["train"]["lr"] = 2e-3
     raw["couple"] |= {"pairs": 100, "nfe": 4}
     raw["reflow"]["rounds"] = {"r1": {"teacher": "base", "couple": {}, "train": {}}}

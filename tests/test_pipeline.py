@@ -45,7 +45,7 @@ class Checkout:
         for name in COPIED:
             source = ROOT / name
             if source.is_dir():
-                skip = shutil.ignore_patterns("__pycache__", "tmp", "cache", "config.local")
+                skip = shutil.ignore_patterns("tmp", "cache", "config.local")
                 shutil.copytree(source, folder / name, ignore=skip)
             else:
                 shutil.copy(source, folder / name)
