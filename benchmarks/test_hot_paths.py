@@ -18,7 +18,7 @@ from fmcore import ema, rng
 from fmcore.couplings import Independent, MinibatchOT, Pairs, Sharded, Stored
 from fmcore.fields import network_field
 from fmcore.losses import Squared
-from fmcore.metrics import frechet_distance, stats
+from fmcore.metrics import frechet_distance, sliced_wasserstein, stats
 from fmcore.networks import MLP, Network, UNet, initialised
 from fmcore.paths import LINEAR
 from fmcore.reflow import generate_pairs
@@ -182,3 +182,17 @@ def test_frechet_distance(measure: Callable[..., None]) -> None:
     """2,000 samples against as many, on 64 features, statistics included."""
     a, b = rng.noise(0, "a", 0, 2000, (64,)), rng.noise(0, "b", 0, 2000, (64,))
     measure(lambda: frechet_distance(stats(a), stats(b)))
+
+
+@group(group="scores")
+def test_sliced_wasserstein(measure: Callable[..., None]) -> None:
+    """5,000 points against as many, with its error."""
+    a, b = rng.noise(0, "a", 0, 5000, (2,)), rng.noise(0, "b", 0, 5000, (2,))
+    measure(lambda: sliced_wasserstein(a, b))
+
+
+@group(group="noise")
+@pytest.mark.parametrize("shape", [(2,), SHAPE, CIFAR], ids=str)
+def test_noise(measure: Callable[..., None], shape: tuple[int, ...]) -> None:
+    """Of 1000 samples, each from its own index."""
+    measure(lambda: rng.noise(0, "sample", 0, 1000, shape))

@@ -247,7 +247,7 @@ def sliced_wasserstein(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, dire
     group_a, group_b = (order % GROUPS for order in (order_a, order_b))
 
     def without(values: Tensor, groups: Tensor, group: int) -> Tensor:
-        kept = values.numpy()[groups.numpy() != group]  # eight times as fast as torch's choice by a mask
+        kept = values.numpy()[groups.numpy() != group]  # several times as fast as a mask in torch
         return torch.from_numpy(kept).reshape(directions, -1)
 
     left_out = [distance(without(a, group_a, g), without(b, group_b, g)) for g in range(GROUPS)]

@@ -35,7 +35,7 @@ def generator(seed: int, purpose: str, index: int = 0, device: torch.device | st
 
 
 def _philox(seed: int, purpose: str, indices: range) -> Iterator[np.random.Generator]:
-    """A generator for each index in turn; the same object, set back, since making one takes ten times as long."""
+    """A generator for each index in turn; the same object, set back, since making one takes far longer."""
     bits = np.random.Philox(key=_key(seed, purpose, 2))
     drawn, state = np.random.Generator(bits), bits.state
     for index in indices:
