@@ -57,7 +57,7 @@ from fmcore.store import (
     write_tensors,
 )
 
-ADAPTIVE_NFE = 100  # what an adaptive run is reckoned to take, for the bar alone
+ADAPTIVE_NFE = 100  # what an adaptive run is reckoned to take, for the bar and for whether compiling pays
 
 
 def _judge(params: Params, device: torch.device) -> tuple[Extractor, Reference] | Tensor:

@@ -21,6 +21,19 @@ def test_noise_does_not_depend_on_how_the_range_is_split(start, count, cut, shap
     assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 7])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_long_rows_are_those_of_numpy_on_any_number_of_threads(monkeypatch, threads, count):
+    """A stream of its own for each index: Philox with the index as the highest word of its counter."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    found = rng.noise(3, "pairs", 5, count, (2, rng.LONG))
+    key = rng._key(3, "pairs", 2)
+    streams = [np.random.Philox(key=key, counter=[0, 0, 0, 5 + row]) for row in range(count)]
+    rows = [np.random.Generator(stream).standard_normal((2, rng.LONG), dtype=np.float32) for stream in streams]
+    assert found.shape == (count, 2, rng.LONG)
+    assert all(np.array_equal(a, b) for a, b in zip(found.numpy(), rows, strict=True))
+
+
 @given(start=st.integers(0, 10**9), count=st.integers(1, 20), cut=st.integers(0, 20), high=st.integers(1, 1000))
 def test_integers_do_not_depend_on_how_the_range_is_split(start, count, cut, high):
     cut = min(cut, count)
