@@ -5,6 +5,11 @@ absent, slow or dies half-way costs the stage at most `OPEN_SECONDS` at the star
 end, and never its outcome. Running the stage inside Prefect's engine instead would end a finished training
 with an error whenever the server is gone at the end.
 
+Where a server answers, the end also waits for the thread to have imported Prefect. The interpreter, when it
+leaves, stops its daemon threads wherever they are, and in compiled code of another language, such as the
+validation that Prefect's import runs through, that aborts the process: a finished stage would count as failed.
+Waiting for an answer is no such place.
+
 What could not be delivered is kept in `work/prefect/<stage>.json`; the next stage to start settles it.
 """
 
@@ -34,6 +39,7 @@ if TYPE_CHECKING:
 
 OPEN_SECONDS = 1.5
 CLOSE_SECONDS = 4.5
+LAST_SECONDS = 0.5  # of these, for the thread to see that it is to give up
 PROGRESS_SECONDS = 2.0
 LOG_SECONDS = 10.0
 INLINE_BYTES = 300_000  # base64 adds a third, and the page keeps all of it in memory
@@ -72,7 +78,9 @@ class Run:
     def __init__(self, record: Path, stage: str, parameters: Mapping[str, object]) -> None:
         self.checked = threading.Event()  # it is known whether an API answers
         self._created = threading.Event()  # the flow run exists, or never will
+        self._imported = threading.Event()  # Prefect is imported, or never will be
         self._closing = threading.Event()
+        self._given_up = threading.Event()
         self._deadline = time.monotonic() + OPEN_SECONDS
         self._record = record
         self._lock = threading.Lock()  # of the record's file
@@ -128,7 +136,10 @@ class Run:
             self._keep()
         self._closing.set()
         self._calls.put(None)
-        self._thread.join(CLOSE_SECONDS)
+        self._imported.wait()
+        self._thread.join(CLOSE_SECONDS - LAST_SECONDS)
+        self._given_up.set()
+        self._thread.join(LAST_SECONDS)
 
     def __enter__(self) -> Self:
         return self
@@ -189,13 +200,16 @@ class Run:
             _say(f"Prefect does not record {self._stage}: {type(error).__name__}: {_line(error)}")
         finally:
             self.checked.set()
+            self._imported.set()
             self._created.set()
 
     def _talk(self) -> None:
         os.environ.setdefault("DO_NOT_TRACK", "1")  # read when prefect is imported
         from prefect.client.orchestration import get_client
         from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+        from prefect.utilities.urls import url_for
 
+        self._imported.set()
         with (
             temporary_settings({PREFECT_API_URL: self._address, PREFECT_CLIENT_MAX_RETRIES: 0}),
             get_client(sync_client=True, httpx_settings={"timeout": 5.0}) as client,
@@ -205,6 +219,8 @@ class Run:
             self._deliver(client, lambda client: self._create(client, key))
             if not self._run:
                 return
+            page = url_for("flow-run", obj_id=self._run) or self._address
+            self._tags = {"prefect.flow_run_id": self._run, "prefect.flow_run_url": page}
             self._keep()
             self._created.set()
             for call in iter(self._calls.get, None):
@@ -216,8 +232,6 @@ class Run:
                 self._record.unlink(missing_ok=True)
 
     def _create(self, client: "SyncPrefectClient", key: str) -> None:
-        from prefect.utilities.urls import url_for
-
         body = {
             "flow_id": str(client.create_flow_from_name(self._stage.partition("@")[0])),
             "name": self._stage,
@@ -228,8 +242,6 @@ class Run:
             "idempotency_key": key,  # asked twice, the server makes one run
         }
         self._run = str(client.request("POST", "/flow_runs/", json=body).json()["id"])
-        page = url_for("flow-run", obj_id=self._run) or self._address
-        self._tags = {"prefect.flow_run_id": self._run, "prefect.flow_run_url": page}
 
     def _keep(self) -> None:
         """Write down the run and its end, so that a later process can report it if this one cannot."""
@@ -248,7 +260,7 @@ class Run:
         import httpx
 
         refused, pause = 0, 1.0
-        while True:
+        while not self._given_up.is_set():
             closing = self._closing.is_set()
             try:
                 call(client)
@@ -265,6 +277,7 @@ class Run:
                     return True
             self._closing.wait(pause)
             pause = min(2 * pause, 30.0)
+        return False
 
 
 def _settle(client: "SyncPrefectClient", folder: Path, address: str) -> None:

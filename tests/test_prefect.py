@@ -226,6 +226,8 @@ def test_hanging_server_is_not_waited_for(healthy, tmp_path, monkeypatch):
         def log_message(self, *arguments):
             pass
 
+    import prefect.client.orchestration  # noqa: F401  its import is waited for, whatever the server does
+
     hanging = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging)
     threading.Thread(target=hanging.serve_forever, daemon=True).start()
     monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{hanging.server_address[1]}/api")
@@ -242,6 +244,40 @@ def test_hanging_server_is_not_waited_for(healthy, tmp_path, monkeypatch):
     assert time.monotonic() - start < 5.0
     hanging.shutdown()
     hanging.server_close()
+
+
+def test_the_end_waits_for_the_import(tmp_path):
+    """An interpreter that leaves while a thread is inside pydantic's compiled code aborts, exit code and all."""
+    package = tmp_path / "prefect" / "client"
+    package.mkdir(parents=True)
+    for folder in (package.parent, package):
+        (folder / "__init__.py").touch()
+    (package / "orchestration.py").write_text(
+        "import typing, pydantic\n"
+        "def slow(value): return sum(range(5_000_000)) * 0 + value\n"
+        "adapter = pydantic.TypeAdapter(list[typing.Annotated[int, pydantic.AfterValidator(slow)]])\n"
+        "print('importing', flush=True)\n"
+        "adapter.validate_python([1] * 5)\n"
+        "raise ImportError('imported')\n"
+    )
+    code = """
+import sys
+from pathlib import Path
+from flows import runs
+runs.live_api = lambda: "http://127.0.0.1:9/api"
+runs.CLOSE_SECONDS = 0
+with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
+    assert sys.stdin.readline()
+"""
+    stage = subprocess.Popen(
+        [PYTHON, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert stage.stdout.readline() == "importing\n"
+    _, said = stage.communicate("go on\n")
+    assert stage.returncode == 0, said
+    assert said == "Prefect does not record base: ImportError: imported\n"
 
 
 def test_refusal_is_an_answer_to_who_has_a_password(monkeypatch):
@@ -489,7 +525,8 @@ def test_ui_deploys_runs_and_cancels(tmp_path_factory, tmp_path, monkeypatch):
             client.update_deployment_schedule(deployment.id, nightly.id, active=True)
             run = client.create_flow_run_from_deployment(deployment.id, parameters={"stages": ["a"]}).id
             wait_until(lambda: client.read_flow_run(run).state.is_final(), 60)
-            assert client.read_flow_run(run).state.is_completed()
+            state = client.read_flow_run(run).state
+            assert state.is_completed(), state.message  # whole: the state's own text is cut in the middle
             assert (project / "a.txt").exists()
             assert not (project / "b.txt").exists()
 
