@@ -257,6 +257,7 @@ def kill_when(checkout: Checkout, stage: str, ready) -> None:
 
 def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_made_it(tmp_path):
     checkout = Checkout(tmp_path, "smoke")
+    checkout.edit("base.train.images", 60_000)
     process = subprocess.Popen(
         ["dvc", "repro", "base"],
         cwd=checkout.folder,
