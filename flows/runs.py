@@ -1,9 +1,9 @@
 """The record of a stage in Prefect: a flow run with its state, progress, log and artifacts.
 
 Prefect watches, it never decides. All calls to its API are made by one daemon thread, so a server that is
-absent, slow or dies half-way costs the stage at most `OPEN_SECONDS` at the start and `CLOSE_SECONDS` at the
-end, and never its outcome. Running the stage inside Prefect's engine instead would end a finished training
-with an error whenever the server is gone at the end.
+absent, slow or dies half-way costs the stage at most `OPEN_SECONDS` at the start and `CLOSE_SECONDS` (and the
+import, see below) at the end, and never its outcome. Running the stage inside Prefect's engine instead would end
+a finished training with an error whenever the server is gone at the end.
 
 Where a server answers, the end also waits for the thread to have imported Prefect. The interpreter, when it
 leaves, stops its daemon threads wherever they are, and in compiled code of another language, such as the
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 OPEN_SECONDS = 1.5
 CLOSE_SECONDS = 4.5
-LAST_SECONDS = 0.5  # of these, for the thread to see that it is to give up
+LAST_SECONDS = 0.5  # of `CLOSE_SECONDS`, for the thread to notice that it is waited for no longer
 PROGRESS_SECONDS = 2.0
 LOG_SECONDS = 10.0
 INLINE_BYTES = 300_000  # base64 adds a third, and the page keeps all of it in memory
@@ -80,7 +80,7 @@ class Run:
         self._created = threading.Event()  # the flow run exists, or never will
         self._imported = threading.Event()  # Prefect is imported, or never will be
         self._closing = threading.Event()
-        self._given_up = threading.Event()
+        self._given_up = threading.Event()  # close() waits no longer; the thread is to begin nothing
         self._deadline = time.monotonic() + OPEN_SECONDS
         self._record = record
         self._lock = threading.Lock()  # of the record's file
@@ -136,9 +136,14 @@ class Run:
             self._keep()
         self._closing.set()
         self._calls.put(None)
-        self._imported.wait()
-        self._thread.join(CLOSE_SECONDS - LAST_SECONDS)
+        began = time.monotonic()
+        if self.checked.wait(CLOSE_SECONDS - LAST_SECONDS):
+            left = CLOSE_SECONDS - LAST_SECONDS - (time.monotonic() - began)
+            self._imported.wait()
+            self._thread.join(max(0.0, left))
         self._given_up.set()
+        if self.checked.is_set():  # else the thread sees that it is too late before it begins the import
+            self._imported.wait()
         self._thread.join(LAST_SECONDS)
 
     def __enter__(self) -> Self:
@@ -194,7 +199,7 @@ class Run:
         try:
             self._address = live_api() or ""
             self.checked.set()
-            if self._address:
+            if self._address and not self._given_up.is_set():
                 self._talk()
         except Exception as error:
             _say(f"Prefect does not record {self._stage}: {type(error).__name__}: {_line(error)}")
@@ -219,9 +224,9 @@ class Run:
             self._deliver(client, lambda client: self._create(client, key))
             if not self._run:
                 return
+            self._keep()
             page = url_for("flow-run", obj_id=self._run) or self._address
             self._tags = {"prefect.flow_run_id": self._run, "prefect.flow_run_url": page}
-            self._keep()
             self._created.set()
             for call in iter(self._calls.get, None):
                 if not self._deliver(client, call):

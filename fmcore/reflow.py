@@ -149,12 +149,13 @@ def invert_data(
     """
     if not grid[0] < grid[-1]:
         raise ValueError(f"grid must rise from noise to data, got {float(grid[0])} to {float(grid[-1])}")
+    place = torch.device(device)
     for first in range(0, len(x1), batch):
         rows = slice(first, first + batch)
         data = floats(_kept(floats(x1[rows]), dtype))  # what is stored is exactly what is integrated
         part = None if label is None else label[rows]
-        on_device = None if part is None else part.to(device)
-        x0 = solve(field, data.to(device), grid.flip(0), solver, on_device).to("cpu", _of_noise(dtype))
+        on_device = None if part is None else moved(part, place)
+        x0 = solve(field, moved(data, place), grid.flip(0), solver, on_device).to("cpu", _of_noise(dtype))
         _check_finite(x0, first)
         yield Pairs(x0, _kept(data.cpu(), dtype), None if part is None else part.cpu())
 

@@ -1,7 +1,8 @@
 """A CUDA device that is not there: its tensors lie on the host, compute what the host computes, and say `cuda:0`.
 
 What a GPU would refuse is refused: an operation on tensors of both devices, a generator of the other one, NumPy's
-view of a tensor on the device. What makes the host wait for a GPU is counted. So code meant for a GPU is run to
+view of a tensor on the device. What makes the host wait for a GPU is counted: values that come back, and copies
+either way that are not asked to go on by themselves. So code meant for a GPU is run to
 the end where there is none; how fast it is there and what its kernels round to, this does not tell.
 
 For torch itself the tensors are on `meta`, whose autograd needs no driver; Python sees `cuda:0`.
@@ -17,15 +18,20 @@ import torch.utils._foreach_utils
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
+from fmcore.paths import _half_log_snrs
+
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
 BETWEEN = {aten.copy_.default, aten._to_copy.default}  # devices
 PICKING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 JOINING = {aten.cat.default, aten.stack.default}  # for which a number from the host is a tensor like any other
 HOST_ONLY = {"aten::histogram", "aten::histogramdd", "aten::geqrf_"}
-WAITING = {aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default}
+WAITING = {
+    *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default),
+    *(aten._unique2.default, aten._linalg_eigh.default, aten.repeat_interleave.Tensor),
+}
 
-GeneratorOfTorch = torch.Generator
+_TorchGenerator = torch.Generator
 
 
 class There(torch.Tensor):
@@ -107,7 +113,7 @@ class _Operations(TorchDispatchMode):
         to_there = bool(there) if asked is None else torch.device(asked).type in ("cuda", "meta")
         if there:
             self._check(operation, args, tensors)
-        if there and self._waits(operation, args, to_there):
+        if (there or to_there) and self._waits(operation, args, kwargs, to_there):
             self.waits.append(operation)
         options = {key: _on_host(value) for key, value in kwargs.items() if key != "pin_memory"}
         if asked is not None:
@@ -121,13 +127,13 @@ class _Operations(TorchDispatchMode):
         aliased = there and any(each.alias_info for each in operation._schema.returns)
         return return_and_correct_aliasing(operation, args, kwargs, wrapped) if aliased else wrapped
 
-    def _waits(self, operation, args, to_there):
-        if operation is aten._to_copy.default:
-            return not to_there
+    def _waits(self, operation, args, kwargs, to_there):
+        if operation is aten._to_copy.default:  # from one to the other; a copy on the device is only begun
+            return to_there != isinstance(args[0], There) and not kwargs.get("non_blocking")
         if operation is aten.copy_.default:
-            return not isinstance(args[0], There) and not any(args[2:])
+            return isinstance(args[0], There) != isinstance(args[1], There) and not any(args[2:])
         if operation in PICKING:  # a mask says how many only when it has been looked at
-            return any(isinstance(x, There) and x.dtype == torch.bool for x in args[1])
+            return any(x is not None and x.dtype == torch.bool for x in args[1])
         return operation in WAITING
 
     def _check(self, operation, args, tensors):
@@ -152,6 +158,8 @@ class _Calls(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         generator, device = kwargs.get("generator"), kwargs.get("device")
+        if device is None:
+            device = next((x.device for x in args if isinstance(x, torch.Tensor)), None)
         if generator is not None and generator.device.type != torch.device(device or "cpu").type:
             raise RuntimeError(f"{function.__name__}: a generator on {generator.device}, a tensor on {device}")
         args = tuple(_indexed(value) for value in args)
@@ -166,7 +174,7 @@ def _indexed(value):
     return DEVICE if named and torch.device(value).type == "cuda" else value
 
 
-class _Generator(GeneratorOfTorch):
+class _Generator(_TorchGenerator):
     """A generator that says on which device it is."""
 
     def __new__(cls, device="cpu"):
@@ -235,5 +243,6 @@ def cuda(free: int = 2**33) -> Iterator[list]:
         )
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         patch.setattr(ThreadPoolExecutor, "submit", submitted)
+        stack.callback(_half_log_snrs.cache_clear)  # it keeps tensors by device
         stack.enter_context(modes())
         yield waits

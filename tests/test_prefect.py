@@ -265,7 +265,7 @@ import sys
 from pathlib import Path
 from flows import runs
 runs.live_api = lambda: "http://127.0.0.1:9/api"
-runs.CLOSE_SECONDS = 0
+runs.CLOSE_SECONDS = runs.LAST_SECONDS = 0
 with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
     assert sys.stdin.readline()
 """
@@ -275,9 +275,22 @@ with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert stage.stdout.readline() == "importing\n"
-    _, said = stage.communicate("go on\n")
+    _, said = stage.communicate("go on\n", timeout=60)
     assert stage.returncode == 0, said
     assert said == "Prefect does not record base: ImportError: imported\n"
+
+
+def test_the_end_does_not_wait_for_a_server_that_is_still_looked_for(tmp_path, monkeypatch):
+    """As where a name is not resolved: nothing bounds that."""
+    found = threading.Event()
+    monkeypatch.setattr("flows.runs.live_api", lambda: found.wait(60) and "http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.runs.Run._talk", lambda run: pytest.fail("too late to begin"))
+    run = open_run(tmp_path, stage="base", parameters={})
+    start = time.monotonic()
+    run.close(None)
+    assert time.monotonic() - start < 5.0
+    found.set()
+    run.checked.wait(5)
 
 
 def test_refusal_is_an_answer_to_who_has_a_password(monkeypatch):
