@@ -2,8 +2,8 @@
 
 What a GPU would refuse is refused: an operation on tensors of both devices, a generator of the other one, NumPy's
 view of a tensor on the device. What makes the host wait for a GPU is counted: values that come back, and copies
-either way that are not asked to go on by themselves. So code meant for a GPU is run to
-the end where there is none; how fast it is there and what its kernels round to, this does not tell.
+either way that are not asked to go on by themselves. So code meant for a GPU is run to the end where there is
+none; how fast it is there and what its kernels round to, this does not tell.
 
 For torch itself the tensors are on `meta`, whose autograd needs no driver; Python sees `cuda:0`.
 """
@@ -25,13 +25,11 @@ DEVICE = torch.device("cuda:0")
 BETWEEN = {aten.copy_.default, aten._to_copy.default}  # devices
 PICKING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 JOINING = {aten.cat.default, aten.stack.default}  # for which a number from the host is a tensor like any other
-HOST_ONLY = {"aten::histogram", "aten::histogramdd", "aten::geqrf_"}
+HOST_ONLY = {"aten::histogram", "aten::histogramdd"}
 WAITING = {
     *(aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default),
     *(aten._unique2.default, aten._linalg_eigh.default, aten.repeat_interleave.Tensor),
 }
-
-_TorchGenerator = torch.Generator
 
 
 class There(torch.Tensor):
@@ -174,7 +172,7 @@ def _indexed(value):
     return DEVICE if named and torch.device(value).type == "cuda" else value
 
 
-class _Generator(_TorchGenerator):
+class _Generator(torch.Generator):
     """A generator that says on which device it is."""
 
     def __new__(cls, device="cpu"):

@@ -215,7 +215,10 @@ def test_pairs_do_not_depend_on_the_device_they_are_asked_for(dtype):
                 )
             )
             assert not waits, "the host goes on while the device computes"
-            parts += invert_data(field, images().x1.cpu(), label=images().label.cpu(), device=device, **options)
+            real = images(device="cpu")
+            inverted = list(invert_data(field, real.x1, label=real.label, device=device, **options))
+            assert len(waits) == (len(inverted) if device == "cuda" else 0), "for the noise, once a batch"
+            parts += inverted
             made[device] = [torch.cat(column) for column in zip(*parts, strict=True)]
         for here, there in zip(made["cpu"], made["cuda"], strict=True):
             assert there.device.type == "cpu"
