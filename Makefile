@@ -4,16 +4,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# Nothing here reports home, and DVC's pickled caches stay where no one else can write.
+# Nothing here reports home.
 export DVC_NO_ANALYTICS := 1
-export DVC_SITE_CACHE_DIR := $(CURDIR)/.dvc/tmp/site
 export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
+CACHES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmcore
 
 .DEFAULT_GOAL := help
-.PHONY: help install repro test lint types unit smoke bench ui timing preset clean
+.PHONY: help install private repro test lint types unit smoke bench ui timing preset clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -23,12 +23,18 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some gigabytes, several minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory private
 	@touch $@
+
+# DVC keeps pickles apart from the checkout, by default in a folder that every user of the machine can write to.
+private:
+	@mkdir -p "$(CACHES)" && chmod 700 "$(CACHES)"
+	@$(BIN)/dvc config --local core.site_cache_dir "$(CACHES)/dvc"
 
 install: $(READY) ## make .venv with the tested versions
 
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
-	dvc repro
+	dvc repro || { python -m flows.lockfile && dvc repro; }
 	@echo; python -m flows.timing
 	@echo "report: reports/index.html"
 
@@ -43,9 +49,11 @@ types: $(READY) ## mypy
 
 unit: $(READY) ## the tests alone, on all cores
 	pytest -n auto --dist loadfile --no-loadscope-reorder
+	ATEN_CPU_CAPABILITY=avx2 pytest -n auto -q $$(grep -lE "mark\.(numerics|precisions)" tests/test_*.py) \
+		-m "(numerics or precisions) and not slow"
 
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
-	pytest tests/test_pipeline.py
+	pytest tests/test_pipeline.py tests/test_mistakes.py
 
 bench: $(READY) ## how fast all is, against the tools people use (long; on an otherwise idle machine)
 	results=benchmarks/results/$$(python benchmarks/machine.py) && \
@@ -55,8 +63,8 @@ bench: $(READY) ## how fast all is, against the tools people use (long; on an ot
 	python benchmarks/costs.py --threads 2 --out $$results/costs-2.md && \
 	python benchmarks/scores.py --out $$results/scores.md
 
-ui: $(READY) ## Prefect's and MLflow's pages and a worker, on this machine only; Ctrl-C stops them
-	python -m flows.ui
+ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (LOGIN=off: for all on this machine)
+	python -m flows.ui $(if $(filter off,$(LOGIN)),--no-login)
 
 timing: $(READY) ## where the last run's time went
 	@python -m flows.timing

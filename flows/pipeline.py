@@ -26,12 +26,14 @@ from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import task_run
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import tracking
-from flows.ui import live_api, stop
+from flows import lockfile
+from flows.api import live_api
+from flows.process import PIPELINE, pipeline_key
+from flows.ui import stop
 
 TAIL_LINES = 15
 
@@ -131,14 +133,16 @@ def reflow_pipeline(stages: list[str] | None = None, force: bool = False) -> Non
     def reproduce(stage: str) -> State[Any]:
         if children.failed:
             return Cancelled(name="Skipped", message=f"not started: stage {children.failed!r} failed")
-        env = {"FMCORE_PARENT_TASK_RUN": str(task_run.id), tracking.PIPELINE: pipeline}
+        env = {"FMCORE_PARENT_TASK_RUN": str(task_run.id), PIPELINE: pipeline}
         try:
             ran = children.reproduce(root, stage, force=force, env=env, log=get_run_logger().info)
         except Stopped as error:
             return Cancelled(message=str(error))
         return Completed() if ran else Completed(name="Cached", message="nothing changed, says DVC")
 
-    pipeline = tracking.pipeline_key()  # this process: the stages of one run are one parent run in MLflow
+    pipeline = pipeline_key()  # this process: the stages of one run are one parent run in MLflow
+    if line := lockfile.mend(root):
+        get_run_logger().warning(line)
     with children:
         futures: dict[str, PrefectFuture[Any]] = {}
         for stage, parents in plan(root, stages).items():
@@ -175,7 +179,9 @@ def plan(root: Path, stages: Sequence[str] | None) -> dict[str, list[str]]:
 def run_without_server(stages: Sequence[str] | None = None, force: bool = False) -> None:
     """Do what `reflow_pipeline` does, printed instead of recorded."""
     root = Path(Repo.find_root())
-    env = {tracking.PIPELINE: tracking.pipeline_key()}  # the stages are one run here too
+    env = {PIPELINE: pipeline_key()}  # the stages are one run here too
+    if line := lockfile.mend(root):
+        print(line, file=sys.stderr)
     with Children() as children:
         for stage in plan(root, stages):
             ran = children.reproduce(root, stage, force=force, env=env, log=print)
@@ -191,15 +197,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stages = options.stages or None
     # Unhandled, it would leave the stage's process group behind; Prefect's engine has a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    address = live_api()
     try:
-        if address is None:
+        api = live_api(Path(Repo.find_root()))
+        if api is None:
             print("no Prefect server answers: running without one", file=sys.stderr)
             run_without_server(stages, options.force)
         else:
-            with temporary_settings({PREFECT_API_URL: address}):
+            with temporary_settings({PREFECT_API_URL: api.address, PREFECT_API_AUTH_STRING: api.login}):
                 reflow_pipeline(stages, options.force)
-    except (StageFailed, ValueError) as error:
+    except (StageFailed, ValueError, PermissionError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -30,9 +30,9 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 import psutil
 
+from flows.api import Api, live_api
 from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
-from flows.tracking import Process, redacted
-from flows.ui import live_api
+from flows.process import Process, redacted
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -67,7 +67,7 @@ class Left(NamedTuple):
 
 def open_run(root: Path, *, stage: str, parameters: Mapping[str, object]) -> "Run":
     """Start recording `stage` with its `parameters`; the result is inert when no API answers."""
-    run = Run(root / "work" / "prefect" / f"{stage}.json", stage, parameters)
+    run = Run(root, stage, parameters)
     run.checked.wait(OPEN_SECONDS)
     return run
 
@@ -75,18 +75,19 @@ def open_run(root: Path, *, stage: str, parameters: Mapping[str, object]) -> "Ru
 class Run:
     """The open record of one stage: call it with events, close it with the stage's error or None."""
 
-    def __init__(self, record: Path, stage: str, parameters: Mapping[str, object]) -> None:
+    def __init__(self, root: Path, stage: str, parameters: Mapping[str, object]) -> None:
         self.checked = threading.Event()  # it is known whether an API answers
         self._created = threading.Event()  # the flow run exists, or never will
         self._imported = threading.Event()  # Prefect is imported, or never will be
         self._closing = threading.Event()
         self._given_up = threading.Event()  # close() waits no longer; the thread is to begin nothing
         self._deadline = time.monotonic() + OPEN_SECONDS
-        self._record = record
+        self._root = root
+        self._record = root / "work" / "prefect" / f"{stage}.json"
         self._lock = threading.Lock()  # of the record's file
         self._stage = stage
         self._parameters = parameters
-        self._address = ""
+        self._api: Api | None = None
         self._run = ""
         self._tags: dict[str, str] = {}
         self._final: Final | None = None
@@ -197,10 +198,10 @@ class Run:
 
     def _work(self) -> None:
         try:
-            self._address = live_api() or ""
+            self._api = live_api(self._root)
             self.checked.set()
-            if self._address and not self._given_up.is_set():
-                self._talk()
+            if self._api and not self._given_up.is_set():
+                self._talk(self._api)
         except Exception as error:
             _say(f"Prefect does not record {self._stage}: {type(error).__name__}: {_line(error)}")
         finally:
@@ -208,24 +209,38 @@ class Run:
             self._imported.set()
             self._created.set()
 
-    def _talk(self) -> None:
+    def _talk(self, api: Api) -> None:
         os.environ.setdefault("DO_NOT_TRACK", "1")  # read when prefect is imported
+        import httpx
         from prefect.client.orchestration import get_client
-        from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+        from prefect.settings import (
+            PREFECT_API_AUTH_STRING,
+            PREFECT_API_URL,
+            PREFECT_CLIENT_MAX_RETRIES,
+            temporary_settings,
+        )
         from prefect.utilities.urls import url_for
 
+        def guarded(request: httpx.Request) -> None:
+            """Before each request: the server may have ended, and another user taken its port."""
+            if not api.may_be_asked():
+                raise httpx.ConnectError("no server of this user listens there", request=request)
+
+        settings = {
+            PREFECT_API_URL: api.address,
+            PREFECT_API_AUTH_STRING: api.login,
+            PREFECT_CLIENT_MAX_RETRIES: 0,
+        }
+        options = {"timeout": 5.0, "event_hooks": {"request": [guarded]}}
         self._imported.set()
-        with (
-            temporary_settings({PREFECT_API_URL: self._address, PREFECT_CLIENT_MAX_RETRIES: 0}),
-            get_client(sync_client=True, httpx_settings={"timeout": 5.0}) as client,
-        ):
-            _settle(client, self._record.parent, self._address)
+        with temporary_settings(settings), get_client(sync_client=True, httpx_settings=options) as client:
+            _settle(client, self._record.parent, api.address)
             key = str(uuid.uuid4())
             self._deliver(client, lambda client: self._create(client, key))
             if not self._run:
                 return
             self._keep()
-            page = url_for("flow-run", obj_id=self._run) or self._address
+            page = url_for("flow-run", obj_id=self._run) or api.address
             self._tags = {"prefect.flow_run_id": self._run, "prefect.flow_run_url": page}
             self._created.set()
             for call in iter(self._calls.get, None):
@@ -250,7 +265,10 @@ class Run:
 
     def _keep(self) -> None:
         """Write down the run and its end, so that a later process can report it if this one cannot."""
-        left = Left(redacted(self._address), self._run, os.getpid(), psutil.Process().create_time(), self._final)
+        assert self._api is not None
+        left = Left(
+            redacted(self._api.address), self._run, os.getpid(), psutil.Process().create_time(), self._final
+        )
         try:
             with self._lock:
                 self._record.parent.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows import tracking
+from flows import database, tracking
+from flows.process import redacted
 from flows.tracking import Journal
 
 EXPERIMENT = "fmcore"
@@ -37,6 +38,8 @@ LONGEST_PAUSE_SECONDS = 30.0
 LINGER_SECONDS = 10.0
 GIVE_UP_SECONDS = 60.0
 DIGEST_SECONDS = 20.0
+DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
+STILL_SECONDS = 1.0  # DVC writes dvc.lock in pieces, some tenths of a second long
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -67,7 +70,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         # In the environment, because MLflow itself looks there when it registers models.
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root}/mlflow.db"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database.address(root)
         os.environ["MLFLOW_TRACKING_URI"] = self.uri
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -75,9 +78,11 @@ class Store:
 
     @cached_property
     def client(self) -> Any:
-        """The client; making it creates the local database."""
+        """The client."""
         from mlflow import MlflowClient
 
+        if self.uri == database.address(self.root):
+            database.make(self.root, os.environ)
         return MlflowClient()
 
     @cached_property
@@ -183,21 +188,25 @@ class Store:
 
 
 def dvc_digests(root: Path, stage: str, *, since: float) -> dict[str, str] | None:
-    """The digests of a stage's inputs and outputs, or None if DVC has not written dvc.lock `since` then."""
+    """The digests of a stage's inputs and outputs, or None if DVC has not yet written them, `since` then."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     lock = root / "dvc.lock"
-    if not lock.exists() or lock.stat().st_mtime < since:
+    try:
+        written = lock.stat().st_mtime
+        if written < since or time.time() - written < STILL_SECONDS:
+            return None
+        entry = YAML(typ="safe").load(lock)["stages"][stage]
+        found = {
+            f"dvc.{kind}.{item['path']}": item["md5"]
+            for kind in ("out", "dep")
+            for item in entry.get(f"{kind}s", [])
+            if "md5" in item and not item["path"].endswith(".py")
+        }
+    except (OSError, YAMLError, TypeError, KeyError, AttributeError):  # none yet, or what a kill has left of it
         return None
-    entry = YAML(typ="safe").load(lock).get("stages", {}).get(stage)
-    if entry is None:
-        return None
-    return {
-        f"dvc.{kind}.{item['path']}": item["md5"]
-        for kind in ("out", "dep")
-        for item in entry.get(f"{kind}s", [])
-        if "md5" in item and not item["path"].endswith(".py")
-    }
+    return found if all(DIGEST.fullmatch(str(value)) for value in found.values()) else None
 
 
 def _clean(name: str) -> str:
@@ -292,7 +301,7 @@ def _noting(problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problems.append(tracking.redacted(f"{type(error).__name__}: {error}").splitlines()[0])
+        problems.append(redacted(f"{type(error).__name__}: {error}").splitlines()[0])
 
 
 def drain(store: Store, *, once: bool) -> Outcome:
@@ -302,6 +311,8 @@ def drain(store: Store, *, once: bool) -> Outcome:
     while True:
         outcome = tick(store, leaving=once)
         now = time.monotonic()
+        with suppress(OSError):
+            database.note_trouble(store.root, outcome.problems[0] if outcome.problems else None)
         if outcome.problems:
             log.warning("%d journals wait: %s", len(outcome.problems), outcome.problems[0])
             if once or (not outcome.live and now - well > GIVE_UP_SECONDS):
@@ -342,7 +353,7 @@ def main() -> int:
     if outcome.live or set(tracking.journal_folders(root)) - outcome.seen:
         tracking.start_shipper(root)
     if args.once and outcome.problems:
-        place = tracking.redacted(store.uri)
+        place = redacted(store.uri)
         print(f"journals kept, not shipped to {place}: {outcome.problems[0]}", file=sys.stderr)
         return 1
     return 0

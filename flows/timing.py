@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows import tracking
 from flows.layout import WORK
+from flows.process import pipeline_key, pipeline_started
 from flows.work import root
 
 STARTED = "FMCORE_STARTED"  # when DVC started the stage, seconds since the epoch
@@ -26,8 +26,8 @@ def record(root: Path, stage: str, worked: float) -> None:
     path = root / WORK / "timing.jsonl"
     path.parent.mkdir(exist_ok=True)
     line = {
-        "pipeline": tracking.pipeline_key(),
-        "pipeline_started": tracking.pipeline_started(),
+        "pipeline": pipeline_key(),
+        "pipeline_started": pipeline_started(),
         "stage": stage,
         "started": float(os.environ.get(STARTED, time.time())),
         "ended": time.time(),

@@ -21,7 +21,6 @@ import fcntl
 import itertools
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -32,79 +31,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NamedTuple, Self
+from typing import Any, BinaryIO, Literal, Self
 
-import psutil
-
+from flows import database
 from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
+from flows.process import Process, pipeline_key, pipeline_process
 
 RECORDS = "records.jsonl"
 LOG = "log.txt"
-PIPELINE = "FMCORE_PIPELINE"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
-
-
-class Process(NamedTuple):
-    """A process for all time: a pid alone is used again."""
-
-    pid: int
-    created: float
-
-    @classmethod
-    def of(cls, process: psutil.Process) -> Self:
-        """The same process as psutil's; raises `psutil.NoSuchProcess` if it is gone."""
-        return cls(process.pid, process.create_time())
-
-    def alive(self) -> bool:
-        """Whether it still runs; a zombie does not."""
-        try:
-            process = psutil.Process(self.pid)
-            # The kernel's start times are relative to a clock that may be set meanwhile.
-            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.created) < 2
-        except psutil.Error:
-            return False
-
-
-def pipeline_key() -> str:
-    """Names the pipeline run this process belongs to; equal in all its stages.
-
-    It is the environment's `FMCORE_PIPELINE`, else the `dvc` above this process, else this process. The
-    key has the form `<pid>-<creation time>`, so a process that starts stages by itself can put its own
-    `pipeline_key()` into their `FMCORE_PIPELINE`.
-    """
-    process = pipeline_process()
-    return os.environ.get(PIPELINE) or f"{process.pid}-{process.created:.2f}"
-
-
-def pipeline_started() -> float:
-    """When the pipeline run began, in seconds since the epoch."""
-    return pipeline_process().created
-
-
-def pipeline_process() -> Process:
-    """The process whose end is the end of the pipeline run."""
-    given = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", os.environ.get(PIPELINE, ""))
-    if given:
-        return Process(int(given[1]), float(given[2]))
-    mine = psutil.Process()
-    leader = next((parent for parent in mine.parents() if _is_dvc(parent)), mine)
-    return Process.of(leader)
-
-
-def _is_dvc(process: psutil.Process) -> bool:
-    """Whether a process is `dvc`, `python .../dvc` or `python -m dvc`."""
-    try:
-        words = process.cmdline()
-    except psutil.Error:
-        return False
-    script = words[2:3] if words[1:2] == ["-m"] else words[1:2]
-    return "dvc" in (Path(word).name for word in words[:1] + script)
-
-
-def redacted(text: str) -> str:
-    """A text with its URLs bare of user, password and query."""
-    return re.sub(r"://(?:[^/\s]*@)?([^\s?]*)(?:\?\S*)?", r"://\1", text)
 
 
 def journals(root: Path) -> Path:
@@ -203,7 +139,8 @@ class Run:
     Without a `file` it does nothing.
     """
 
-    def __init__(self, folder: Path, file: BinaryIO | None, *, data: str | None) -> None:
+    def __init__(self, root: Path, folder: Path, file: BinaryIO | None, *, data: str | None) -> None:
+        self._root = root
         self.folder = folder
         self._file = file
         self._data = data
@@ -250,6 +187,9 @@ class Run:
             self._append(kind="end", status=status)
         with self._losing():
             self._file.close()  # releases the lock
+        with self._losing():
+            if trouble := database.told_trouble(self._root, pipeline_key()):
+                _say(trouble)
 
     def __enter__(self) -> Self:
         return self
@@ -308,7 +248,7 @@ def open_run(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapp
             undo.callback(shutil.rmtree, hidden, ignore_errors=True)
             file = undo.enter_context((hidden / RECORDS).open("ab", buffering=0))
             fcntl.flock(file, fcntl.LOCK_EX)
-            run = Run(folder, file, data=tags.get("fmcore.data"))
+            run = Run(root, folder, file, data=tags.get("fmcore.data"))
             run._append(
                 kind="start",
                 stage=stage,
@@ -321,7 +261,7 @@ def open_run(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapp
             hidden.rename(folder)
         except OSError as error:
             _say(f"MLflow will not show {stage}: {error}")
-            return Run(folder, None, data=None)
+            return Run(root, folder, None, data=None)
         undo.pop_all()
     try:
         start_shipper(root)

@@ -1,14 +1,12 @@
 """The two local web pages: Prefect's runs and MLflow's comparisons, with a worker for the pipeline.
 
 `python -m flows.ui` starts both servers and the worker as children, waits, and ends them all when it is
-interrupted. Loopback is no border (any web page may post to it), so Prefect's API demands its CSRF token
-and no telemetry leaves the machine. Nothing else needs these servers: stages run the same without them.
+interrupted. Both stand behind a gate (`flows.gate`) that asks for the user's login, and no telemetry leaves the
+machine. Nothing else needs these servers: stages run the same without them.
 """
 
 import argparse
-import base64
 import fcntl
-import http.client
 import json
 import os
 import signal
@@ -20,74 +18,39 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
-from urllib.parse import urlsplit
 
 import psutil
 
-from flows.tracking import Process, journal_folders, lock_of_shipper, redacted, start_shipper
+from flows import api, database, gate, private
+from flows.process import Process
+from flows.tracking import journal_folders, lock_of_shipper, start_shipper
 
-DEFAULT_API = "http://127.0.0.1:4200/api"
 POOL = "fmcore"
 DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
-AUTH, SERVER_AUTH = "PREFECT_API_AUTH_STRING", "PREFECT_SERVER_API_AUTH_STRING"  # the client's, the server's
+SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+MLFLOW_HOSTS = ",".join(f"{name},{name}:*" for name in gate.NAMES)
 START_SECONDS = 120.0
 GRACE_SECONDS = 10.0
 SHIPPER_SECONDS = 20.0  # the shipper holds its lock for as long as it works, but makes the database first
 
 
-def live_api() -> str | None:
-    """Return the address of the Prefect API if one answers within two seconds, else None."""
-    address = os.environ.get("PREFECT_API_URL") or DEFAULT_API
-    if is_healthy(address):
-        return address
-    if os.environ.get("PREFECT_API_URL"):
-        print(f"no Prefect API answers at {redacted(address)} (PREFECT_API_URL)", file=sys.stderr)
-    return None
-
-
-def is_healthy(address: str) -> bool:
-    """Tell whether a Prefect API answers at `address`, within two seconds."""
-    status, text = _get(address, "/health")
-    # A gate may ask even here who calls; with a password to show, that is an answer.
-    return (status == 200 and text == b"true") or (status == 401 and bool(os.environ.get(AUTH)))
-
-
-def _get(address: str, path: str, auth: str | None = None, seconds: float = 1.5) -> tuple[int, bytes]:
-    """Return status and text of a page of a Prefect API; status 0 if no answer comes within `seconds`."""
-    parts = urlsplit(address)
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    try:
-        local = parts.hostname in ("127.0.0.1", "localhost", "::1")
-        connection = kind(parts.hostname or "", parts.port, timeout=0.5 if local else 1.5)
-        try:
-            connection.connect()
-            connection.sock.settimeout(seconds)
-            headers = {"Authorization": f"Basic {base64.b64encode(auth.encode()).decode()}"} if auth else {}
-            connection.request("GET", parts.path.rstrip("/") + path, headers=headers)
-            answer = connection.getresponse()
-            return answer.status, answer.read(1_000_000).strip()
-        finally:
-            connection.close()
-    except (OSError, ValueError, http.client.HTTPException):
-        return 0, b""
-
-
-def environment(root: Path, prefect_port: int) -> dict[str, str]:
+def environment(root: Path, prefect_port: int, login: str | None) -> dict[str, str]:
     """Return the environment of the servers and the worker, our settings over the caller's."""
     page = f"http://127.0.0.1:{prefect_port}"
-    auth = os.environ.get(AUTH) or os.environ.get(SERVER_AUTH)
-    caller = os.environ | ({AUTH: auth} if auth else {})
-    return caller | {
+    caller = {key: value for key, value in os.environ.items() if key not in (api.AUTH, SERVER_AUTH)}
+    shown = {api.AUTH: login, SERVER_AUTH: login} if login else {}
+    return (caller | shown) | {
+        gate.LOGIN: login or gate.OFF,
         # prefect.yaml names the deployed folder as $PWD, which a change of folder alone does not set.
         "PWD": str(root),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         # The user's own Prefect profile and database stay untouched.
         "PREFECT_HOME": str(root / "work" / "prefect-home"),
-        "PREFECT_API_URL": f"{page}/api",
-        # Relative, so that the page also works as http://localhost, which is another origin.
+        api.URL: f"{page}/api",
+        # Relative, so that the page also works as http://localhost and through `ssh -L`, other origins each.
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"{page},http://localhost:{prefect_port}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": page,
         "PREFECT_WORKER_QUERY_SECONDS": "2",  # of 10: a click on Run shows its effect sooner
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_UI_SHOW_PROMOTIONAL_CONTENT": "false",
@@ -125,79 +88,103 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.ui", description=__doc__.partition("\n")[0])
     parser.add_argument("--prefect-port", type=int, default=4200)
     parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--no-login", action="store_true", help="ask for none: on a machine that nobody shares")
     options = parser.parse_args(arguments)
-    for port, option in ((options.prefect_port, "--prefect-port"), (options.mlflow_port, "--mlflow-port")):
-        if _is_taken(port):
-            print(f"port {port} is in use; choose another with {option}", file=sys.stderr)
-            return 1
     signal.signal(signal.SIGTERM, _leave)
     try:
-        _serve(Path.cwd(), options.prefect_port, options.mlflow_port)
+        login = None if options.no_login else private.made_login()
+        with ExitStack() as stack:
+            held = [stack.enter_context(each) for each in _held(gate.bound, options.prefect_port, "prefect")]
+            for each in _held(gate.reserved, options.mlflow_port, "mlflow"):
+                stack.enter_context(each)
+            _serve(Path.cwd(), held, options.mlflow_port, login)
     except KeyboardInterrupt:
         print("\nstopped")
         return 0
-    except _ChildError as error:
+    except (_StartError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
 
 
-class _ChildError(RuntimeError):
-    """A child ended, or did not come up; the message says where its log is."""
+class _StartError(RuntimeError):
+    """Something did not come up, or ended; the message says where its log is."""
+
+
+def _held(bind: Callable[[int], list[socket.socket]], port: int, whose: str) -> list[socket.socket]:
+    try:
+        if whose == "mlflow" and _is_taken(port):
+            raise OSError
+        return bind(port)
+    except OSError:
+        raise _StartError(f"port {port} is in use; choose another with --{whose}-port") from None
 
 
 def _leave(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _serve(root: Path, prefect_port: int, mlflow_port: int) -> NoReturn:
-    env = environment(root, prefect_port)
-    address = env["PREFECT_API_URL"]
+def _serve(root: Path, sockets: Sequence[socket.socket], mlflow_port: int, login: str | None) -> NoReturn:
+    prefect_port = sockets[0].getsockname()[1]
+    env = environment(root, prefect_port, login)
+    address, pages = env[api.URL], f"http://127.0.0.1:{mlflow_port}"
     logs = root / "work" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     python = sys.executable
     prefect = [python, "-m", "prefect"]
-    store = f"sqlite:///{root / 'mlflow.db'}"
     children: dict[str, subprocess.Popen[str]] = {}
 
     with ExitStack() as stack:
         # In reverse, so that the runs a worker ends can still say so to the server.
         stack.callback(_stop_reversed, children)
 
-        def start(name: str, command: list[str]) -> None:
+        def start(name: str, command: list[str], handles: Sequence[int] = ()) -> None:
             log = stack.enter_context((logs / f"{name}.log").open("w"))
+            # Behind a shell's & interrupts are ignored, and a worker that inherits this does not end when asked.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
             children[name] = subprocess.Popen(
                 command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, text=True,
+                start_new_session=True, pass_fds=handles, text=True,
             )  # fmt: skip
+            signal.signal(signal.SIGINT, before)
 
         print("starting Prefect and MLflow ...", flush=True)
-        start("prefect", [*prefect, "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port)])
-        _initialise(root, store, env, logs / "setup.log")
+        handles = [each.fileno() for each in sockets]
+        start("prefect", [python, "-m", "flows.gate", *map(str, handles)], handles)
+        _initialise(root, env, logs / "setup.log")
         start(
             "mlflow",
             [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
-             "--backend-store-uri", store, "--default-artifact-root", str(root / "mlartifacts"),
-             "--workers", "1"],
+             "--backend-store-uri", database.address(root), "--default-artifact-root", str(root / "mlartifacts"),
+             "--workers", "1", "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
         )  # fmt: skip
-        _wait(children, logs, lambda: is_healthy(address))
+        _wait(children, logs, lambda: api.is_healthy(address))
+        server = Process.of(psutil.Process(children["prefect"].pid))
+        api.write_record(root, api.Record(address, *server, login=login is not None))
+        stack.callback(api.record_file(root).unlink, missing_ok=True)
         # Deploying again would drop the schedules that were made or switched on in the page.
-        found = _get(address, f"/deployments/name/{DEPLOYMENT}", env.get(AUTH), seconds=30.0)
+        found = api.asked(address, f"/deployments/name/{DEPLOYMENT}", login, seconds=30.0)
         if not _is_deployed(root, *found):
             for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
                 _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
         start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
         _wait(children, logs, lambda: _is_taken(mlflow_port))
-
-        print(f"runs:        http://127.0.0.1:{prefect_port}")
-        print(f"comparisons: http://127.0.0.1:{mlflow_port}")
-        if prefect_port != 4200:
-            print(f"for stages to be shown: export PREFECT_API_URL={address}")
-        if env.get(AUTH) != os.environ.get(AUTH):
-            print(f"for stages to be shown: export {AUTH}=${SERVER_AUTH}")
-        print(f"logs are in {logs.relative_to(root)}/; Ctrl-C stops everything", flush=True)
+        _say_where(address, pages, login, logs.relative_to(root))
         while True:
             _check(children, logs)
             time.sleep(0.5)
+
+
+def _say_where(address: str, pages: str, login: str | None, logs: Path) -> None:
+    print(f"runs:        {address.removesuffix('/api')}")
+    print(f"comparisons: {pages}")
+    if login is None:
+        print("no login: whoever is on this machine can run commands as you")
+    else:
+        # A file that this is sent to may be open to others; a terminal is not.
+        shown = login if sys.stdout.isatty() else "USER:PASSWORD"
+        print(f"login:       {shown} as {private.login_file()} has it; each page asks once")
+        print("             (Prefect for the whole text, MLflow for what is before and after the colon)")
+    print(f"logs are in {logs}/; Ctrl-C stops everything", flush=True)
 
 
 def _stop_reversed(children: dict[str, subprocess.Popen[str]]) -> None:
@@ -214,7 +201,7 @@ def _is_deployed(root: Path, status: int, text: bytes) -> bool:
     if status == 404:
         return False
     if status != 200:
-        raise _ChildError(f"the Prefect API does not tell its deployments (status {status}); is {AUTH} right?")
+        raise _StartError(f"the Prefect API does not tell its deployments (status {status}); is the login right?")
     found: dict[str, Any] = json.loads(text)
     wanted = {each["name"]: each for each in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]}
     pulls = [step for pull in found["pull_steps"] or [] for step in pull.values()]
@@ -225,10 +212,9 @@ def _is_deployed(root: Path, status: int, text: bytes) -> bool:
     )
 
 
-def _initialise(root: Path, store: str, env: Mapping[str, str], log: Path) -> None:
+def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
     """Make MLflow's database if there is none, unless the shipper is at work, which makes it itself."""
-    database = root / "mlflow.db"
-    existed = database.exists()
+    existed = (root / database.NAME).exists()
     lock = lock_of_shipper(root)
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + SHIPPER_SECONDS
@@ -237,8 +223,11 @@ def _initialise(root: Path, store: str, env: Mapping[str, str], log: Path) -> No
             if existed or time.monotonic() > deadline:
                 return
             time.sleep(0.2)
-        if not database.exists():
-            _call([sys.executable, "-m", "mlflow", "db", "upgrade", store], root, env, log)
+        try:
+            with log.open("a") as output:
+                database.make(root, env, output)
+        except subprocess.CalledProcessError:
+            raise _StartError(f"MLflow's database was not made, see {log.relative_to(root)}") from None
     if journal_folders(root):  # their stages took this process for the shipper
         start_shipper(root)
 
@@ -257,7 +246,7 @@ def _call(command: list[str], root: Path, env: Mapping[str, str], log: Path) -> 
             command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
         )
     if done.returncode:
-        raise _ChildError(f"`{' '.join(command[2:5])}` failed, see {log.relative_to(root)}")
+        raise _StartError(f"`{' '.join(command[2:5])}` failed, see {log.relative_to(root)}")
 
 
 def _wait(children: Mapping[str, subprocess.Popen[str]], logs: Path, is_up: Callable[[], bool]) -> None:
@@ -265,14 +254,14 @@ def _wait(children: Mapping[str, subprocess.Popen[str]], logs: Path, is_up: Call
     while not is_up():
         _check(children, logs)
         if time.monotonic() > deadline:
-            raise _ChildError(f"not up after {START_SECONDS:.0f} s, see {logs}")
+            raise _StartError(f"not up after {START_SECONDS:.0f} s, see {logs}")
         time.sleep(0.2)
 
 
 def _check(children: Mapping[str, subprocess.Popen[str]], logs: Path) -> None:
     for name, process in children.items():
         if process.poll() is not None:
-            raise _ChildError(f"{name} ended with {process.returncode}, see {logs / name}.log")
+            raise _StartError(f"{name} ended with {process.returncode}, see {logs / name}.log")
 
 
 def _is_taken(port: int) -> bool:

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from flows import tracking
+from flows.process import PIPELINE, pipeline_key, pipeline_process
 
 FIRST = ("torch", "pydantic", "ruamel.yaml", "safetensors.torch", "jaxtyping", "tqdm")
 LATER = ("torch._dynamo", "matplotlib.figure")  # for torch's optimizers, and for pictures
@@ -36,7 +36,7 @@ CREDENTIALS = struct.Struct("3i")
 
 def run(stage: str) -> int:
     """Runs a stage in a fork of the warm process if one answers, else here, starting one for the next stage."""
-    key = os.environ.setdefault(tracking.PIPELINE, tracking.pipeline_key())
+    key = os.environ.setdefault(PIPELINE, pipeline_key())
     connection = _connect(key)
     if connection is None:
         _start(key)
@@ -118,7 +118,7 @@ def _follow(connection: socket.socket) -> int | None:
 def serve(key: str) -> None:
     """Forks a stage for every request, until the pipeline that `key` names is over."""
     path = _folder() / key
-    pipeline = tracking.pipeline_process()
+    pipeline = pipeline_process()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: a stage reports its status itself
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
         try:

@@ -4,6 +4,7 @@ import ipaddress
 import os
 import signal
 import socket
+import tempfile
 
 import beartype
 import hypothesis
@@ -25,11 +26,74 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
+# The user's login is not to be touched, nor DVC's folder that others can write to.
+_aside = tempfile.TemporaryDirectory(prefix="fmcore-tests-")
+os.environ["XDG_CONFIG_HOME"] = os.environ["XDG_CACHE_HOME"] = _aside.name
+os.environ["DVC_SITE_CACHE_DIR"] = os.path.join(_aside.name, "dvc")
+
 hypothesis.settings.register_profile("fmcore", derandomize=True, deadline=None, max_examples=30)
 hypothesis.settings.load_profile("fmcore")
 
 
+# --- which processor there is ---------------------------------------------------------------------------------
+#
+# `auto` computes in bfloat16 on some processors and in float32 on others. A test that passes on one kind says
+# nothing of the other, so a test that leaves it to the processor runs as on both (`precisions`), or says that it
+# does not matter to it (`native`).
+
+from fmcore import fields  # noqa: E402  after the import hook
+
+_has_bfloat16 = fields.has_bfloat16
+_said: list[bool] = []  # whether the processor is said to have it
+_item: list[pytest.Item] = []
+
+
+def _guarded(device):
+    if _said:
+        return _said[-1]
+    if _item and not _item[-1].get_closest_marker("native"):
+        pytest.fail(
+            "what this test computes depends on whether the processor has bfloat16: mark it `precisions`, to run "
+            "it as on both kinds, or `native`, if that cannot matter",
+            pytrace=False,
+        )
+    return _has_bfloat16(device)
+
+
+fields.has_bfloat16 = _guarded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bfloat16(request):
+    """The processor is said to have bfloat16, or not to have it; None where a test does not ask."""
+    said = getattr(request, "param", None)
+    if said is not None:
+        _said.append(said)
+    yield said
+    if said is not None:
+        _said.pop()
+
+
+def pytest_generate_tests(metafunc):
+    if metafunc.definition.get_closest_marker("precisions"):
+        both = [pytest.param(True, id="bfloat16"), pytest.param(False, id="float32")]
+        metafunc.parametrize("bfloat16", both, indirect=True, scope="module")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    _item.append(item)
+    try:
+        return (yield)
+    finally:
+        _item.pop()
+
+
+LONG = ("test_mistakes", "test_pipeline")  # begun first, so that no core waits at the end
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in LONG)
     if torch.cuda.is_available():
         return
     for item in items:

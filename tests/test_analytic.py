@@ -23,6 +23,8 @@ from fmcore.solvers import SOLVERS, integrate, trajectory
 from fmcore.times import Uniform, uniform_grid
 from fmcore.training import TrainConfig, averaged, flow_objective, new_state, train
 
+pytestmark = pytest.mark.numerics
+
 
 def f64(*values):
     return torch.tensor(values, dtype=torch.float64)

@@ -15,7 +15,7 @@ from flows.running import STAGES
 from fmcore.store import load_model, read_json
 
 ROOT = Path(__file__).parents[1]
-STEPS, BATCH = 200, 8
+STEPS, BATCH = 150, 8
 
 
 @pytest.fixture
@@ -32,10 +32,11 @@ def params(tmp_path, monkeypatch):
     found = SimpleNamespace(data=images, targets=label.tolist())
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, train, download: found)
     (tmp_path / "data/cifar10").mkdir(parents=True)
+    monkeypatch.setattr("flows.looks.REBUILT", 40)  # of 500, one by one on the finest grid
     raw["device"] = "cpu"
     raw["network"] |= {"channels": [8, 8, 8, 8], "layers": 1}
     raw["features"]["train"] |= {"images": 2000, "batch_size": 50}
-    for section, steps in (("base", STEPS), ("reflow", 60), ("distill", 40)):
+    for section, steps in (("base", STEPS), ("reflow", 40), ("distill", 20)):
         train = raw[section]["train"]
         train |= {"images": steps * BATCH, "batch_size": BATCH, "warmup_images": 80, "ema_halflife_images": [400]}
     raw["base"]["train"]["lr"] = 2e-3
@@ -45,6 +46,7 @@ def params(tmp_path, monkeypatch):
     return validate(raw, "test")
 
 
+@pytest.mark.native
 def test_the_preset_runs_from_data_to_scores(params):
     assert params.network.attention
     assert params.network.dropout == 0.1

@@ -64,6 +64,7 @@ def test_samples_become_a_picture(models, tmp_path, name):
         assert image.format == "PNG"
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("name", SHAPES)
 def test_samples_become_tensors(models, tmp_path, name):
     out = tmp_path / "samples.safetensors"
@@ -74,6 +75,7 @@ def test_samples_become_tensors(models, tmp_path, name):
     torch.testing.assert_close(read_tensors(out)["x1"], wanted)
 
 
+@pytest.mark.native
 def test_a_label_is_handed_on(models, tmp_path):
     for label in ("0", "9"):
         out = str(tmp_path / f"{label}.safetensors")
@@ -99,6 +101,7 @@ MISTAKES = {
 }
 
 
+@pytest.mark.native
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_status_2(models, tmp_path, capsys, mistake):
     model, options, message = MISTAKES[mistake]

@@ -33,6 +33,8 @@ from fmcore.metrics import transport_cost
 from fmcore.pixels import dequantise
 from fmcore.rng import generator, noise
 
+pytestmark = pytest.mark.numerics
+
 COUNT, SHAPE, NULL = 12, (1, 2, 2), 99
 PIXELS = torch.arange(COUNT, dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(COUNT, *SHAPE).contiguous()
 X1 = dequantise(PIXELS)  # each image says which it is

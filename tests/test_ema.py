@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from fmcore import ema
 
+pytestmark = pytest.mark.numerics
+
 
 def follow(start, images, *, batch_size, halflife_images, rampup):
     """The average of something that jumps from 0 to 1 after `start` images, `images` later."""

@@ -201,6 +201,7 @@ def test_points_are_shown_on_their_way(moons, monkeypatch):
     assert set(scores("couplings-r1").metric) == {"sliced_wasserstein", "energy_distance"}
 
 
+@pytest.mark.precisions
 def test_the_command_line_samples_from_the_same_noise(here, capsys):
     row = value("r1", "fd_cnn64", nfe=4)
     assert main(["evaluate", "models/r1", "--against", "features", "--nfe", "4", "--count", "200"]) == 0
@@ -210,6 +211,7 @@ def test_the_command_line_samples_from_the_same_noise(here, capsys):
     assert float(lines["data floor"][2]) == pytest.approx(c * (1 / 200 + 1 / 1797), rel=1e-4)
 
 
+@pytest.mark.precisions
 def test_few_images_get_the_scores_that_they_can_have(here, capsys):
     few = ["evaluate", "models/r1", "--against", "features", "--count", "40"]
     assert main(few) == 2

@@ -31,6 +31,8 @@ from fmcore.paths import PREDICTIONS, VE, VP, Cosine, Linear, Polynomial, coeffi
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.times import uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 STEPS = 24
 CPU = torch.device("cpu")
 
@@ -369,6 +371,7 @@ def test_precision_stays_inside_the_network(dtype):
         assert network.computed == torch.bfloat16
 
 
+@pytest.mark.native
 def test_precisions_by_name():
     assert set(PRECISIONS) == {"auto", "fp32", "bf16"}
     assert autocast_dtype("fp32", CPU) is None

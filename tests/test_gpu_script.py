@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,17 @@ import torch
 
 from benchmarks import gpu
 
-NAMES = [part.name for part in gpu.parts(gpu.QUICK)]
+pytestmark = pytest.mark.native
+
+QUICK = replace(gpu.QUICK, train_large=(4,), pairs=(4,), steps=1)
+NAMES = [part.name for part in gpu.parts(QUICK)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "QUICK", QUICK)
+        yield
 
 
 def quick(out, *options):

@@ -17,6 +17,8 @@ from fmcore.rng import generator
 from fmcore.solvers import SOLVERS
 from fmcore.times import uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 RK4 = SOLVERS["rk4"]
 GRID = uniform_grid(32)
 

@@ -13,6 +13,8 @@ from fmcore.losses import DISTANCES, WEIGHTINGS, Matching, PseudoHuber, Squared,
 from fmcore.metrics import energy_distance
 from fmcore.paths import LINEAR, PATHS, VE, Discrete, interpolate
 
+pytestmark = pytest.mark.numerics
+
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
 SEED = st.integers(0, 2**31)
 DISTANCES = {name: kind for name, kind in DISTANCES.items() if name != "lpips"}  # tests/test_perceptual.py

@@ -35,6 +35,8 @@ from fmcore.metrics import (
 )
 from fmcore.times import GRIDS, uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 
 def normal(count, dims, seed=0, dtype=torch.float64):
     return torch.randn((count, dims), generator=torch.Generator().manual_seed(seed), dtype=dtype)

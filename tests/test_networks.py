@@ -9,6 +9,8 @@ from fmcore.fields import PRECISIONS, autocast_dtype, network_field
 from fmcore.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transferred
 from fmcore.store import network_from
 
+pytestmark = pytest.mark.numerics
+
 SHAPES = {"mlp": [(2,), (1, 8, 8), (3, 4, 6)]}
 IMAGES = [(1, 8, 8), (3, 16, 8)]
 CASES = [(name, shape) for name in NETWORKS for shape in SHAPES.get(name, IMAGES)]
@@ -143,6 +145,7 @@ def test_what_cannot_be_built_is_refused(make, message):
         make()
 
 
+@pytest.mark.precisions
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("name", "shape"), CASES)
 def test_field_keeps_the_dtype_of_x_whatever_it_computes_in(name, shape, precision):
@@ -169,6 +172,7 @@ def test_time_keeps_its_resolution_in_bf16():
     assert change("bf16").abs().max() > 0.5 * change("fp32").abs().max() > 0
 
 
+@pytest.mark.precisions
 def test_precisions():
     cpu = torch.device("cpu")
     assert autocast_dtype("fp32", cpu) is None

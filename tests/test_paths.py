@@ -48,6 +48,8 @@ from fmcore.paths import (
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.times import uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 BATCH = st.integers(1, 5)
 DIMS = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
 SEED = st.integers(0, 2**31)

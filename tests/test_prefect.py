@@ -1,156 +1,37 @@
 """Prefect watches and never decides: against real servers, real workers and real DVC projects."""
 
-import contextlib
 import http.server
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
-import urllib.error
-import urllib.request
-from pathlib import Path
 
 import psutil
 import pytest
+from servers import (
+    PYTHON,
+    ROOT,
+    Server,
+    child_environment,
+    client_of,
+    free_port,
+    make_project,
+    pipeline,
+    runs_named,
+    wait_until,
+)
 
-from flows import tracking, ui
+from flows.api import Api, is_healthy
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 from flows.runs import open_run
-from flows.ui import environment, is_healthy
-
-ROOT = Path(__file__).parents[1]
-PYTHON = sys.executable
 
 # Prefect and what it imports warn about each other; what is ours is tested in the child processes too.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic"),
 ]
-
-STAGE = """
-import os, sys, time
-from pathlib import Path
-from flows.events import Progress
-from flows.runs import open_run
-
-name, seconds = sys.argv[1], float(sys.argv[2])
-with open("pipelines", "a") as file:
-    print(os.environ.get("FMCORE_PIPELINE"), file=file)
-if Path("broken").exists() and name == "b":
-    sys.exit("the stage says why")
-with open_run(Path(os.environ["DVC_ROOT"]), stage=os.environ["DVC_STAGE"], parameters={"name": name}) as run:
-    Path("pid").write_text(str(os.getpid()))
-    for done in range(11):
-        run(Progress("train", done, 10))
-        time.sleep(seconds / 10)
-Path(name + ".txt").write_text(name)
-"""
-
-GRAPH = """
-stages:
-  a:
-    cmd: python stage.py a 0.1
-    deps: [a.seed]
-    outs: [a.txt]
-  b:
-    cmd: python stage.py b 0.1
-    deps: [a.txt, b.seed]
-    outs: [b.txt]
-  c:
-    foreach: {r1: {}}
-    do:
-      cmd: python stage.py c 0.1
-      deps: [b.txt]
-      outs: [c.txt]
-"""
-
-
-def wait_until(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not so within {seconds} s")
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def status_of_post(url, body):
-    headers = {"Origin": "http://example.com", "Content-Type": "application/json"}
-    request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
-
-
-class Server:
-    """A Prefect server as `flows.ui` configures it, which a test may kill and start again."""
-
-    def __init__(self, home):
-        self.port = free_port()
-        self.env = environment(home, self.port) | {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3"}
-        self.address = self.env["PREFECT_API_URL"]
-        self.log = home / "server.log"
-        Path(self.env["PREFECT_HOME"]).mkdir(parents=True)
-
-    def start(self):
-        command = [PYTHON, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self.port)]
-        with self.log.open("a") as log:
-            self.process = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
-        wait_until(lambda: is_healthy(self.address) or self.process.poll() is not None)
-        assert self.process.poll() is None, self.log.read_text()
-
-    def kill(self):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-
-
-@contextlib.contextmanager
-def client_of(address):
-    from prefect.client.orchestration import get_client
-    from prefect.settings import PREFECT_API_URL, temporary_settings
-
-    with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
-        yield client
-
-
-def runs_named(client, name):
-    return [run for run in client.read_flow_runs() if run.name == name]
-
-
-def make_project(folder):
-    (folder / "dvc.yaml").write_text(GRAPH)
-    (folder / "stage.py").write_text(STAGE)
-    for name in "ab":
-        (folder / f"{name}.seed").write_text("1")
-    env = os.environ | {"DVC_NO_ANALYTICS": "1"}
-    subprocess.run([PYTHON, "-m", "dvc", "init", "-q", "--no-scm"], cwd=folder, env=env, check=True)
-    return folder
-
-
-def child_environment(address):
-    return os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": address, "DO_NOT_TRACK": "1"}
-
-
-def pipeline(project, address, *arguments):
-    command = [PYTHON, "-m", "flows.pipeline", *arguments]
-    return subprocess.run(
-        command, cwd=project, env=child_environment(address), capture_output=True, text=True, check=False
-    )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -264,7 +145,8 @@ def test_the_end_waits_for_the_import(tmp_path):
 import sys
 from pathlib import Path
 from flows import runs
-runs.live_api = lambda: "http://127.0.0.1:9/api"
+from flows.api import Api
+runs.live_api = lambda root: Api("http://127.0.0.1:9/api")
 runs.CLOSE_SECONDS = runs.LAST_SECONDS = 0
 with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
     assert sys.stdin.readline()
@@ -283,9 +165,9 @@ with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
 def test_the_end_does_not_wait_for_a_server_that_is_still_looked_for(tmp_path, monkeypatch):
     """As where a name is not resolved: nothing bounds that."""
     found = threading.Event()
-    monkeypatch.setattr("flows.runs.live_api", lambda: found.wait(60) and "http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.runs.live_api", lambda root: found.wait(60) and Api("http://127.0.0.1:9/api"))
     talked = []
-    monkeypatch.setattr("flows.runs.Run._talk", lambda run: talked.append(run))
+    monkeypatch.setattr("flows.runs.Run._talk", lambda run, api: talked.append(run))
     run = open_run(tmp_path, stage="base", parameters={})
     start = time.monotonic()
     run.close(None)
@@ -296,7 +178,7 @@ def test_the_end_does_not_wait_for_a_server_that_is_still_looked_for(tmp_path, m
     assert not talked, "it was too late to begin"
 
 
-def test_refusal_is_an_answer_to_who_has_a_password(monkeypatch):
+def test_refusal_is_an_answer_to_who_has_a_login():
     class Refusing(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_error(401)
@@ -307,26 +189,9 @@ def test_refusal_is_an_answer_to_who_has_a_password(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Refusing) as refusing:
         threading.Thread(target=refusing.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{refusing.server_address[1]}/api"
-        monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
         assert not is_healthy(address)
-        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
-        assert is_healthy(address)
+        assert is_healthy(address, "me:secret")
         refusing.shutdown()
-
-
-def test_initialising_starts_the_shipper_it_kept_away(tmp_path, monkeypatch):
-    started = []
-    monkeypatch.setattr(ui, "start_shipper", started.append)
-    monkeypatch.setattr(ui, "_call", lambda command, *rest: open_journal())
-
-    def open_journal():
-        assert tracking.is_locked(tracking.lock_of_shipper(tmp_path))
-        with tracking.open_run(tmp_path, stage="early", params={}, tags={}):
-            pass
-
-    ui._initialise(tmp_path, "", {}, tmp_path / "setup.log")
-    assert started == [tmp_path]
-    assert not tracking.is_locked(tracking.lock_of_shipper(tmp_path))
 
 
 def test_stage_is_recorded(server, tmp_path):
@@ -418,10 +283,6 @@ def test_server_that_dies_changes_nothing(server, tmp_path):
             assert found.state.is_completed()  # told late, but told as it was
 
 
-def test_cross_origin_post_is_refused(server):
-    assert status_of_post(f"{server.address}/flows/", {"name": "foreign"}) == 403
-
-
 def test_schedules_make_runs(server):
     """Prefect's scheduler silently makes none with SQLAlchemy 2.1, which `pip check` allows."""
     body = {
@@ -510,85 +371,3 @@ def test_interrupted_pipeline_leaves_no_process(number, dead_address, project):
     running.send_signal(number)
     assert running.wait(15) == 128 + number
     wait_until(lambda: not stage.is_running(), 2)
-
-
-@pytest.mark.slow
-def test_ui_deploys_runs_and_cancels(tmp_path_factory, tmp_path, monkeypatch):
-    project = make_project(tmp_path_factory.mktemp("ui"))
-    for folder in (project, tmp_path):
-        shutil.copy(ROOT / "prefect.yaml", folder)
-    shutil.copytree(ROOT / "flows", project / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    ports = [free_port(), free_port()]
-    address = f"http://127.0.0.1:{ports[0]}/api"
-    command = [PYTHON, "-m", "flows.ui", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
-    output = project / "ui.out"
-    page = start_ui(command, project, output)
-    try:
-        second = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
-        assert second.returncode == 1
-        assert second.stderr == f"port {ports[0]} is in use; choose another with --prefect-port\n"
-        for port in ports:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
-                assert answer.status == 200
-        assert status_of_post(f"{address}/flows/", {"name": "foreign"}) == 403
-        experiments = f"http://127.0.0.1:{ports[1]}/api/2.0/mlflow/experiments/create"
-        assert status_of_post(experiments, {"name": "foreign"}) == 403
-
-        with client_of(address) as client:
-            deployment = client.read_deployment_by_name(ui.DEPLOYMENT)
-            (nightly,) = deployment.schedules
-            assert not nightly.active
-            client.update_deployment_schedule(deployment.id, nightly.id, active=True)
-            run = client.create_flow_run_from_deployment(deployment.id, parameters={"stages": ["a"]}).id
-            wait_until(lambda: client.read_flow_run(run).state.is_final(), 60)
-            state = client.read_flow_run(run).state
-            assert state.is_completed(), state.message  # whole: the state's own text is cut in the middle
-            assert (project / "a.txt").exists()
-            assert not (project / "b.txt").exists()
-
-            # The next run reads the edited graph; cancelling it must reach the stage itself.
-            (project / "pid").unlink()
-            graph = project / "dvc.yaml"
-            graph.write_text(graph.read_text().replace("a 0.1", "a 100"))
-            run = client.create_flow_run_from_deployment(deployment.id).id
-            stage = psutil.Process(
-                int(wait_until(lambda: (project / "pid").exists() and (project / "pid").read_text()))
-            )
-            body = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": False}
-            client.request("POST", "/flow_runs/{id}/set_state", path_params={"id": run}, json=body)
-            wait_until(lambda: not stage.is_running(), 15)
-            wait_until(lambda: client.read_flow_run(run).state.is_cancelled(), 30)
-        children = psutil.Process(page.pid).children(recursive=True)
-        page.send_signal(signal.SIGTERM)
-        assert page.wait(40) == 0
-        assert [child for child in children if child.is_running()] == []
-
-        # The next start keeps what was done in the page; now with a password.
-        graph.write_text(GRAPH)
-        monkeypatch.setenv("PREFECT_SERVER_API_AUTH_STRING", "me:secret")
-        page = start_ui(command, project, output)
-        assert "export PREFECT_API_AUTH_STRING=$PREFECT_SERVER_API_AUTH_STRING" in output.read_text()
-        assert ui._get(address, f"/deployments/name/{ui.DEPLOYMENT}")[0] == 401
-        monkeypatch.setenv("PREFECT_API_AUTH_STRING", "me:secret")
-        with client_of(address) as client:
-            found = client.read_deployment_by_name(ui.DEPLOYMENT)
-            assert found.id == deployment.id
-            assert [schedule.active for schedule in found.schedules] == [True]
-            run = client.create_flow_run_from_deployment(found.id, parameters={"stages": ["a"]}).id
-            wait_until(lambda: client.read_flow_run(run).state.is_final(), 60)
-            assert client.read_flow_run(run).state.is_completed()
-        answer = ui._get(address, f"/deployments/name/{ui.DEPLOYMENT}", "me:secret")
-        assert ui._is_deployed(project, *answer)
-        assert not ui._is_deployed(tmp_path, *answer)
-        assert not ui._is_deployed(project, 404, b"")
-    finally:
-        page.terminate()
-        page.wait(60)
-
-
-def start_ui(command, project, output):
-    with output.open("w") as file:
-        page = subprocess.Popen(command, cwd=project, stdout=file, stderr=file)
-    wait_until(lambda: "Ctrl-C" in output.read_text() or page.poll() is not None, 120)
-    assert page.poll() is None, output.read_text()
-    return page

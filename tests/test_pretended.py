@@ -30,7 +30,7 @@ from fmcore.couplings import (
     Stored,
 )
 from fmcore.features import adopt, reference_parts
-from fmcore.fields import Guidance, guided, network_field
+from fmcore.fields import Convention, Guidance, guided, network_field
 from fmcore.losses import DISTANCES, WEIGHTINGS, Matching
 from fmcore.networks import MLP, UNet, initialised
 from fmcore.paths import LINEAR, PATHS, Discrete
@@ -63,7 +63,13 @@ def stored(device=DEVICE):
 
 
 def network(device=DEVICE, config=None):
-    return initialised(config or MLP(width=16, depth=1), (1, 8, 8), 4, 0).to(device)
+    """With weights everywhere: new networks answer 0, and so would any device."""
+    made = initialised(config or MLP(width=16, depth=1), (1, 8, 8), 4, 0)
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=g))
+    return made.to(device)
 
 
 def test_it_refuses_what_a_gpu_refuses():
@@ -111,6 +117,7 @@ COUPLINGS = {
 }
 
 
+@pytest.mark.precisions
 @pytest.mark.parametrize("coupling", COUPLINGS)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_training_waits_for_its_records_only(coupling, accumulate):
@@ -126,6 +133,7 @@ def test_training_waits_for_its_records_only(coupling, accumulate):
         assert len(waits) == 2 * len(records), "of the loss and of the gradient"
 
 
+@pytest.mark.precisions
 @pytest.mark.parametrize("path", [*PATHS])
 def test_every_path_trains_without_a_wait(path):
     chosen = Discrete((0.9, 0.5, 0.1)) if path == "discrete" else PATHS[path]()
@@ -148,6 +156,7 @@ def test_every_path_trains_without_a_wait(path):
             assert len(waits) == 2, "of the one record"
 
 
+@pytest.mark.precisions
 def test_a_student_is_matched_without_a_wait():
     with cuda() as waits:
         objective = flow_objective(
@@ -160,6 +169,7 @@ def test_a_student_is_matched_without_a_wait():
         assert len(waits) == 2
 
 
+@pytest.mark.precisions
 @pytest.mark.parametrize("kind", ["fresh", "sharded", "ot"])
 def test_what_is_slow_to_draw_is_drawn_in_a_thread(kind):
     with cuda():
@@ -187,12 +197,13 @@ def test_what_is_slow_to_draw_is_drawn_in_a_thread(kind):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("path", ["linear", "vp"])
 def test_sampling_waits_for_nothing_and_draws_what_the_host_draws(solver, path):
+    """In float32: the pretended device has no bfloat16."""
     config = UNet(channels=(8,), layers=1)
     with cuda() as waits:
         ends = {}
         for device in ("cpu", "cuda"):
             there = network(device, config)
-            field = guided(network_field(there, "auto"), Guidance(2.0), 3)
+            field = guided(network_field(there, "fp32", Convention(PATHS[path]())), Guidance(2.0), 3)
             x0, label = stored(device).x0.float(), stored(device).label
             waits.clear()
             ends[device] = solve(field, x0, uniform_grid(4), SOLVERS[solver], label)
@@ -207,7 +218,7 @@ def test_pairs_do_not_depend_on_the_device_they_are_asked_for(dtype):
     with cuda() as waits:
         for device in ("cpu", "cuda"):
             there = network(device)
-            field = network_field(there, "auto")
+            field = network_field(there, "fp32")
             waits.clear()
             parts = list(
                 generate_pairs(
@@ -295,6 +306,7 @@ def test_points_and_what_has_no_room_on_a_gpu(tmp_path, monkeypatch):
     assert any("stay on disk" in getattr(event, "text", "") for event in said)
 
 
+@pytest.mark.native
 @pytest.mark.slow
 def test_the_gpu_benchmark_runs_all_its_parts(tmp_path, monkeypatch):
     out = tmp_path / "gpu.md"

@@ -17,6 +17,8 @@ from fmcore.reflow import draw, generate_pairs, invert_data
 from fmcore.solvers import SOLVERS, integrate
 from fmcore.times import uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 MIXTURE = mixture_field(
     torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.5], [1.0, 1.0]]), torch.tensor([0.6, 0.4])
 )

@@ -9,6 +9,8 @@ from scipy import stats
 
 from fmcore import rng
 
+pytestmark = pytest.mark.numerics
+
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 
 

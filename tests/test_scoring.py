@@ -68,6 +68,7 @@ def test_a_folder_of_images_is_scored_as_it_is(made, tmp_path, capsys):
     assert float(found["precision"]["value"]) == 1, "each is an image of the data"
 
 
+@pytest.mark.precisions
 def test_a_model_is_scored_on_the_samples_it_draws(made, tmp_path, capsys):
     options = ("--against", made / "digits/features", "--nfe", 4, "--count", 300, "--seed", 5)
     status, out, _ = evaluated(capsys, made / "digits/models/base", *options, "--out", tmp_path / "t.csv")
@@ -80,6 +81,7 @@ def test_a_model_is_scored_on_the_samples_it_draws(made, tmp_path, capsys):
     assert float(table(tmp_path / "t.csv")["fd_cnn64"]["value"]) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.precisions
 def test_a_row_of_the_table_carries_what_made_it(made, tmp_path, capsys):
     against, out = made / "digits/features", tmp_path / "new/t.csv"
     common = {"against": str(against), "extractor": "cnn64", "seed": "3", "n_reference": "1797"}
@@ -132,6 +134,7 @@ def test_a_folder_sorted_by_class_scores_as_one_that_is_not(made, tmp_path, caps
     assert in_order > 3 * float(part["value"])
 
 
+@pytest.mark.precisions
 def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, capsys):
     """For models the number stays; for folders there is none."""
     monkeypatch.setattr("fmcore.__main__.MODEL_SAMPLES", 150)
@@ -141,6 +144,7 @@ def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, cap
     assert ": 150 samples (1 NFE of euler)" in evaluated(capsys, made / "digits/models/base", *against)[1]
 
 
+@pytest.mark.precisions
 def test_points_are_scored(made, tmp_path, capsys):
     options = ("--against", made / "points/features", "--nfe", 8, "--count", 500, "--metrics", "precision_recall")
     status, _, _ = evaluated(capsys, made / "points/models/base", *options, "--out", tmp_path / "t.csv")

@@ -31,6 +31,8 @@ from fmcore.solvers import (
 )
 from fmcore.times import GRIDS, uniform_grid
 
+pytestmark = pytest.mark.numerics
+
 # Gaussian to Gaussian would not do: its symmetry makes midpoint third order.
 MIXTURES = {
     "1-D": (torch.tensor([0.4, 0.6]), torch.tensor([[-1.5], [1.0]]), torch.tensor([0.5, 0.4])),

@@ -405,6 +405,7 @@ def test_a_label_is_asked_for_or_drawn(model):
             model.sample(2, 1, label=label)
 
 
+@pytest.mark.native
 @pytest.mark.parametrize(
     ("solver", "nfe", "message"),
     [
@@ -449,6 +450,7 @@ def test_a_model_keeps_its_convention_and_is_sampled_on_the_linear_path(tmp_path
     assert not torch.allclose(expected, network(x, t, None))
 
 
+@pytest.mark.native
 def test_guidance_needs_a_model_that_was_trained_for_it(tmp_path):
     config, shape, classes = MODELS["mlp with classes"]
     network = write_model(tmp_path / "plain", "mlp with classes")

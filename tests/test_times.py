@@ -23,6 +23,8 @@ from fmcore.times import (
     uniform_grid,
 )
 
+pytestmark = pytest.mark.numerics
+
 COUNT = 50_000
 
 

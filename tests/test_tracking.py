@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import shipper, tracking
+from flows import process, shipper, tracking
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def root(tmp_path, empty_database, monkeypatch):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
-    monkeypatch.setenv(tracking.PIPELINE, ENDED_PIPELINE)
+    monkeypatch.setenv(process.PIPELINE, ENDED_PIPELINE)
     monkeypatch.setattr(tracking, "start_shipper", lambda root: None)
     return tmp_path
 
@@ -447,7 +447,7 @@ def test_parent_follows_its_children(root, monkeypatch):
         assert statuses() == ["FAILED", "RUNNING", "RUNNING"]
     drain(root)
     assert statuses() == ["FAILED", "FINISHED", "FINISHED"]
-    monkeypatch.setenv(tracking.PIPELINE, "2-1000000000")
+    monkeypatch.setenv(process.PIPELINE, "2-1000000000")
     with tracking.open_run(root, stage="z", params={}, tags={}):
         pass
     drain(root)
@@ -455,7 +455,7 @@ def test_parent_follows_its_children(root, monkeypatch):
 
 
 def test_parent_waits_for_its_pipeline(root, monkeypatch):
-    monkeypatch.delenv(tracking.PIPELINE)
+    monkeypatch.delenv(process.PIPELINE)
     monkeypatch.setattr(shipper, "PAUSE_SECONDS", 0.05)
     with tracking.open_run(root, stage="a", params={}, tags={}):
         pass
@@ -469,11 +469,11 @@ def test_parent_waits_for_its_pipeline(root, monkeypatch):
 
 
 def test_digests_of_dvc(root, monkeypatch):
-    monkeypatch.delenv(tracking.PIPELINE)  # this process is the pipeline, and alive
+    monkeypatch.delenv(process.PIPELINE)  # this process is the pipeline, and alive
     (root / "dvc.yaml").write_text("stages: {}\n")
     entry = {
-        "deps": [{"path": "data", "md5": "d1.dir"}, {"path": "fmcore/a.py", "md5": "d2"}],
-        "outs": [{"path": "models/r1", "md5": "o1.dir"}, {"path": "scores/r1.json", "md5": "o2"}],
+        "deps": [{"path": "data", "md5": f"{'d' * 32}.dir"}, {"path": "fmcore/a.py", "md5": "a" * 32}],
+        "outs": [{"path": "models/r1", "md5": f"{'1' * 32}.dir"}, {"path": "scores/r1.json", "md5": "2" * 32}],
     }
     lock = root / "dvc.lock"
     stale = {**entry, "outs": [{"path": "models/r1", "md5": "stale"}]}
@@ -486,13 +486,15 @@ def test_digests_of_dvc(root, monkeypatch):
     assert shipper.tick(store, leaving=True).waiting
     assert not any(key.startswith("dvc.out") for key in tags(root, "reflow@r1"))
     lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": entry}}))
+    assert shipper.tick(store, leaving=True).waiting, "DVC may still be writing it"
+    monkeypatch.setattr(shipper, "STILL_SECONDS", 0)
     assert shipper.tick(store, leaving=True).waiting  # for `other`
     digests = {key: value for key, value in tags(root, "reflow@r1").items() if key.startswith("dvc.")}
     assert digests == {
         "dvc.stage": "reflow@r1",
-        "dvc.dep.data": "d1.dir",
-        "dvc.out.models/r1": "o1.dir",
-        "dvc.out.scores/r1.json": "o2",
+        "dvc.dep.data": f"{'d' * 32}.dir",
+        "dvc.out.models/r1": f"{'1' * 32}.dir",
+        "dvc.out.scores/r1.json": "2" * 32,
     }
     monkeypatch.setattr(shipper, "DIGEST_SECONDS", 0)
     drain(root)
@@ -529,13 +531,13 @@ print(opened - started)
 
 def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
     """Two stage processes under one process called dvc share a key; others do not."""
-    monkeypatch.delenv(tracking.PIPELINE, raising=False)
+    monkeypatch.delenv(process.PIPELINE, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     program = tmp_path / "dvc"
     program.write_text(
         "import subprocess, sys, os\n"
         "print(os.getpid(), flush=True)\n"
-        "code = 'from flows import tracking as t; print(t.pipeline_key(), t.pipeline_started())'\n"
+        "code = 'from flows import process as t; print(t.pipeline_key(), t.pipeline_started())'\n"
         "for _ in range(2): subprocess.run(f'{sys.executable} -c \"{code}\"; true', shell=True, check=True)\n"
     )
     out = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
@@ -543,9 +545,9 @@ def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
     assert first == second
     assert first.startswith(f"{pid}-")
     assert abs(float(first.split()[1]) - time.time()) < 60
-    assert tracking.pipeline_key().startswith(f"{os.getpid()}-")
-    monkeypatch.setenv(tracking.PIPELINE, "nightly")
-    assert tracking.pipeline_key() == "nightly"
+    assert process.pipeline_key().startswith(f"{os.getpid()}-")
+    monkeypatch.setenv(process.PIPELINE, "nightly")
+    assert process.pipeline_key() == "nightly"
 
 
 def test_append_is_cheap(root):
@@ -560,5 +562,5 @@ def test_append_is_cheap(root):
 
 
 def test_passwords_are_redacted():
-    assert tracking.redacted("at https://me:p@ss@host:5000/x?password=y z") == "at https://host:5000/x z"
-    assert tracking.redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"
+    assert process.redacted("at https://me:p@ss@host:5000/x?password=y z") == "at https://host:5000/x z"
+    assert process.redacted("sqlite:////a/b.db") == "sqlite:////a/b.db"

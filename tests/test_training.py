@@ -20,6 +20,8 @@ from fmcore.speed import prepare
 from fmcore.times import Uniform, uniform_grid
 from fmcore.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
 
+pytestmark = pytest.mark.numerics
+
 CONFIG = TrainConfig(
     images=22 * 16, batch_size=16, lr=1e-3, lr_final=0.1, warmup_images=64, ema_halflife_images=(50.0, 200.0)
 )

@@ -408,6 +408,7 @@ def test_what_is_to_be_compiled_and_cannot_be_says_so(monkeypatch):
         list(run(points(compile="on"), *ALL[:3]))
 
 
+@pytest.mark.precisions
 @pytest.mark.parametrize("conditional", [False, True])
 def test_matching_brings_the_students_samples_to_the_data(conditional):
     """From too few and too rough couplings a student learns little; the data's own distribution is not in them."""
@@ -422,6 +423,7 @@ def test_matching_brings_the_students_samples_to_the_data(conditional):
     assert found[False] < 0.7 * found[True]
 
 
+@pytest.mark.precisions
 def test_couplings_of_8_bit_samples_take_three_bytes_a_number_and_teach_as_well():
     found = {}
     for dtype in ("float32", "uint8"):

@@ -1,0 +1,93 @@
+"""MLflow's database in this checkout: made whole or not at all, and told of when it takes nothing.
+
+MLflow makes its tables one after the other in place. Killed on the way it leaves a database that it refuses ever
+after ("table jobs already exists"), so it is made under another name and takes its own when it is whole.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import IO
+
+NAME = "mlflow.db"
+BROKEN = re.compile(r"already exists|no such (table|column)|Can't locate revision|malformed|not a database")
+LOCKED = re.compile(r"database is locked|attempt to write a readonly database|unable to open database")
+
+
+def address(root: Path) -> str:
+    """The database as MLflow's stores are named."""
+    return f"sqlite:///{root / NAME}"
+
+
+def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEVNULL) -> None:
+    """Makes the database if there is none, the caller holding the shipper's lock.
+
+    Raises:
+        subprocess.CalledProcessError: if MLflow cannot.
+    """
+    database, work = root / NAME, root / "work"
+    if database.exists() and database.stat().st_size:
+        return
+    work.mkdir(exist_ok=True)
+    for left in work.glob(f".{NAME}.*"):  # of a maker that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(mkdtemp(prefix=f".{NAME}.", dir=work))
+    part = folder / NAME
+    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{part}"]
+    subprocess.run(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(database)
+    shutil.rmtree(folder)
+
+
+def _trouble(root: Path) -> Path:
+    return root / "work" / "mlflow-waits.json"
+
+
+def note_trouble(root: Path, problem: str | None) -> None:
+    """Keeps what is wrong with MLflow for the next stage to tell, or with None that nothing is."""
+    path = _trouble(root)
+    if problem is None:
+        path.unlink(missing_ok=True)
+    elif _read(path).get("problem") != problem:
+        _write(path, problem, "")
+
+
+def told_trouble(root: Path, pipeline: str) -> str | None:
+    """What is wrong with MLflow and what helps, in a line; once a pipeline run, else None."""
+    path = _trouble(root)
+    known = _read(path)
+    problem, told = known.get("problem"), known.get("told")
+    if not problem or told == pipeline:
+        return None
+    _write(path, problem, pipeline)
+    return f"MLflow lacks the last records, which are kept: {problem}{_cure(problem)}"
+
+
+def _cure(problem: str) -> str:
+    if BROKEN.search(problem):
+        return f"; it is broken, and they go into a new one after: mv {NAME} {NAME}.broken"
+    if LOCKED.search(problem):
+        return f"; end the process that holds it (fuser {NAME}), or let this user write it"
+    return ""
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write(path: Path, problem: str, told: str) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps({"problem": problem, "told": told}))
+    part.replace(path)

@@ -1,0 +1,77 @@
+"""Copies of the working tree in which tests run the pipeline through DVC."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from ruamel.yaml import YAML
+
+ROOT = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+COPIED = ("fmcore", "flows", "presets", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml")
+
+
+def environment(**more):
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DVC_"))}
+    # A dead port: no test may write to a server that happens to run here.
+    return env | {
+        "PATH": f"{BIN}{os.pathsep}{env['PATH']}",
+        "DVC_NO_ANALYTICS": "1",
+        "DVC_SITE_CACHE_DIR": os.environ["DVC_SITE_CACHE_DIR"],
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "OMP_NUM_THREADS": "1",
+        **more,
+    }
+
+
+class Checkout:
+    """A copy of the repository's working tree with parameters of its own."""
+
+    def __init__(self, folder: Path, preset: str) -> None:
+        self.folder = folder
+        folder.mkdir(exist_ok=True)
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                skip = shutil.ignore_patterns("tmp", "cache", "config.local")
+                shutil.copytree(source, folder / name, ignore=skip)
+            else:
+                shutil.copy(source, folder / name)
+        self.run("git", "init", "-q")
+        self.run(sys.executable, "-m", "flows.preset", preset)
+
+    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment(**env), capture_output=True, text=True, timeout=500
+        )
+        assert not check or done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        return done
+
+    def repro(self, *options: str, check: bool = True) -> "Outcome":
+        return Outcome(self.run("dvc", "repro", *options, check=check))
+
+    def edit(self, path: str, value: object) -> None:
+        yaml = YAML()
+        file = self.folder / "params.yaml"
+        raw = yaml.load(file)
+        *parents, last = path.split(".")
+        at = raw
+        for part in parents:
+            at = at[part]
+        at[last] = value
+        yaml.dump(raw, file)
+
+    def outputs(self) -> dict[str, bytes]:
+        kept = ("models", "couplings", "curves", "scores", "features")
+        files = (p for name in kept for p in sorted((self.folder / name).rglob("*")) if p.is_file())
+        return {str(p.relative_to(self.folder)): p.read_bytes() for p in files if p.name != ".gitignore"}
+
+
+class Outcome:
+    def __init__(self, done: subprocess.CompletedProcess[str]) -> None:
+        self.code = done.returncode
+        self.text = done.stdout + done.stderr
+        self.ran = re.findall(r"Running stage '([^']+)'", self.text)

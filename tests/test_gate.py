@@ -1,0 +1,362 @@
+"""Who may reach the pages, by which name and from which page; to whom the login goes."""
+
+import http.server
+import os
+import stat
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from servers import ROOT, Server, free_port, someone_else, wait_until
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route, WebSocketRoute
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from flows import api, gate, private
+from flows.api import Record, live_api, running, write_record
+from flows.events import Note
+from flows.process import Process
+from flows.runs import open_run
+
+LOGIN = "fmcore:a-long-password"
+other_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+async def page(request):
+    return PlainTextResponse("the page")
+
+
+async def channel(websocket):
+    await websocket.accept()
+    await websocket.send_text("the channel")
+
+
+INSIDE = Starlette(routes=[Route("/", page, methods=["GET", "POST"]), WebSocketRoute("/channel", channel)])
+
+
+@pytest.fixture(params=[None, LOGIN], ids=["open", "login"])
+def client(request):
+    found = TestClient(gate._gated(INSIDE, request.param), base_url="http://127.0.0.1:4200")
+    if request.param:
+        found.auth = tuple(request.param.split(":"))
+    return found
+
+
+@pytest.mark.parametrize(
+    "name", ["127.0.0.1", "127.0.0.1:8080", "localhost", "LocalHost:1", "[::1]:4200", "[::1]"]
+)
+def test_its_own_names_are_let_in_whatever_the_port(client, name):
+    """`ssh -L 8080:127.0.0.1:4200` gives the page another port."""
+    assert client.get("/", headers={"Host": name}).text == "the page"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("evil.com", "127.0.0.1.evil.com", "evil.com:4200", "localhost.evil.com", "evil.com#127.0.0.1", ""),
+        *("127.0.0.2", "0.0.0.0", "[::]", "127.0.0.1@evil.com", "2130706433"),
+    ],
+)
+def test_foreign_names_are_refused(client, name):
+    """DNS rebinding: the page of evil.com asks for evil.com, which now means this machine."""
+    assert client.get("/", headers={"Host": name}).status_code == 400
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/channel", headers={"Host": name}):
+        pass
+
+
+@pytest.mark.parametrize(
+    "origin", ["http://evil.com", "null", "http://127.0.0.1:9999", "http://127.0.0.1", "", "http://localhost:4200"]
+)
+def test_foreign_pages_are_refused(client, origin):
+    """Behind the next port may be another user's page."""
+    assert client.post("/", headers={"Origin": origin}).status_code == 403
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/channel", headers={"Origin": origin}):
+        pass
+
+
+def test_its_own_page_is_let_in(client):
+    for name in ("127.0.0.1:4200", "localhost:8080"):
+        assert client.post("/", headers={"Host": name, "Origin": f"http://{name}"}).text == "the page"
+
+
+@pytest.mark.parametrize(
+    "shown", [None, "", "fmcore:", "fmcore:wrong", "root:a-long-password", LOGIN + "x", "a-long-password", "é"]
+)
+def test_nothing_is_shown_without_the_login(shown):
+    client = TestClient(gate._gated(INSIDE, LOGIN), base_url="http://127.0.0.1:4200")
+    headers = {} if shown is None else {"Authorization": f"Basic {shown}".encode()}
+    if shown and shown.isascii():
+        client.auth = tuple(shown.partition(":")[::2])
+        headers = {}
+    answer = client.get("/", headers=headers)
+    assert answer.status_code == 401
+    assert answer.headers["WWW-Authenticate"].startswith("Basic ")
+
+
+def test_mlflow_is_not_served_without_a_word_on_its_login(monkeypatch):
+    monkeypatch.delenv(gate.LOGIN, raising=False)
+    with pytest.raises(KeyError, match=gate.LOGIN):
+        gate.mlflow_app()
+
+
+def test_a_port_is_held_on_both_loopbacks():
+    sockets = gate.bound(free_port())
+    try:
+        port = sockets[0].getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            gate.bound(port)
+        if len(sockets) == 2:  # with IPv6
+            with pytest.raises(OSError, match="in use"):
+                gate.reserved(port)
+    finally:
+        for each in sockets:
+            each.close()
+
+
+# --- the login ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    return tmp_path / "settings" / "fmcore"
+
+
+def test_the_login_is_made_once_and_is_nobody_elses(settings):
+    assert private.login() is None
+    with ThreadPoolExecutor(8) as threads:
+        (login,) = set(threads.map(lambda _: private.made_login(), range(8)))
+    assert private.login() == login == private.made_login()
+    assert [p.name for p in settings.iterdir()] == ["login"]
+    assert stat.S_IMODE(settings.stat().st_mode) == 0o700
+    assert stat.S_IMODE((settings / "login").stat().st_mode) == 0o600
+    assert len(login.partition(":")[2]) >= 20
+
+
+def test_a_login_that_others_can_read_or_set_is_refused(settings):
+    private.made_login()
+    path = settings / "login"
+    for mode in (0o640, 0o604, 0o620):
+        path.chmod(mode)
+        with pytest.raises(private.NotPrivate, match=r"login is open to other users.*chmod go= "):
+            private.login()
+    path.chmod(0o600)
+    settings.chmod(0o770)
+    with pytest.raises(private.NotPrivate, match="fmcore is open to other users"):
+        private.made_login()
+    settings.chmod(0o700)
+    path.write_text("me:short\n")
+    with pytest.raises(ValueError, match="holds no login: expected NAME:PASSWORD"):
+        private.login()
+    path.rename(settings / "elsewhere")
+    path.symlink_to(settings / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        private.login()
+
+
+@other_user
+def test_a_login_of_somebody_else_is_refused(settings):
+    private.made_login()
+    os.chown(settings / "login", 65534, -1)
+    with pytest.raises(private.NotPrivate, match="belongs to another user"):
+        private.login()
+
+
+def test_no_login_where_it_cannot_be_kept(tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.ui", "--prefect-port", str(free_port())],
+        cwd=tmp_path, env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "file"), "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "file/fmcore" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- to whom it goes ----------------------------------------------------------------------------------------
+
+
+class Harvester(http.server.BaseHTTPRequestHandler):
+    """Answers as a healthy Prefect server would, and keeps what callers show."""
+
+    seen: list[str]
+
+    def do_GET(self):
+        self.seen.append(f"{self.command} {self.path} {self.headers.get('Authorization')}")
+        self.send_response(200)
+        self.send_header("Content-Length", "4")
+        self.end_headers()
+        self.wfile.write(b"true")
+
+    do_POST = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@contextmanager
+def harvesting(port=0):
+    """A false server in this process: its port, and what it was shown."""
+    seen: list[str] = []
+    kind = type("Mine", (Harvester,), {"seen": seen})
+    http.server.ThreadingHTTPServer.allow_reuse_address = True
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), kind) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], seen
+        server.shutdown()
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    for name in (api.URL, api.AUTH):
+        monkeypatch.delenv(name, raising=False)
+    private.made_login()
+    return tmp_path
+
+
+def me():
+    return Process.of(psutil.Process())
+
+
+def test_a_stage_asks_no_port_that_was_not_named(alone, monkeypatch):
+    """Whatever answers on Prefect's usual port may be another checkout's, or another user's."""
+    asked = []
+    monkeypatch.setattr(api, "asked", lambda *arguments, **options: asked.append(arguments) or (200, b"true"))
+    assert live_api(alone) is None
+    assert not asked
+
+
+def test_a_stage_finds_the_server_of_its_checkout_while_it_runs(alone):
+    with harvesting() as (port, seen):
+        address = f"http://127.0.0.1:{port}/api"
+        write_record(alone, Record(address, *me(), login=True))
+        assert stat.S_IMODE(api.record_file(alone).stat().st_mode) == 0o600
+        assert live_api(alone) == (address, private.login(), True)
+        write_record(alone, Record(address, *me(), login=False))
+        assert live_api(alone) == (address, None, True)
+        write_record(alone, Record(address, os.getpid(), me().created - 100, login=True))
+        assert live_api(alone) is None, "the process id is another process's by now"
+        write_record(alone, Record(address, *me(), login=True))
+        api.record_file(alone).chmod(0o644)
+        assert running(alone) is None, "others may have written it"
+        assert all(line.endswith("None") for line in seen), "nobody need know who asks whether it is well"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"address": 1, "pid": "x", "started": 0, "login": 1}', "\xff"])
+def test_a_torn_record_is_none(alone, text):
+    write_record(alone, Record("", *me(), login=True))
+    api.record_file(alone).write_text(text)
+    assert running(alone) is None
+
+
+def test_an_address_that_is_named_gets_what_belongs_to_it(alone, monkeypatch):
+    with harvesting() as (port, _):
+        address = f"http://127.0.0.1:{port}/api"
+        monkeypatch.setenv(api.URL, address)
+        assert live_api(alone) == (address, private.login(), True)
+        monkeypatch.setenv(api.AUTH, "team:their-password")
+        assert live_api(alone) == (address, "team:their-password", False)
+    assert not private.listener_is_mine(address)
+
+
+def test_only_this_machine_is_ones_own():
+    for address in (
+        "http://example.com/api",
+        "http://10.0.0.1:4200",
+        "http://127.0.0.1.evil.com",
+        "x",
+        "http://[",
+    ):
+        assert not private.is_loopback(address)
+        assert not private.listener_is_mine(address)
+    for address in ("http://localhost:1", "http://127.0.0.1", "http://[::1]:4200/api"):
+        assert private.is_loopback(address)
+
+
+def listens_as_someone_else(port):
+    """A false server of another user."""
+
+    def serve(say):
+        with harvesting(port) as (_, seen):
+            say("listening")
+            while True:
+                if seen:
+                    say(seen.pop(0))
+                time.sleep(0.02)
+
+    return someone_else(serve)
+
+
+@other_user
+@pytest.mark.parametrize("named", [False, True])
+def test_another_users_server_gets_no_login(alone, monkeypatch, named):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}/api"
+    with listens_as_someone_else(port) as said:
+        assert said() == "listening"
+        assert not private.listener_is_mine(address)
+        if named:
+            monkeypatch.setenv(api.URL, address)
+            assert live_api(alone) == (address, None, False)
+            assert said() == "GET /api/health None"
+        else:  # `make ui` was killed, and its process's number given to another
+            write_record(alone, Record(address, *me(), login=True))
+            assert live_api(alone) is None
+
+
+@other_user
+def test_a_server_that_takes_the_port_of_one_that_died_gets_no_login(alone, monkeypatch, tmp_path):
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    monkeypatch.setenv(api.URL, server.address)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    try:
+        run = open_run(alone, stage="base", parameters={})
+        wait_until(lambda: run.tags, 20)
+    finally:
+        server.kill()
+    with listens_as_someone_else(server.port) as said:
+        assert said() == "listening"
+        for number in range(20):
+            run(Note(str(number)))
+        run.close(None)
+        assert said(seconds=1) is None, "nothing is asked of it at all"
+    assert list((alone / "work/prefect").glob("*.json")), "to be told another time"
+
+
+def test_the_login_is_in_no_file_and_no_argument(alone, monkeypatch, tmp_path):
+    login = private.login()
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    monkeypatch.setenv(api.URL, server.address)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    try:
+        with open_run(alone, stage="base", parameters={"seed": 0}) as run:
+            wait_until(lambda: run.tags, 20)
+            run(Note("at work"))
+        words = [word for process in psutil.process_iter() for word in arguments_of(process)]
+    finally:
+        server.kill()
+    password = login.partition(":")[2]
+    assert not [word for word in words if password in word]
+    holding = [p for p in Path(tmp_path).rglob("*") if p.is_file() and password.encode() in p.read_bytes()]
+    assert not holding
+
+
+def arguments_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []

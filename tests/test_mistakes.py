@@ -1,0 +1,110 @@
+"""What users do to the pipeline while it runs or before: edits, mistakes, data that is broken."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+from checkouts import Checkout, environment
+from servers import Server, client_of
+
+from fmcore.store import load_model
+
+pytestmark = pytest.mark.slow
+
+
+def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_made_it(tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    process = subprocess.Popen(
+        ["dvc", "repro", "base"],
+        cwd=checkout.folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not list((checkout.folder / "work/base").glob("*/")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    checkout.edit("base.train.lr", 0.003)
+    checkout.edit("base.train.images", 20_000)  # the run that counts need not be long
+    _, error = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "params.yaml changed while base ran" in error
+    again = checkout.repro("base")
+    assert "base" in again.ran
+    assert load_model(checkout.folder / "models/base").manifest["recipe"]["base"]["train"]["lr"] == 0.003
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect", "ignore::DeprecationWarning:pydantic")
+def test_the_parent_flow_nests_every_stage_and_then_finds_them_cached(tmp_path, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    try:
+        checkout = Checkout(tmp_path / "checkout", "smoke")
+        for _ in range(2):
+            wanted = ("couple", "evaluate_base")  # a group and a single one, which need all sorts
+            checkout.run(sys.executable, "-m", "flows.pipeline", *wanted, PREFECT_API_URL=server.address)
+        with client_of(server.address) as client:
+            runs = {run.name: run for run in client.read_flow_runs(limit=100)}
+            tasks = client.read_task_runs(limit=200)
+            pictures = [a.key for a in client.read_artifacts() if a.key and "samples" in a.key]
+        made = {"check", "features", "base", "couple@r1", "reflow@r1", "couple@r2", "evaluate_base"}
+        assert set(runs) >= made
+        assert all(runs[name].state.is_completed() for name in made)
+        parents = {task.id: task.name for task in tasks}
+        assert {name: parents[runs[name].parent_task_run_id] for name in made} == {name: name for name in made}
+        assert sorted(task.name for task in tasks if task.state_name == "Cached") == sorted(made)
+        assert pictures
+    finally:
+        server.kill()
+
+
+MISTAKES = {
+    "unknown key": ("base.train.lerning_rate", 1.0, "base.train.lerning_rate: unknown key"),
+    "out of range": ("couple.pairs", -1, "couple.pairs: expected pairs >= 1"),
+    "missing data": (
+        "data",
+        {"name": "mnist", "root": "nowhere", "download": False},
+        "data.root: no folder 'nowhere'",
+    ),
+    "no images": ("data", {"name": "images", "root": "presets", "size": 8, "grey": True}, "data.root: no image"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_stops_before_anything_runs(tmp_path, case):
+    path, value, expected = MISTAKES[case]
+    checkout = Checkout(tmp_path, "digits" if case in ("missing data", "no images") else "smoke")
+    checkout.edit(path, value)
+    outcome = checkout.repro(check=False)
+    assert outcome.code != 0
+    assert outcome.ran == ["check"]
+    assert expected in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_a_loss_that_diverges_stops_with_one_line(tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    checkout.edit("base.train.lr", 1.0e30)
+    checkout.edit("base.train.clip_norm", 1.0e30)
+    outcome = checkout.repro("base", check=False)
+    assert outcome.code != 0
+    assert "expected finite numbers" in outcome.text
+    assert "Traceback" not in outcome.text
+    assert not (checkout.folder / "models/base").exists()
+
+
+def test_a_broken_image_is_named(tmp_path):
+    checkout = Checkout(tmp_path, "images")
+    folder = checkout.folder / "data/images"
+    folder.mkdir(parents=True)
+    (folder / "broken.png").write_bytes(b"\x89PNG no more")
+    outcome = checkout.repro(check=False)
+    assert outcome.code != 0
+    assert "broken.png" in outcome.text
+    assert "Traceback" not in outcome.text

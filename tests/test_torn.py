@@ -1,0 +1,262 @@
+"""What others do not write in one piece, dvc.lock and MLflow's database, and kills while it is written."""
+
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from servers import PYTHON, ROOT, wait_until
+
+from flows import database, lockfile, shipper, tracking
+from flows.events import Metrics, Note
+from flows.process import PIPELINE
+
+pytestmark = pytest.mark.slow
+MANY = 500  # dependencies: they make DVC write for a while
+GRAPH = """
+stages:
+  a:
+    cmd: echo a >> ran && echo a > a.txt
+    deps: [{many}]
+    outs: [a.txt]
+  b:
+    cmd: echo b >> ran && cp a.txt b.txt
+    deps: [a.txt, {many}]
+    outs: [b.txt]
+  c:
+    cmd: echo c >> ran && cp b.txt c.txt
+    deps: [b.txt]
+    outs: [c.txt]
+"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    """Three stages, each of which notes that it ran, and what `make repro` needs."""
+    names = [f"deps/{i}" for i in range(MANY)]
+    (tmp_path / "deps").mkdir()
+    for name in names:
+        (tmp_path / name).write_text(name)
+    (tmp_path / "dvc.yaml").write_text(GRAPH.format(many=", ".join(names)))
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "ready").touch()
+    subprocess.run([PYTHON, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT), "DVC_NO_ANALYTICS": "1"}
+
+
+def kill_while_writing(project, number):
+    """Runs `dvc repro` and ends it as dvc.lock, which held stage a, is written anew for stage b."""
+    lock = project / "dvc.lock"
+    running = subprocess.Popen(
+        [PYTHON, "-m", "dvc", "repro"], cwd=project, env=environment(), start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    largest = 0
+    while True:
+        assert running.poll() is None, "it was over before it could be killed"
+        size = lock.stat().st_size if lock.exists() else 0
+        if size < largest:
+            os.killpg(running.pid, number)
+            break
+        largest = max(largest, size)
+    running.wait()
+    assert lock.stat().st_size < largest
+
+
+def plain_repro(project):
+    return subprocess.run(
+        [PYTHON, "-m", "dvc", "repro"], cwd=project, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def make_repro(project):
+    command = ["make", "-f", str(ROOT / "Makefile"), "repro", f"VENV={Path(sys.prefix)}", "READY=ready"]
+    return subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, check=False)
+
+
+def parent_flow(project):
+    command = [PYTHON, "-m", "flows.pipeline"]
+    env = environment() | {"PREFECT_API_URL": "http://127.0.0.1:9/api"}
+    return subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(("again", "number"), [(make_repro, signal.SIGKILL), (parent_flow, signal.SIGINT)])
+def test_a_kill_while_dvc_lock_is_written_loses_nothing(project, again, number):
+    kill_while_writing(project, number)
+    if plain_repro_refuses := plain_repro(project).returncode:
+        done = again(project)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "dvc.lock cannot be read" in done.stdout + done.stderr
+        assert "it is kept as dvc.lock.broken" in done.stdout + done.stderr
+    assert sorted((project / "ran").read_text().split()) == ["a", "b", "c"], "each once"
+    assert (project / "c.txt").read_text() == "a\n"
+    assert bool(plain_repro_refuses) == (project / "dvc.lock.broken").exists()
+
+
+def test_every_torn_dvc_lock_is_mended_or_harmless(project):
+    assert plain_repro(project).returncode == 0
+    lock = project / "dvc.lock"
+    whole = lock.read_bytes()
+    cuts = [0, 1, 7, 13, *range(20, len(whole), len(whole) // 12)]
+    mended = 0
+    for cut in cuts:
+        lock.write_bytes(whole[:cut])
+        mended += lockfile.mend(project) is not None
+        assert lockfile.mend(project) is None
+    lock.write_bytes(whole[: len(whole) // 3])
+    lockfile.mend(project)
+    assert plain_repro(project).returncode == 0
+    assert lock.read_bytes() == whole
+    assert sorted((project / "ran").read_text().split()) == ["a", "b", "c"], "restored, not run"
+    assert mended >= 4
+    assert lockfile.mend(project) is None
+
+
+def test_a_stage_that_fails_is_not_taken_for_a_torn_file(project):
+    graph = project / "dvc.yaml"
+    graph.write_text(graph.read_text().replace("cp a.txt b.txt", "false"))
+    done = make_repro(project)
+    assert done.returncode != 0
+    assert "cannot be read" not in done.stdout + done.stderr
+    assert (project / "ran").read_text().split() == ["a", "b"], "not tried again"
+
+
+def test_a_dvc_lock_that_is_being_written_is_left_alone(project):
+    """By another process, which holds DVC's lock meanwhile."""
+    assert plain_repro(project).returncode == 0
+    code = "from dvc.repo import Repo\nwith Repo('.') as r, r.lock:\n print('held', flush=True); input()"
+    holder = subprocess.Popen(
+        [PYTHON, "-c", code], cwd=project, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        assert holder.stdout.readline() == "held\n"
+        (project / "dvc.lock").write_text("")
+        assert lockfile.mend(project) is None
+        assert (project / "dvc.lock").exists()
+    finally:
+        holder.communicate("\n")
+
+
+def test_dvc_keeps_its_pickles_where_nobody_else_can_write(project, tmp_path):
+    """By default they lie in a folder of all users, and `dvc checkout` loads what another one put there."""
+    env = {key: value for key, value in environment().items() if key != "DVC_SITE_CACHE_DIR"}
+    env["XDG_CACHE_HOME"] = str(tmp_path / "caches")
+    (tmp_path / "caches" / "fmcore").mkdir(parents=True, mode=0o777)
+    command = ["make", "-f", str(ROOT / "Makefile"), "private", f"VENV={sys.prefix}", "READY=ready"]
+    subprocess.run(command, cwd=project, env=env, check=True, capture_output=True)
+    said = subprocess.run(
+        [PYTHON, "-m", "dvc", "doctor"], cwd=project, env=env, check=True, capture_output=True, text=True
+    )
+    (line,) = [line for line in said.stdout.splitlines() if line.startswith("Repo.site_cache_dir")]
+    folder = Path(line.partition(": ")[2])
+    assert folder.is_dir()
+    assert folder.is_relative_to(tmp_path / "caches" / "fmcore" / "dvc")
+    assert (tmp_path / "caches" / "fmcore").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_dvc_lock_in_the_making_tells_no_digests(tmp_path):
+    lock, digest = tmp_path / "dvc.lock", f"{'ab' * 16}.dir"
+    assert shipper.dvc_digests(tmp_path, "base", since=0.0) is None
+    whole = f"schema: '2.0'\nstages:\n  base:\n    outs:\n    - path: models/base\n      md5: {digest}\n"
+
+    def found(text, seconds):
+        lock.write_text(text)
+        os.utime(lock, (time.time() - seconds,) * 2)
+        return shipper.dvc_digests(tmp_path, "base", since=0.0)
+
+    assert found(whole, 0) is None, "DVC may still be at it"
+    assert found(whole, 2) == {"dvc.out.models/base": digest}
+    for cut in range(len(whole) - 5):
+        assert not found(whole[:cut], 2)
+
+
+# --- MLflow's database --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder with one journal and no database."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv(PIPELINE, "4194304-1000000000.00")  # a process that is gone
+    monkeypatch.setattr(tracking, "start_shipper", lambda root: None)
+    record(tmp_path)
+    return tmp_path
+
+
+def record(root):
+    with tracking.open_run(root, stage="base", params={"seed": 0}, tags={}) as run:
+        run(Metrics(1, {"loss": 0.5}))
+        run(Note("at work"))
+
+
+def ship(root):
+    command = [PYTHON, "-m", "flows.shipper", str(root), "--once"]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+
+
+def losses(root):
+    with closing(sqlite3.connect(root / database.NAME)) as base:
+        return base.execute("select value from metrics where key = 'loss'").fetchall()
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["with its maker", "alone"])
+def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone):
+    running = subprocess.Popen(
+        [PYTHON, "-m", "flows.shipper", str(root)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    wait_until(lambda: list(root.glob(f"work/.{database.NAME}.*/{database.NAME}")))
+    time.sleep(0.1)  # some of its tables are there
+    (os.kill if alone else os.killpg)(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (root / database.NAME).exists()
+    done = ship(root)
+    assert done.returncode == 0, done.stderr
+    assert losses(root) == [(0.5,)]
+    assert not list(root.glob(f"work/.{database.NAME}.*"))
+
+
+def test_a_broken_database_is_told_with_its_cure(root, capfd):
+    with closing(sqlite3.connect(root / database.NAME)) as base:
+        base.execute("create table jobs (id int)")  # as MLflow left it when it was killed on the way
+        base.commit()
+    assert ship(root).returncode == 1
+    capfd.readouterr()
+    record(root)
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("MLflow lacks the last records, which are kept: ")
+    assert "already exists" in said
+    assert said.endswith("; it is broken, and they go into a new one after: mv mlflow.db mlflow.db.broken")
+    record(root)
+    assert capfd.readouterr().err == "", "once a pipeline is enough"
+    shutil.move(root / database.NAME, root / "mlflow.db.broken")
+    assert ship(root).returncode == 0
+    assert losses(root) == [(0.5,)] * 3
+    record(root)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_cannot_be_kept_is_told_without_a_cure_that_does_not_fit(root):
+    database.note_trouble(root, "ConnectionError: no answer")
+    assert database.told_trouble(root, "a").endswith("which are kept: ConnectionError: no answer")
+    assert database.told_trouble(root, "a") is None
+    database.note_trouble(root, "OperationalError: (sqlite3.OperationalError) database is locked")
+    assert database.told_trouble(root, "a").endswith(
+        "; end the process that holds it (fuser mlflow.db), or let this user write it"
+    )
+    (root / "work" / "mlflow-waits.json").write_text("[")
+    assert database.told_trouble(root, "c") is None
+    database.note_trouble(root, None)
+    assert not (root / "work" / "mlflow-waits.json").exists()
