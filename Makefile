@@ -34,8 +34,8 @@ private:
 install: $(READY) ## make .venv with the tested versions
 
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
-	dvc repro || { python -m flows.lockfile && dvc repro; }
-	@echo; python -m flows.timing
+	dvc repro || { python -m flows.local.lockfile && dvc repro; }
+	@echo; python -m flows.launch.timing
 	@echo "report: reports/index.html"
 
 test: lint types unit ## lint, types, all tests
@@ -64,13 +64,13 @@ bench: $(READY) ## how fast all is, against the tools people use (long; on an ot
 	python benchmarks/scores.py --out $$results/scores.md
 
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (LOGIN=off: for all on this machine)
-	python -m flows.ui $(if $(filter off,$(LOGIN)),--no-login)
+	python -m flows.pages $(if $(filter off,$(LOGIN)),--no-login)
 
 timing: $(READY) ## where the last run's time went
-	@python -m flows.timing
+	@python -m flows.launch.timing
 
 preset: $(READY) ## params.yaml := the defaults overlaid with presets/NAME.yaml
-	@python -m flows.preset $(NAME)
+	@python -m flows.params.preset $(NAME)
 
 clean: ## remove what the pipeline made; DVC's cache, MLflow's and Prefect's records stay
 	rm -rf features models couplings curves scores reports params.checked.json dvc_plots

@@ -38,25 +38,29 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 import flows.train  # noqa: E402
+
 from benchmarks import machine  # noqa: E402
-from flows import params, tracking  # noqa: E402
-from flows.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
+from flows import params  # noqa: E402
 from flows.events import Events  # noqa: E402
-from flows.running import Bars  # noqa: E402
-from flows.work import need_space  # noqa: E402
-from fmcore import checkpoint, ema, rng  # noqa: E402
-from fmcore.couplings import Independent, MinibatchOT, Sharded, Stored, joined  # noqa: E402
-from fmcore.fields import network_field  # noqa: E402
-from fmcore.losses import Squared  # noqa: E402
-from fmcore.metrics import transport_cost  # noqa: E402
-from fmcore.networks import MLP, Network, UNet, initialised  # noqa: E402
-from fmcore.paths import LINEAR, interpolate  # noqa: E402
-from fmcore.reflow import draw, generate_pairs  # noqa: E402
-from fmcore.solvers import SOLVERS, solve  # noqa: E402
-from fmcore.speed import flops, keep_freed_memory, prepare, room  # noqa: E402
-from fmcore.store import map_pairs, seal_pairs, write_file, write_shard  # noqa: E402
-from fmcore.times import Uniform, UShaped, uniform_grid  # noqa: E402
-from fmcore.training import Objective, TrainConfig, flow_objective, new_state, train  # noqa: E402
+from flows.launch.runner import Bars  # noqa: E402
+from flows.stages.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
+from flows.watch import tracking  # noqa: E402
+from flows.workshop.workspace import need_space  # noqa: E402
+from fmcore.disk import checkpoint  # noqa: E402
+from fmcore.disk.files import write_file  # noqa: E402
+from fmcore.disk.pairs import map_pairs, seal_pairs, write_shard  # noqa: E402
+from fmcore.flow import ema, rng  # noqa: E402
+from fmcore.flow.couplings import Independent, MinibatchOT, Sharded, Stored, joined  # noqa: E402
+from fmcore.flow.fields import network_field  # noqa: E402
+from fmcore.flow.losses import Squared  # noqa: E402
+from fmcore.flow.paths import LINEAR, interpolate  # noqa: E402
+from fmcore.flow.speed import flops, keep_freed_memory, prepare, room  # noqa: E402
+from fmcore.flow.times import Uniform, UShaped, uniform_grid  # noqa: E402
+from fmcore.flow.training import Objective, TrainConfig, flow_objective, new_state, train  # noqa: E402
+from fmcore.models.networks import MLP, Network, UNet, initialised  # noqa: E402
+from fmcore.ode.reflow import draw, generate_pairs  # noqa: E402
+from fmcore.ode.solvers import SOLVERS, solve  # noqa: E402
+from fmcore.score.straightness import transport_cost  # noqa: E402
 
 EULER, CPU = SOLVERS["euler"], torch.device("cpu")
 CIFAR, PAIR_BATCH, DTYPE = (3, 32, 32), 1000, torch.uint8  # as the preset cifar10 keeps them
@@ -436,7 +440,7 @@ def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: i
         ):
             shown, kept = clock.around("bar", bars), clock.around("journal", mlflow)
             start = time.perf_counter()
-            for event in flows.train.run_training(
+            for event in flows.stages.training.run_training(
                 "base", work, new_state(network, settings), objective, settings, 0
             ):
                 for said in (event, *shown(event)):

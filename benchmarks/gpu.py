@@ -38,24 +38,20 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fmcore import checkpoint, speed  # noqa: E402
-from fmcore.couplings import (  # noqa: E402
-    Coupling,
-    Independent,
-    Pairs,
-    Sharded,
-    Stored,
-)
-from fmcore.fields import autocast_dtype, network_field  # noqa: E402
-from fmcore.losses import Squared  # noqa: E402
-from fmcore.networks import MLP, UNet, initialised  # noqa: E402
-from fmcore.paths import LINEAR  # noqa: E402
-from fmcore.pixels import dequantise  # noqa: E402
-from fmcore.reflow import draw, generate_pairs  # noqa: E402
-from fmcore.solvers import SOLVERS, integrate  # noqa: E402
-from fmcore.store import map_pairs, open_pairs, read_json, seal_pairs, write_file, write_shard  # noqa: E402
-from fmcore.times import Uniform, uniform_grid  # noqa: E402
-from fmcore.training import Objective, TrainConfig, TrainState, flow_objective, new_state, train  # noqa: E402
+from fmcore.disk import checkpoint  # noqa: E402
+from fmcore.disk.files import read_json, write_file  # noqa: E402
+from fmcore.disk.pairs import map_pairs, open_pairs, seal_pairs, write_shard  # noqa: E402
+from fmcore.flow import speed  # noqa: E402
+from fmcore.flow.couplings import Coupling, Independent, Pairs, Sharded, Stored  # noqa: E402
+from fmcore.flow.fields import autocast_dtype, network_field  # noqa: E402
+from fmcore.flow.losses import Squared  # noqa: E402
+from fmcore.flow.paths import LINEAR  # noqa: E402
+from fmcore.flow.pixels import dequantise  # noqa: E402
+from fmcore.flow.times import Uniform, uniform_grid  # noqa: E402
+from fmcore.flow.training import Objective, TrainConfig, TrainState, flow_objective, new_state, train  # noqa: E402
+from fmcore.models.networks import MLP, UNet, initialised  # noqa: E402
+from fmcore.ode.reflow import draw, generate_pairs  # noqa: E402
+from fmcore.ode.solvers import SOLVERS, integrate  # noqa: E402
 
 Row = dict[str, Any]
 Step = Callable[[], object]

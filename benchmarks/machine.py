@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from fmcore.fields import autocast_dtype
+from fmcore.flow.fields import autocast_dtype
 
 
 def kind() -> str:

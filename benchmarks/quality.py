@@ -22,20 +22,21 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flows.params import Params, read  # noqa: E402
-from fmcore.couplings import Independent  # noqa: E402
-from fmcore.feature_net import fitting  # noqa: E402
-from fmcore.features import load_extractor, save_extractor  # noqa: E402
-from fmcore.fields import network_field  # noqa: E402
-from fmcore.metrics import frechet_distance, stats  # noqa: E402
-from fmcore.networks import initialised  # noqa: E402
-from fmcore.paths import LINEAR  # noqa: E402
-from fmcore.pixels import quantise  # noqa: E402
-from fmcore.reflow import draw  # noqa: E402
-from fmcore.solvers import SOLVERS, integrate  # noqa: E402
-from fmcore.speed import keep_freed_memory, prepare  # noqa: E402
-from fmcore.times import uniform_grid  # noqa: E402
-from fmcore.training import TrainConfig, averaged, flow_objective, new_state, train  # noqa: E402
+from flows.params.reading import read  # noqa: E402
+from flows.params.schema import Params  # noqa: E402
+from fmcore.flow.couplings import Independent  # noqa: E402
+from fmcore.flow.fields import network_field  # noqa: E402
+from fmcore.flow.paths import LINEAR  # noqa: E402
+from fmcore.flow.pixels import quantise  # noqa: E402
+from fmcore.flow.speed import keep_freed_memory, prepare  # noqa: E402
+from fmcore.flow.times import uniform_grid  # noqa: E402
+from fmcore.flow.training import TrainConfig, averaged, flow_objective, new_state, train  # noqa: E402
+from fmcore.models.networks import initialised  # noqa: E402
+from fmcore.ode.reflow import draw  # noqa: E402
+from fmcore.ode.solvers import SOLVERS, integrate  # noqa: E402
+from fmcore.score.extractors import load_extractor, save_extractor  # noqa: E402
+from fmcore.score.feature_net import fitting  # noqa: E402
+from fmcore.score.frechet import frechet_distance, stats  # noqa: E402
 
 POINTS, SAMPLES, NFE = 6, 5000, 32
 

@@ -24,14 +24,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import machine
 from flows import layout
-from flows.evaluate import evaluate
-from flows.features import features
-from flows.params import Params, load_yaml, validate
-from fmcore.features import Extractor, Reference
-from fmcore.inception import INCEPTION_DIMS, load_inception
-from fmcore.metrics import frechet_distance, frechet_estimate, group_sizes, stats
-from fmcore.scoring import ImageScorer
-from fmcore.store import save_model, write_json
+from flows.params.reading import load_yaml, validate
+from flows.params.schema import Params
+from flows.stages.evaluate import evaluate
+from flows.stages.features import features
+from fmcore.disk.files import write_json
+from fmcore.models.folder import save_model
+from fmcore.score.estimates import group_sizes
+from fmcore.score.extractors import Extractor
+from fmcore.score.frechet import frechet_distance, frechet_estimate, stats
+from fmcore.score.inception import INCEPTION_DIMS, load_inception
+from fmcore.score.reference import Reference
+from fmcore.score.scoring import ImageScorer
 
 ROOT = Path(__file__).parents[1]
 

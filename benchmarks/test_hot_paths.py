@@ -14,19 +14,20 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
 
-from fmcore import ema, rng
-from fmcore.couplings import Independent, MinibatchOT, Pairs, Sharded, Stored
-from fmcore.fields import network_field
-from fmcore.losses import Squared
-from fmcore.metrics import frechet_distance, sliced_wasserstein, stats
-from fmcore.networks import MLP, Network, UNet, initialised
-from fmcore.paths import LINEAR
-from fmcore.reflow import generate_pairs
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.speed import keep_freed_memory, prepare
-from fmcore.store import map_pairs, open_pairs, seal_pairs, write_shard
-from fmcore.times import Uniform, UShaped, uniform_grid
-from fmcore.training import TrainConfig, flow_objective, new_state, train
+from fmcore.disk.pairs import map_pairs, open_pairs, seal_pairs, write_shard
+from fmcore.flow import ema, rng
+from fmcore.flow.couplings import Independent, MinibatchOT, Pairs, Sharded, Stored
+from fmcore.flow.fields import network_field
+from fmcore.flow.losses import Squared
+from fmcore.flow.paths import LINEAR
+from fmcore.flow.speed import keep_freed_memory, prepare
+from fmcore.flow.times import Uniform, UShaped, uniform_grid
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.models.networks import MLP, Network, UNet, initialised
+from fmcore.ode.reflow import generate_pairs
+from fmcore.ode.solvers import SOLVERS, integrate
+from fmcore.score.frechet import frechet_distance, stats
+from fmcore.score.points import sliced_wasserstein
 
 SHAPE, CIFAR = (1, 8, 8), (3, 32, 32)
 NETWORKS: dict[str, Network] = {"mlp": MLP(width=512, depth=3), "unet": UNet(channels=(32, 64), layers=1)}

@@ -31,15 +31,15 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import machine  # noqa: E402
-from fmcore.couplings import Independent, MinibatchOT  # noqa: E402
-from fmcore.fields import autocast_dtype, network_field  # noqa: E402
-from fmcore.losses import Squared  # noqa: E402
-from fmcore.networks import MLP, UNet, initialised  # noqa: E402
-from fmcore.paths import LINEAR  # noqa: E402
-from fmcore.solvers import SOLVERS, integrate  # noqa: E402
-from fmcore.speed import flops, keep_freed_memory, prepare  # noqa: E402
-from fmcore.times import Uniform, uniform_grid  # noqa: E402
-from fmcore.training import TrainConfig, flow_objective, new_state, train  # noqa: E402
+from fmcore.flow.couplings import Independent, MinibatchOT  # noqa: E402
+from fmcore.flow.fields import autocast_dtype, network_field  # noqa: E402
+from fmcore.flow.losses import Squared  # noqa: E402
+from fmcore.flow.paths import LINEAR  # noqa: E402
+from fmcore.flow.speed import flops, keep_freed_memory, prepare  # noqa: E402
+from fmcore.flow.times import Uniform, uniform_grid  # noqa: E402
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train  # noqa: E402
+from fmcore.models.networks import MLP, UNet, initialised  # noqa: E402
+from fmcore.ode.solvers import SOLVERS, integrate  # noqa: E402
 
 Step = Callable[[], object]
 NFE = 16

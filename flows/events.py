@@ -1,7 +1,7 @@
 """What a stage says while it works.
 
 A stage is a generator: it computes, writes its outputs, and *yields* the events below. Whoever runs it
-(`flows.stages`) turns them into progress bars, MLflow records and Prefect artifacts. So no stage knows
+(`flows.launch`) turns them into progress bars, MLflow records and Prefect artifacts. So no stage knows
 any of those tools, and a stage runs the same with all, some or none of them.
 """
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 CHECKED = Path("params.checked.json")
+DATASET = Path("dataset")
 FEATURES = Path("features")
 MODELS = Path("models")
 COUPLINGS = Path("couplings")

@@ -30,10 +30,9 @@ from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary
 from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows import lockfile
-from flows.api import live_api
-from flows.process import PIPELINE, pipeline_key
-from flows.ui import stop
+from flows.local import lockfile
+from flows.local.api import live_api
+from flows.local.process import PIPELINE, pipeline_key, stop
 
 TAIL_LINES = 15
 

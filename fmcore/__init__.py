@@ -11,22 +11,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fmcore.reflow import generate_pairs as generate_pairs
-    from fmcore.solvers import integrate as integrate
-    from fmcore.solvers import trajectory as trajectory
-    from fmcore.store import Model as Model
-    from fmcore.store import load_model as load
-    from fmcore.training import train as train
+    from fmcore.flow.training import train as train
+    from fmcore.model import Model as Model
+    from fmcore.model import load as load
+    from fmcore.ode.reflow import generate_pairs as generate_pairs
+    from fmcore.ode.solvers import integrate as integrate
+    from fmcore.ode.solvers import trajectory as trajectory
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "generate_pairs": ("fmcore.reflow", "generate_pairs"),
-    "integrate": ("fmcore.solvers", "integrate"),
-    "trajectory": ("fmcore.solvers", "trajectory"),
-    "Model": ("fmcore.store", "Model"),
-    "load": ("fmcore.store", "load_model"),
-    "train": ("fmcore.training", "train"),
+    "generate_pairs": ("fmcore.ode.reflow", "generate_pairs"),
+    "integrate": ("fmcore.ode.solvers", "integrate"),
+    "trajectory": ("fmcore.ode.solvers", "trajectory"),
+    "Model": ("fmcore.model", "Model"),
+    "load": ("fmcore.model", "load"),
+    "train": ("fmcore.flow.training", "train"),
 }
 
 __all__ = ["Model", "generate_pairs", "integrate", "load", "train", "trajectory"]

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from fmcore.fields import VelocityField
-from fmcore.paths import LINEAR, Coefficients, ProbPath, coefficients, expand
+from fmcore.flow.fields import VelocityField
+from fmcore.flow.paths import LINEAR, Coefficients, ProbPath, coefficients, expand
 
 
 def gaussian_field(m0: Tensor, s0: Tensor, m1: Tensor, s1: Tensor) -> VelocityField:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from fmcore.pixels import quantise
+from fmcore.flow.pixels import quantise
 
 INK = "#1f5fbf"
 EXTENT = 5.0  # points are shown in [-EXTENT, EXTENT]^2

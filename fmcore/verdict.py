@@ -13,7 +13,7 @@ the drift; the next round won 4 to 26 % of the one-step distance there, and at m
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from fmcore.metrics import Estimate, difference
+from fmcore.score.estimates import Estimate, difference
 
 RATIO = 4.0  # of bend to drift, from which on a further round pays; anything from 3.2 to 4.5 decides the same
 WORTH = 0.05  # the least bend that is worth a round, as a share of the few-step distance

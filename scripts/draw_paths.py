@@ -23,14 +23,14 @@ from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 from torch.distributions import Independent as Joint
 
-from fmcore import rng
 from fmcore.analytic import mixture_field, sample_mixture
-from fmcore.couplings import Independent, MinibatchOT
-from fmcore.fields import Convention, reparametrised
-from fmcore.metrics import transport_cost
-from fmcore.paths import VE, ContinuousPath, half_log_snr
-from fmcore.solvers import SOLVERS, integrate, optimised_grid, steps_for, trajectory
-from fmcore.times import GRIDS, uniform_grid
+from fmcore.flow import rng
+from fmcore.flow.couplings import Independent, MinibatchOT
+from fmcore.flow.fields import Convention, reparametrised
+from fmcore.flow.paths import VE, ContinuousPath, half_log_snr
+from fmcore.flow.times import GRIDS, uniform_grid
+from fmcore.ode.solvers import SOLVERS, integrate, optimised_grid, steps_for, trajectory
+from fmcore.score.straightness import transport_cost
 
 OUT = Path("docs/pictures")
 PATHS: tuple[ContinuousPath, ...] = tuple(kind() for kind in get_args(ContinuousPath))
@@ -42,7 +42,7 @@ TRACED, SHOWN, BATCH, BATCHES = 60, 200, 256, 20
 
 
 def eight_gaussians() -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and standard deviations of `fmcore.data.EightGaussians`."""
+    """Weights, means and standard deviations of `fmcore.intake.points.EightGaussians`."""
     angle = torch.arange(8, dtype=torch.float64) * (pi / 4)
     means = 3 * torch.stack([angle.cos(), angle.sin()], 1)
     return torch.full((8,), 1 / 8, dtype=torch.float64), means, torch.full((8,), 0.2, dtype=torch.float64)

@@ -23,10 +23,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows import layout  # noqa: E402
-from flows.params import validate  # noqa: E402
-from flows.preset import overlaid  # noqa: E402
-from flows.running import STAGES  # noqa: E402
-from fmcore.metrics import Estimate, difference  # noqa: E402
+from flows.launch.runner import STAGES  # noqa: E402
+from flows.params.preset import overlaid  # noqa: E402
+from flows.params.reading import validate  # noqa: E402
+from fmcore.score.estimates import Estimate, difference  # noqa: E402
 from fmcore.verdict import SURE, verdict  # noqa: E402
 
 FLOWS = ("base", "r1", "r2", "r3")

@@ -41,7 +41,7 @@ class Checkout:
             else:
                 shutil.copy(source, folder / name)
         self.run("git", "init", "-q")
-        self.run(sys.executable, "-m", "flows.preset", preset)
+        self.run(sys.executable, "-m", "flows.params.preset", preset)
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -41,7 +41,7 @@ hypothesis.settings.load_profile("fmcore")
 # nothing of the other, so a test that leaves it to the processor runs as on both (`precisions`), or says that it
 # does not matter to it (`native`).
 
-from fmcore import fields  # noqa: E402  after the import hook
+from fmcore.flow import fields  # noqa: E402  after the import hook
 
 _has_bfloat16 = fields.has_bfloat16
 _said: list[bool] = []  # whether the processor is said to have it

@@ -18,7 +18,7 @@ import torch.utils._foreach_utils
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from fmcore.paths import _half_log_snrs
+from fmcore.flow.paths import _half_log_snrs
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")

@@ -14,10 +14,10 @@ import urllib.request
 import warnings
 from pathlib import Path
 
-from flows import private
-from flows.api import is_healthy
-from flows.gate import bound
-from flows.ui import environment
+from flows.local import private
+from flows.local.api import is_healthy
+from flows.pages.gate import bound
+from flows.pages.servers import environment
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -27,7 +27,7 @@ STAGE = """
 import os, sys, time
 from pathlib import Path
 from flows.events import Progress
-from flows.runs import open_run
+from flows.watch.runs import open_run
 
 name, seconds = sys.argv[1], float(sys.argv[2])
 with open("pipelines", "a") as file:
@@ -91,7 +91,7 @@ def answer_to(url, body=None, *, login=None, **headers):
 
 
 class Server:
-    """A Prefect server as `flows.ui` configures it, which a test may kill and start again."""
+    """A Prefect server as `flows.pages` configures it, which a test may kill and start again."""
 
     def __init__(self, home):
         self.port = free_port()
@@ -106,7 +106,7 @@ class Server:
     def start(self):
         with contextlib.ExitStack() as stack:
             handles = [stack.enter_context(each).fileno() for each in bound(self.port)]
-            command = [PYTHON, "-m", "flows.gate", *map(str, handles)]
+            command = [PYTHON, "-m", "flows.pages.gate", *map(str, handles)]
             log = stack.enter_context(self.log.open("a"))
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True, pass_fds=handles

@@ -12,16 +12,16 @@ from fmcore.analytic import (
     mixture_field,
     sample_mixture,
 )
-from fmcore.couplings import Independent, Pairs
-from fmcore.fields import Counted, network_field
-from fmcore.losses import Squared, flow_matching_loss
-from fmcore.metrics import straightness, transport_cost
-from fmcore.networks import MLP
-from fmcore.paths import LINEAR
-from fmcore.rng import generator
-from fmcore.solvers import SOLVERS, integrate, trajectory
-from fmcore.times import Uniform, uniform_grid
-from fmcore.training import TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.flow.couplings import Independent, Pairs
+from fmcore.flow.fields import Counted, network_field
+from fmcore.flow.losses import Squared, flow_matching_loss
+from fmcore.flow.paths import LINEAR
+from fmcore.flow.rng import generator
+from fmcore.flow.times import Uniform, uniform_grid
+from fmcore.flow.training import TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.models.networks import MLP
+from fmcore.ode.solvers import SOLVERS, integrate, trajectory
+from fmcore.score.straightness import straightness, transport_cost
 
 pytestmark = pytest.mark.numerics
 

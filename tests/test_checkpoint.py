@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from fmcore import checkpoint
-from fmcore.networks import MLP
-from fmcore.store import ArtifactError
-from fmcore.training import Objective, TrainConfig, new_state, train
+from fmcore.disk import checkpoint
+from fmcore.disk.files import ArtifactError
+from fmcore.flow.training import Objective, TrainConfig, new_state, train
+from fmcore.models.networks import MLP
 
 CONFIG = TrainConfig(images=60, batch_size=10, lr=1e-2, ema_halflife_images=(20.0, 80.0))
 

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 import torchvision
 
-from flows import preset
-from flows.params import validate
-from flows.running import STAGES
-from fmcore.store import load_model, read_json
+from flows.launch.runner import STAGES
+from flows.params import preset
+from flows.params.reading import validate
+from fmcore.disk.files import read_json
+from fmcore.model import load as load_model
 
 ROOT = Path(__file__).parents[1]
 STEPS, BATCH = 150, 8
@@ -32,7 +33,7 @@ def params(tmp_path, monkeypatch):
     found = SimpleNamespace(data=images, targets=label.tolist())
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, train, download: found)
     (tmp_path / "data/cifar10").mkdir(parents=True)
-    monkeypatch.setattr("flows.looks.REBUILT", 40)  # of 500, one by one on the finest grid
+    monkeypatch.setattr("flows.scores.probes.REBUILT", 40)  # of 500, one by one on the finest grid
     raw["device"] = "cpu"
     raw["network"] |= {"channels": [8, 8, 8, 8], "layers": 1}
     raw["features"]["train"] |= {"images": 2000, "batch_size": 50}

@@ -10,13 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from fmcore.__main__ import _naming, main
-from fmcore.features import Extractor, adopt, reference_parts, save_reference
-from fmcore.metrics import frechet_distance, stats
-from fmcore.networks import MLP
-from fmcore.pixels import dequantise
+from fmcore.cli import _naming, main
+from fmcore.disk.files import read_tensors
+from fmcore.flow.pixels import dequantise
+from fmcore.model import load as load_model
+from fmcore.models.folder import save_model
+from fmcore.models.networks import MLP
+from fmcore.ode.sampling import Sampling
 from fmcore.progress import Progress
-from fmcore.store import load_model, read_tensors, save_model
+from fmcore.score.extractors import Extractor, adopt
+from fmcore.score.frechet import frechet_distance, stats
+from fmcore.score.reference import reference_parts, save_reference
 
 ROOT = Path(__file__).parents[1]
 SHAPES = {"points": ((2,), None), "images": ((1, 8, 8), 10), "three": ((3,), None)}
@@ -71,7 +75,7 @@ def test_samples_become_tensors(models, tmp_path, name):
     arguments = ["--nfe", "4", "--count", "5", "--solver", "heun", "--seed", "3", "--out", str(out)]
     assert main(["sample", str(models / name), *arguments]) == 0
     assert read_tensors(out).keys() == {"x1"}
-    wanted = load_model(models / name).sample(5, 4, solver_name="heun", seed=3)
+    wanted = load_model(models / name).sample(5, Sampling("heun", nfe=4), seed=3)
     torch.testing.assert_close(read_tensors(out)["x1"], wanted)
 
 
@@ -234,7 +238,7 @@ def test_several_lines_of_an_error_become_one(models, tmp_path, monkeypatch, cap
     def load(*args):
         raise RuntimeError("Error(s) in loading:\n\tMissing key(s): a.\n\tUnexpected: b  b.")
 
-    monkeypatch.setattr("fmcore.store.load_model", load)
+    monkeypatch.setattr("fmcore.models.folder.load_model", load)
     assert main(["sample", str(models / "points"), "--out", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr().err
     assert said == "fmcore sample: Error(s) in loading: Missing key(s): a. Unexpected: b  b.\n"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linear_sum_assignment
 
-from fmcore import couplings
-from fmcore.couplings import COUPLINGS as COUPLINGS_BY_NAME
-from fmcore.couplings import (
+from fmcore.flow import couplings
+from fmcore.flow.couplings import COUPLINGS as COUPLINGS_BY_NAME
+from fmcore.flow.couplings import (
     Coupling,
     Flipped,
     Independent,
@@ -29,9 +29,9 @@ from fmcore.couplings import (
     Stored,
     without_longest,
 )
-from fmcore.metrics import transport_cost
-from fmcore.pixels import dequantise
-from fmcore.rng import generator, noise
+from fmcore.flow.pixels import dequantise
+from fmcore.flow.rng import generator, noise
+from fmcore.score.straightness import transport_cost
 
 pytestmark = pytest.mark.numerics
 

@@ -8,18 +8,12 @@ import torch
 from PIL import Image
 from scipy import stats
 
-from fmcore.data import (
-    DATA,
-    MAX_PIXELS,
-    POINTS_HELD_OUT,
-    Checkerboard,
-    DataError,
-    Digits,
-    EightGaussians,
-    Images,
-    Moons,
-)
-from fmcore.pixels import dequantise, quantise
+from fmcore.disk.dataset import DataError
+from fmcore.flow.pixels import dequantise, quantise
+from fmcore.intake.images import MAX_PIXELS, Images
+from fmcore.intake.known import Digits
+from fmcore.intake.points import POINTS_HELD_OUT, Checkerboard, EightGaussians, Moons
+from fmcore.intake.sets import DATA
 
 BUNDLED = {name: kind for name, kind in DATA.items() if "root" not in kind.__dataclass_fields__}
 POINTS = {name: kind for name, kind in BUNDLED.items() if "count" in kind.__dataclass_fields__}

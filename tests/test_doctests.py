@@ -10,11 +10,9 @@ import pytest
 from ruamel.yaml import YAML
 
 import fmcore
-from flows.params import load_yaml, validate
+from flows.params.reading import load_yaml, validate
 
-MODULES = [
-    f"fmcore.{module.name}" for module in pkgutil.iter_modules(fmcore.__path__) if module.name != "__main__"
-]
+MODULES = [m.name for m in pkgutil.walk_packages(fmcore.__path__, "fmcore.") if not m.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize("name", ["fmcore", *MODULES])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmcore import ema
+from fmcore.flow import ema
 
 pytestmark = pytest.mark.numerics
 

@@ -13,20 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from fmcore.fidelity import classes, density_coverage, inception_score, memorisation, precision_recall
-from fmcore.metrics import (
-    Stats,
-    difference,
-    energy_distance,
-    frechet_distance,
-    frechet_estimate,
-    frechet_floor,
-    frechet_infinity,
-    group_sizes,
-    pooled,
-    sliced_wasserstein,
-    stats,
-)
+from fmcore.score.estimates import difference, group_sizes, pooled
+from fmcore.score.fidelity import classes, density_coverage, inception_score, memorisation, precision_recall
+from fmcore.score.frechet import Stats, frechet_distance, frechet_estimate, frechet_floor, frechet_infinity, stats
+from fmcore.score.points import energy_distance, sliced_wasserstein
 
 REPS = 200
 

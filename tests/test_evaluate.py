@@ -6,17 +6,21 @@ import torch
 from test_variants import events_of, points, run, tiny
 
 from flows import layout
-from flows.sweep import noise_of, runs_for, sampled
-from fmcore.__main__ import main
-from fmcore.features import load_extractor, load_reference
-from fmcore.metrics import frechet_distance, jackknife, stats
-from fmcore.networks import MLP
-from fmcore.pixels import quantise
-from fmcore.reflow import draw, reconstruction_error
-from fmcore.scoring import ImageScorer
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.store import load_model, open_pairs, read_json, read_tensors
-from fmcore.times import SigmoidGrid, UniformGrid, uniform_grid
+from flows.scores.sweep import noise_of, runs_for, sampled
+from fmcore.cli import main
+from fmcore.disk.files import read_json, read_tensors
+from fmcore.disk.pairs import open_pairs
+from fmcore.flow.pixels import quantise
+from fmcore.flow.times import SigmoidGrid, UniformGrid, uniform_grid
+from fmcore.model import load as load_model
+from fmcore.models.networks import MLP
+from fmcore.ode.reflow import draw, reconstruction_error
+from fmcore.ode.solvers import SOLVERS, integrate
+from fmcore.score.estimates import jackknife
+from fmcore.score.extractors import load_extractor
+from fmcore.score.frechet import frechet_distance, stats
+from fmcore.score.reference import load_reference
+from fmcore.score.scoring import ImageScorer
 
 MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 
@@ -232,7 +236,7 @@ def test_a_killed_stage_keeps_the_runs_it_made(here, monkeypatch):
             break
     events.close()
     calls = []
-    import flows.evaluate as stage
+    import flows.stages.evaluate as stage
 
     real = stage.sampled
     monkeypatch.setattr(stage, "sampled", lambda *a, **k: calls.append(a) or real(*a, **k))
@@ -252,7 +256,7 @@ def test_a_model_that_diverges_is_named(here):
     with torch.no_grad():
         next(iter(model.network.parameters())).fill_(float("nan"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("flows.evaluate.load_model", lambda *a: model)
+        patch.setattr("flows.stages.evaluate.load_model", lambda *a: model)
         with pytest.raises((FloatingPointError, ValueError), match="not finite"):
             list(events_of(tiny(evaluate__batch=50), "evaluate@r1"))
 

@@ -9,28 +9,15 @@ import pytest
 import torch
 
 from flows import layout
-from fmcore.data import Digits
-from fmcore.feature_net import FIT_DIMS, FeatureNet, fitting
-from fmcore.features import (
-    FITTED,
-    PARTS,
-    Extractor,
-    Reference,
-    adopt,
-    data_digest,
-    digest_of,
-    dims_of,
-    load_extractor,
-    load_reference,
-    reference_parts,
-    save_extractor,
-    save_reference,
-)
-from fmcore.inception import INCEPTION_DIMS, INCEPTION_NAME, INCEPTION_SHA, find_inception
-from fmcore.metrics import frechet_distance, frechet_floor, stats
-from fmcore.pixels import dequantise, quantise
-from fmcore.store import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
-from fmcore.training import TrainConfig, averaged, new_state, train
+from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
+from fmcore.flow.pixels import dequantise, quantise
+from fmcore.flow.training import TrainConfig, averaged, new_state, train
+from fmcore.intake.known import Digits
+from fmcore.score.extractors import FITTED, Extractor, adopt, digest_of, dims_of, load_extractor, save_extractor
+from fmcore.score.feature_net import FIT_DIMS, FeatureNet, fitting
+from fmcore.score.frechet import frechet_distance, frechet_floor, stats
+from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_NAME, INCEPTION_SHA, find_inception
+from fmcore.score.reference import PARTS, Reference, data_digest, load_reference, reference_parts, save_reference
 
 CONFIG = TrainConfig(images=20_000, batch_size=64, lr=2e-3, lr_final=0.0, warmup_images=640)
 BRIEF = replace(CONFIG, images=640)
@@ -111,8 +98,8 @@ def test_features_see_a_class_that_is_dropped(good):
 
 @pytest.mark.parametrize(("fit", "kept"), [(5000, 5000), (130, 50), (100, 100), (7, 5000)])
 def test_references_of_batches_add_up(good, monkeypatch, fit, kept):
-    monkeypatch.setattr("fmcore.features.KEPT", kept)
-    monkeypatch.setattr("fmcore.features.FEATURE_BYTES", fit * FIT_DIMS * 4)
+    monkeypatch.setattr("fmcore.score.reference.KEPT", kept)
+    monkeypatch.setattr("fmcore.score.reference.FEATURE_BYTES", fit * FIT_DIMS * 4)
     *_, extractor = good
     pixels, _ = digits(130)
     parts = list(reference_parts(extractor, torch.split(pixels, 50), 130))
@@ -540,7 +527,7 @@ def test_weights_are_fetched_only_when_asked_for(cache, tmp_path, monkeypatch):
         torch.save({"weight": torch.zeros(2)}, path)
 
     monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
-    monkeypatch.setattr("fmcore.inception.sha256", lambda path: f"{INCEPTION_SHA}{'0' * 56}")
+    monkeypatch.setattr("fmcore.score.inception.sha256", lambda path: f"{INCEPTION_SHA}{'0' * 56}")
     with pytest.raises(ValueError, match="no Inception weights at"):
         find_inception(None)
     with pytest.raises(ValueError, match="no Inception weights at"):

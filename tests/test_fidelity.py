@@ -11,8 +11,9 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric, kid_featuresdict_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric, prc_featuresdict_to_metric
 
-import fmcore.fidelity as fidelity
-from fmcore.fidelity import (
+import fmcore.score.fidelity as fidelity
+from fmcore.score.estimates import group_sizes
+from fmcore.score.fidelity import (
     FEATURE_METRICS,
     classes,
     density_coverage,
@@ -22,7 +23,6 @@ from fmcore.fidelity import (
     nearest,
     precision_recall,
 )
-from fmcore.metrics import group_sizes
 
 
 def normal(count, dims, seed=0, dtype=torch.float64):

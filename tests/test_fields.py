@@ -16,7 +16,7 @@ from test_paths import DEFAULTS, EXAMPLES, MIXTURES, between, each_path, f64, ge
 from torch import nn
 
 from fmcore.analytic import gaussian_field, gaussian_flow, mixture_field, mixture_score
-from fmcore.fields import (
+from fmcore.flow.fields import (
     OURS,
     PRECISIONS,
     Convention,
@@ -27,9 +27,9 @@ from fmcore.fields import (
     network_field,
     reparametrised,
 )
-from fmcore.paths import PREDICTIONS, VE, VP, Cosine, Linear, Polynomial, coefficients, convert, interpolate
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.times import uniform_grid
+from fmcore.flow.paths import PREDICTIONS, VE, VP, Cosine, Linear, Polynomial, coefficients, convert, interpolate
+from fmcore.flow.times import uniform_grid
+from fmcore.ode.solvers import SOLVERS, integrate
 
 pytestmark = pytest.mark.numerics
 

@@ -20,11 +20,12 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from flows import api, gate, private
-from flows.api import Record, live_api, running, write_record
 from flows.events import Note
-from flows.process import Process
-from flows.runs import open_run
+from flows.local import api, private
+from flows.local.api import Record, live_api, running, write_record
+from flows.local.process import Process
+from flows.pages import gate
+from flows.watch.runs import open_run
 
 LOGIN = "fmcore:a-long-password"
 other_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
@@ -174,7 +175,7 @@ def test_a_login_of_somebody_else_is_refused(settings):
 def test_no_login_where_it_cannot_be_kept(tmp_path):
     (tmp_path / "file").touch()
     done = subprocess.run(
-        [sys.executable, "-m", "flows.ui", "--prefect-port", str(free_port())],
+        [sys.executable, "-m", "flows.pages", "--prefect-port", str(free_port())],
         cwd=tmp_path, env=os.environ | {"XDG_CONFIG_HOME": str(tmp_path / "file"), "PYTHONPATH": str(ROOT)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

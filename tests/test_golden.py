@@ -11,14 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmcore import rng
-from fmcore.couplings import Flipped, Independent, MinibatchOT
-from fmcore.data import Digits, EightGaussians
-from fmcore.losses import PseudoHuber, Squared
-from fmcore.networks import MLP, UNet, initialised
-from fmcore.paths import LINEAR, Cosine
-from fmcore.times import Uniform, UShaped
-from fmcore.training import TrainConfig, flow_objective, new_state, train
+from fmcore.flow import rng
+from fmcore.flow.couplings import Flipped, Independent, MinibatchOT
+from fmcore.flow.losses import PseudoHuber, Squared
+from fmcore.flow.paths import LINEAR, Cosine
+from fmcore.flow.times import Uniform, UShaped
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.intake.known import Digits
+from fmcore.intake.points import EightGaussians
+from fmcore.models.networks import MLP, UNet, initialised
 
 pytestmark = pytest.mark.numerics
 

@@ -9,13 +9,13 @@ from torch.nn import functional
 from torchdiffeq import odeint
 
 from fmcore.analytic import gaussian_field, mixture_field
-from fmcore.fields import Counted, network_field
-from fmcore.likelihood import CELLS, Tolerances, bits_per_dim, log_likelihood, uniform_dequantise
-from fmcore.networks import MLP, initialised
-from fmcore.pixels import dequantise, quantise
-from fmcore.rng import generator
-from fmcore.solvers import SOLVERS
-from fmcore.times import uniform_grid
+from fmcore.flow.fields import Counted, network_field
+from fmcore.flow.pixels import dequantise, quantise
+from fmcore.flow.rng import generator
+from fmcore.flow.times import uniform_grid
+from fmcore.models.networks import MLP, initialised
+from fmcore.ode.likelihood import CELLS, Tolerances, bits_per_dim, log_likelihood, uniform_dequantise
+from fmcore.ode.solvers import SOLVERS
 
 pytestmark = pytest.mark.numerics
 

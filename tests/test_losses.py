@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import mse_loss
 
-from fmcore.couplings import Pairs
-from fmcore.losses import DISTANCES, WEIGHTINGS, Matching, PseudoHuber, Squared, energy, flow_matching_loss
-from fmcore.metrics import energy_distance
-from fmcore.paths import LINEAR, PATHS, VE, Discrete, interpolate
+from fmcore.flow.couplings import Pairs
+from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Matching, PseudoHuber, Squared, energy, flow_matching_loss
+from fmcore.flow.paths import LINEAR, PATHS, VE, Discrete, interpolate
+from fmcore.score.points import energy_distance
 
 pytestmark = pytest.mark.numerics
 

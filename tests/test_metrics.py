@@ -13,27 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 
-from fmcore.metrics import (
-    POINT_METRICS,
+from fmcore.flow.times import GRIDS, uniform_grid
+from fmcore.score.estimates import (
     Estimate,
-    Stats,
     bias_corrected,
     difference,
-    energy_distance,
-    frechet_distance,
-    frechet_estimate,
-    frechet_floor,
-    frechet_infinity,
     group_sizes,
     jackknife,
     mean_estimate,
     pooled,
-    sliced_wasserstein,
-    stats,
-    straightness,
-    transport_cost,
 )
-from fmcore.times import GRIDS, uniform_grid
+from fmcore.score.frechet import Stats, frechet_distance, frechet_estimate, frechet_floor, frechet_infinity, stats
+from fmcore.score.points import POINT_METRICS, energy_distance, sliced_wasserstein
+from fmcore.score.straightness import straightness, transport_cost
 
 pytestmark = pytest.mark.numerics
 

@@ -8,7 +8,7 @@ import pytest
 from checkouts import Checkout, environment
 from servers import Server, client_of
 
-from fmcore.store import load_model
+from fmcore.models.folder import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from fmcore.fields import PRECISIONS, autocast_dtype, network_field
-from fmcore.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transferred
-from fmcore.store import network_from
+from fmcore.flow.fields import PRECISIONS, autocast_dtype, network_field
+from fmcore.models.folder import network_from
+from fmcore.models.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transferred
 
 pytestmark = pytest.mark.numerics
 

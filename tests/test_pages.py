@@ -24,7 +24,9 @@ from servers import (
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from flows import api, database, private, tracking, ui
+from flows.local import api, private
+from flows.pages import servers as ui
+from flows.watch import database, tracking
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +36,16 @@ pytestmark = [
 
 
 def start_ui(project, ports, *options):
-    command = [PYTHON, "-m", "flows.ui", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1]), *options]
+    command = [
+        PYTHON,
+        "-m",
+        "flows.pages",
+        "--prefect-port",
+        str(ports[0]),
+        "--mlflow-port",
+        str(ports[1]),
+        *options,
+    ]
     output = project / "ui.out"
     with output.open("w") as file:
         page = subprocess.Popen(command, cwd=project, stdout=file, stderr=file)
@@ -180,7 +191,15 @@ def test_a_second_start_says_that_the_port_is_taken(pages):
     for taken, option in ((0, "--prefect-port"), (1, "--mlflow-port")):
         ports = [free_port(), free_port()]
         ports[taken] = pages.ports[taken]
-        command = [PYTHON, "-m", "flows.ui", "--prefect-port", str(ports[0]), "--mlflow-port", str(ports[1])]
+        command = [
+            PYTHON,
+            "-m",
+            "flows.pages",
+            "--prefect-port",
+            str(ports[0]),
+            "--mlflow-port",
+            str(ports[1]),
+        ]
         second = subprocess.run(command, cwd=pages.project, capture_output=True, text=True, check=False)
         assert second.returncode == 1
         assert second.stderr == f"port {ports[taken]} is in use; choose another with {option}\n"

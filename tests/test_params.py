@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from flows import preset
-from flows.params import Params, ParamsError, load_yaml, read, validate
+from flows.params import preset
+from flows.params.reading import ParamsError, load_yaml, read, validate
+from flows.params.schema import Params
 
 ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's to edit

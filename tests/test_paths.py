@@ -25,9 +25,9 @@ from torchcfm import (
 )
 
 from fmcore.analytic import atoms_field, mixture_field, mixture_score, sample_mixture
-from fmcore.couplings import Pairs
-from fmcore.losses import Squared, flow_matching_loss
-from fmcore.paths import (
+from fmcore.flow.couplings import Pairs
+from fmcore.flow.losses import Squared, flow_matching_loss
+from fmcore.flow.paths import (
     LARGEST_SNR,
     PATHS,
     PREDICTIONS,
@@ -45,8 +45,8 @@ from fmcore.paths import (
     interpolate,
     prediction,
 )
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.times import uniform_grid
+from fmcore.flow.times import uniform_grid
+from fmcore.ode.solvers import SOLVERS, integrate
 
 pytestmark = pytest.mark.numerics
 

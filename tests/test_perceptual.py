@@ -14,7 +14,7 @@ import torch_fidelity.sample_similarity_lpips as fidelity
 from torch.nn.functional import interpolate
 from torchvision.models import vgg16
 
-from fmcore.perceptual import MIN_SIZE, Perceptual, load_lpips, pseudo_huber
+from fmcore.flow.perceptual import MIN_SIZE, Perceptual, load_lpips, pseudo_huber
 
 CHANNELS = (64, 128, 256, 512, 512)
 

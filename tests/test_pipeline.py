@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 from checkouts import Checkout, environment
 
-from fmcore.store import load_model, open_pairs
+from fmcore.disk.pairs import open_pairs
+from fmcore.models.folder import load_model
 
 pytestmark = pytest.mark.slow
 
@@ -99,7 +100,7 @@ def test_dvc_commands_say_something(made):
 
 
 def test_mlflow_holds_every_stage_once(made):
-    made.run(sys.executable, "-m", "flows.shipper", str(made.folder), "--once")
+    made.run(sys.executable, "-m", "flows.watch.shipper", str(made.folder), "--once")
     with sqlite3.connect(made.folder / "mlflow.db") as base:
         runs = dict(base.execute("select run_uuid, name from runs").fetchall())
         tags: dict[str, dict[str, str]] = {}
@@ -207,7 +208,7 @@ def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
 def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
     checkout = Checkout(tmp_path, "smoke")
     checkout.edit("couple.pairs", 12000)
-    source = checkout.folder / "flows/couple.py"
+    source = checkout.folder / "flows/stages/couple.py"
     source.write_text(source.read_text().replace("SHARD_BYTES = 16 * 2**20", "SHARD_BYTES = 32 * 2**10"))
     checkout.repro("base")
     work = checkout.folder / "work" / "couple-r1"

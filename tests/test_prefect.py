@@ -23,9 +23,9 @@ from servers import (
     wait_until,
 )
 
-from flows.api import Api, is_healthy
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
-from flows.runs import open_run
+from flows.local.api import Api, is_healthy
+from flows.watch.runs import open_run
 
 # Prefect and what it imports warn about each other; what is ours is tested in the child processes too.
 pytestmark = [
@@ -73,7 +73,7 @@ def test_no_server_costs_nothing(dead_address, tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from flows.runs import open_run
+from flows.watch.runs import open_run
 from flows.events import Progress
 start = time.perf_counter()
 with open_run(Path(sys.argv[1]), stage="base", parameters={}) as run:
@@ -145,7 +145,7 @@ def test_the_end_waits_for_the_import(tmp_path):
 import sys
 from pathlib import Path
 from flows import runs
-from flows.api import Api
+from flows.local.api import Api
 runs.live_api = lambda root: Api("http://127.0.0.1:9/api")
 runs.CLOSE_SECONDS = runs.LAST_SECONDS = 0
 with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
@@ -165,9 +165,9 @@ with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
 def test_the_end_does_not_wait_for_a_server_that_is_still_looked_for(tmp_path, monkeypatch):
     """As where a name is not resolved: nothing bounds that."""
     found = threading.Event()
-    monkeypatch.setattr("flows.runs.live_api", lambda root: found.wait(60) and Api("http://127.0.0.1:9/api"))
+    monkeypatch.setattr("flows.watch.runs.live_api", lambda root: found.wait(60) and Api("http://127.0.0.1:9/api"))
     talked = []
-    monkeypatch.setattr("flows.runs.Run._talk", lambda run, api: talked.append(run))
+    monkeypatch.setattr("flows.watch.runs.Run._talk", lambda run, api: talked.append(run))
     run = open_run(tmp_path, stage="base", parameters={})
     start = time.monotonic()
     run.close(None)

@@ -18,7 +18,8 @@ from test_teachers import saved, unet
 from test_variants import points, run, small, tiny
 
 from benchmarks import gpu
-from fmcore.couplings import (
+from fmcore.disk.pairs import open_pairs
+from fmcore.flow.couplings import (
     Flipped,
     Independent,
     LabelDropout,
@@ -29,17 +30,17 @@ from fmcore.couplings import (
     Slerped,
     Stored,
 )
-from fmcore.features import adopt, reference_parts
-from fmcore.fields import Convention, Guidance, guided, network_field
-from fmcore.losses import DISTANCES, WEIGHTINGS, Matching
-from fmcore.networks import MLP, UNet, initialised
-from fmcore.paths import LINEAR, PATHS, Discrete
-from fmcore.reflow import generate_pairs, invert_data
-from fmcore.scoring import ImageScorer
-from fmcore.solvers import SOLVERS, solve
-from fmcore.store import open_pairs
-from fmcore.times import TIMES, KGrid, Uniform, uniform_grid
-from fmcore.training import TrainConfig, flow_objective, new_state, train
+from fmcore.flow.fields import Convention, Guidance, guided, network_field
+from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Matching
+from fmcore.flow.paths import LINEAR, PATHS, Discrete
+from fmcore.flow.times import TIMES, KGrid, Uniform, uniform_grid
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.models.networks import MLP, UNet, initialised
+from fmcore.ode.reflow import generate_pairs, invert_data
+from fmcore.ode.solvers import SOLVERS, solve
+from fmcore.score.extractors import adopt
+from fmcore.score.reference import reference_parts
+from fmcore.score.scoring import ImageScorer
 
 STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1")

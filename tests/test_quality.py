@@ -6,9 +6,9 @@ import pytest
 import torch
 from test_variants import events_of, notes, run, tiny
 
-from fmcore.couplings import Pairs
-from fmcore.quality import BINS, pair_quality, suspicions
-from fmcore.store import ArtifactError, read_json
+from fmcore.disk.files import ArtifactError, read_json
+from fmcore.flow.couplings import Pairs
+from fmcore.score.pair_quality import BINS, pair_quality, suspicions
 
 COUNT, SHAPE = 4000, (1, 4, 4)
 
@@ -110,7 +110,7 @@ def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monk
     assert "again" not in inverted
 
     # A field that changed its mind in between: what is stored is not what it makes.
-    from flows import couple
+    from flows.stages import couple
 
     right = couple.map_pairs
 

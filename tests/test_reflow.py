@@ -6,16 +6,16 @@ from math import log2
 import pytest
 import torch
 
-from fmcore import rng
 from fmcore.analytic import gaussian_field, gaussian_flow, gaussian_rectified_field, mixture_field
-from fmcore.couplings import Pairs
-from fmcore.fields import network_field
-from fmcore.metrics import transport_cost
-from fmcore.networks import MLP
-from fmcore.pixels import dequantise
-from fmcore.reflow import draw, generate_pairs, invert_data
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.times import uniform_grid
+from fmcore.flow import rng
+from fmcore.flow.couplings import Pairs
+from fmcore.flow.fields import network_field
+from fmcore.flow.pixels import dequantise
+from fmcore.flow.times import uniform_grid
+from fmcore.models.networks import MLP
+from fmcore.ode.reflow import draw, generate_pairs, invert_data
+from fmcore.ode.solvers import SOLVERS, integrate
+from fmcore.score.straightness import transport_cost
 
 pytestmark = pytest.mark.numerics
 

@@ -25,15 +25,18 @@ import torch
 from PIL import Image
 from ruamel.yaml import YAML
 
-from flows import figures, gallery, layout, preset, tables
+from flows import layout
 from flows.events import Metrics, Picture, Table, Tag
-from flows.params import validate
-from flows.report import report
-from flows.results import training_passes
-from flows.work import workspace
+from flows.params import preset
+from flows.params.reading import validate
+from flows.report import figures, tables
+from flows.report import pictures as gallery
+from flows.report.results import training_passes
+from flows.stages.report import report
+from flows.workshop.workspace import workspace
+from fmcore.disk.files import read_tensors, write_json, write_tensors
+from fmcore.flow.pixels import quantise
 from fmcore.pictures import animation
-from fmcore.pixels import quantise
-from fmcore.store import read_tensors, write_json, write_tensors
 
 ROOT = Path(__file__).parents[1]
 DIGEST = "6bed593a7b9adda0e95919f9c03f6890825f61c0269d58d1e505e6e720c3ef41"
@@ -742,7 +745,7 @@ def rgb(colour):
 
 
 def test_series_are_readable_on_both_backgrounds():
-    style = (ROOT / "flows/report.html").read_text()
+    style = (ROOT / "flows/report/page.html").read_text()
     papers = re.findall(r"--paper: (#[0-9a-f]{6})", style)
     assert len(papers) == 2
     for colour, paper in product(figures.COLOURS, papers):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fmcore import rng
+from fmcore.flow import rng
 
 pytestmark = pytest.mark.numerics
 

@@ -12,14 +12,19 @@ from PIL import Image
 from test_variants import points, run, tiny
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from fmcore.__main__ import _write, main, parser
-from fmcore.data import DataError, image_paths
-from fmcore.features import Extractor, Reference, load_extractor, load_reference, reference_parts
-from fmcore.fidelity import FEATURE_METRICS
-from fmcore.metrics import Estimate, frechet_distance, frechet_estimate, frechet_infinity, group_sizes, stats
-from fmcore.pixels import quantise
-from fmcore.scoring import METRICS, ImageScorer, PointScorer, Score, folder_files, folder_images
-from fmcore.store import load_model, read_tensors, write_json, write_tensors
+from fmcore.cli import _write, main, parser
+from fmcore.disk.dataset import DataError
+from fmcore.disk.files import read_tensors, write_json, write_tensors
+from fmcore.flow.pixels import quantise
+from fmcore.intake.files import folder_files, folder_images
+from fmcore.intake.images import image_paths
+from fmcore.model import load as load_model
+from fmcore.score.estimates import Estimate, group_sizes
+from fmcore.score.extractors import Extractor, load_extractor
+from fmcore.score.fidelity import FEATURE_METRICS
+from fmcore.score.frechet import frechet_distance, frechet_estimate, frechet_infinity, stats
+from fmcore.score.reference import Reference, load_reference, reference_parts
+from fmcore.score.scoring import METRICS, ImageScorer, PointScorer, Score
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +142,7 @@ def test_a_folder_sorted_by_class_scores_as_one_that_is_not(made, tmp_path, caps
 @pytest.mark.precisions
 def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, capsys):
     """For models the number stays; for folders there is none."""
-    monkeypatch.setattr("fmcore.__main__.MODEL_SAMPLES", 150)
+    monkeypatch.setattr("fmcore.cli.MODEL_SAMPLES", 150)
     against = ("--against", made / "digits/features")
     assert ": 400 images, " in evaluated(capsys, made / "pngs", *against)[1]
     assert ": 400 images, " in evaluated(capsys, made / "pngs", *against, "--count", 500)[1]
@@ -235,14 +240,14 @@ def held(scorer):
 
 
 def test_memory_does_not_grow_with_the_number_of_images(monkeypatch):
-    monkeypatch.setattr("fmcore.scoring.KEPT", 50)
+    monkeypatch.setattr("fmcore.score.scoring.KEPT", 50)
     assert held(scored(pictures(100), METRICS)) == held(scored(pictures(10_000), METRICS))
     assert held(scored(pictures(100), METRICS, batch=7)) == held(scored(pictures(100), METRICS))
     assert scored(pictures(100), ["frechet_infinity", "inception_score"]).kept == []
 
 
 def test_metrics_of_neighbours_look_at_the_first_features(monkeypatch):
-    monkeypatch.setattr("fmcore.scoring.KEPT", 50)
+    monkeypatch.setattr("fmcore.score.scoring.KEPT", 50)
     found = {score.metric: score.estimate for score in scored(pictures(200), ["kid"]).scores()}
     assert found["kid"] == FEATURE_METRICS["kid"](stub()(pictures(200)[:50]), reference().features, 0)["kid"]
 
@@ -422,7 +427,7 @@ def test_the_folder_compared_with_is_taken_in_that_order_too(made, tmp_path, mon
         seen.extend(batches)
         return reference_parts(extractor, seen, count)
 
-    monkeypatch.setattr("fmcore.features.reference_parts", parts)
+    monkeypatch.setattr("fmcore.score.reference.reference_parts", parts)
     options = ("--against", made / "pngs", "--extractor", "pixels", "--count", 100)
     assert evaluated(capsys, made / "pngs", *options)[0] == 0
     wanted = torch.cat(list(folder_images(folder_files(made / "pngs"), None)))

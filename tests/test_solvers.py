@@ -12,10 +12,11 @@ from numpy.polynomial import Polynomial
 from scipy import stats
 from scipy.integrate import solve_ivp
 
-from fmcore import rng
 from fmcore.analytic import gaussian_field, gaussian_flow, gaussian_rectified_field, mixture_field
-from fmcore.fields import Counted, Guidance, guided
-from fmcore.solvers import (
+from fmcore.flow import rng
+from fmcore.flow.fields import Counted, Guidance, guided
+from fmcore.flow.times import GRIDS, uniform_grid
+from fmcore.ode.solvers import (
     SOLVERS,
     AdamsBashforth,
     EulerMaruyama,
@@ -29,7 +30,6 @@ from fmcore.solvers import (
     steps_for,
     trajectory,
 )
-from fmcore.times import GRIDS, uniform_grid
 
 pytestmark = pytest.mark.numerics
 

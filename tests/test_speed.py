@@ -11,17 +11,17 @@ from shutil import which
 import pytest
 import torch
 
-from fmcore import rng, speed
-from fmcore.couplings import Independent, Pairs, Sharded, Stored, joined, without_longest
-from fmcore.fields import network_field
-from fmcore.losses import Squared
-from fmcore.networks import MLP, UNet, initialised
-from fmcore.paths import LINEAR
-from fmcore.solvers import SOLVERS, integrate, seeded, solve
-from fmcore.speed import eager, flops, is_out_of_memory, largest_batch, prepare
-from fmcore.store import map_pairs, open_pairs, seal_pairs, write_shard
-from fmcore.times import Uniform, uniform_grid
-from fmcore.training import TrainConfig, flow_objective, new_state, train
+from fmcore.disk.pairs import map_pairs, open_pairs, seal_pairs, write_shard
+from fmcore.flow import rng, speed
+from fmcore.flow.couplings import Independent, Pairs, Sharded, Stored, joined, without_longest
+from fmcore.flow.fields import network_field
+from fmcore.flow.losses import Squared
+from fmcore.flow.paths import LINEAR
+from fmcore.flow.speed import eager, flops, is_out_of_memory, largest_batch, prepare
+from fmcore.flow.times import Uniform, uniform_grid
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.models.networks import MLP, UNet, initialised
+from fmcore.ode.solvers import SOLVERS, integrate, seeded, solve
 
 CPU = torch.device("cpu")
 UNET, IMAGE = UNet(channels=(8, 16)), (1, 8, 8)
@@ -119,11 +119,11 @@ def test_a_compiled_network_samples_and_trains_like_the_plain_one(tmp_path):
     """In a process of its own, because the type checks of the test run are not for compiling."""
     script = """
 import torch
-from fmcore.fields import network_field
-from fmcore.networks import MLP, initialised
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.speed import prepare
-from fmcore.times import uniform_grid
+from fmcore.flow.fields import network_field
+from fmcore.models.networks import MLP, initialised
+from fmcore.ode.solvers import SOLVERS, integrate
+from fmcore.flow.speed import prepare
+from fmcore.flow.times import uniform_grid
 
 plain, fast = (initialised(MLP(width=16, depth=1), (2,), None, 0) for _ in range(2))
 for network in (plain, fast):
@@ -160,7 +160,7 @@ def test_batches_on_a_cpu_are_powers_of_two_that_shrink_with_the_sample(shape):
 def test_freed_memory_is_kept():
     script = """
 import resource, sys, torch
-from fmcore.speed import keep_freed_memory
+from fmcore.flow.speed import keep_freed_memory
 if "keep" in sys.argv:
     assert keep_freed_memory()
 def step():

@@ -29,12 +29,15 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from fmcore.__main__ import main
-from fmcore.features import adopt, reference_parts
-from fmcore.fidelity import classes, inception_score, kid, precision_recall
-from fmcore.metrics import frechet_distance, frechet_floor, group_sizes, stats
-from fmcore.pixels import quantise
-from fmcore.scoring import ImageScorer, folder_files, folder_images
+from fmcore.cli import main
+from fmcore.flow.pixels import quantise
+from fmcore.intake.files import folder_files, folder_images
+from fmcore.score.estimates import group_sizes
+from fmcore.score.extractors import adopt
+from fmcore.score.fidelity import classes, inception_score, kid, precision_recall
+from fmcore.score.frechet import frechet_distance, frechet_floor, stats
+from fmcore.score.reference import reference_parts
+from fmcore.score.scoring import ImageScorer
 
 COUNTS = {"generated": 90, "real": 80}
 FEW = {"generated": 44, "real": 40}  # of them, for all of Inception

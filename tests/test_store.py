@@ -10,26 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmcore.couplings import Pairs
-from fmcore.fields import Convention, Guidance, network_field
-from fmcore.networks import MLP, NETWORKS, UNet
-from fmcore.paths import VE, VP, Discrete
-from fmcore.store import (
-    ArtifactError,
-    finished_shards,
-    load_model,
-    open_pairs,
-    read_json,
-    read_tensors,
-    save_model,
-    seal_pairs,
-    sha256,
-    shard_path,
-    write_file,
-    write_json,
-    write_shard,
-    write_tensors,
-)
+from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_file, write_json, write_tensors
+from fmcore.disk.pairs import finished_shards, open_pairs, seal_pairs, shard_path, write_shard
+from fmcore.flow.couplings import Pairs
+from fmcore.flow.fields import Convention, Guidance, network_field
+from fmcore.flow.paths import VE, VP, Discrete
+from fmcore.model import load as load_model
+from fmcore.models.folder import save_model
+from fmcore.models.networks import MLP, NETWORKS, UNet
+from fmcore.ode.sampling import Sampling
 
 ROOT = Path(__file__).parents[1]
 MODELS = {
@@ -332,7 +321,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from fmcore.couplings import Pairs
+from fmcore.flow.couplings import Pairs
 from fmcore.store import write_shard
 folder, x = Path(sys.argv[1]), torch.zeros(4, 2)
 write_shard(folder, 0, [Pairs(x, x)])
@@ -417,7 +406,7 @@ def test_a_label_is_asked_for_or_drawn(model):
 )
 def test_evaluations_that_cannot_be_spent_are_refused(model, solver, nfe, message):
     with pytest.raises(ValueError, match=message):
-        model.sample(2, nfe, solver_name=solver)
+        model.sample(2, Sampling(solver, nfe=nfe))
 
 
 def test_reading_what_is_no_safetensors_file_names_it(tmp_path):
@@ -455,20 +444,20 @@ def test_guidance_needs_a_model_that_was_trained_for_it(tmp_path):
     config, shape, classes = MODELS["mlp with classes"]
     network = write_model(tmp_path / "plain", "mlp with classes")
     with pytest.raises(ValueError, match="trained without label dropout"):
-        load_model(tmp_path / "plain").sample(2, nfe=2, guidance=Guidance(2.0))
+        load_model(tmp_path / "plain").sample(2, Sampling(nfe=2, guidance=Guidance(2.0)))
     options = {"network_config": config, "shape": shape, "num_classes": classes, "manifest": {}}
     save_model(tmp_path / "guided", network, null_label=classes, **options)
     model = load_model(tmp_path / "guided")
     plain, one, two = (
-        model.sample(3, nfe=4, guidance=guidance, label=1, precision="fp32")
+        model.sample(3, Sampling(nfe=4, guidance=guidance), label=1, precision="fp32")
         for guidance in (None, Guidance(1.0), Guidance(2.0))
     )
-    half = model.sample(3, nfe=2, label=1, precision="fp32")
+    half = model.sample(3, 2, label=1, precision="fp32")
     torch.testing.assert_close(one, half)  # a guided step costs two evaluations
     assert not torch.allclose(two, half)
     assert not torch.allclose(plain, half)
     with pytest.raises(ValueError, match="cannot spend 3"):
-        model.sample(3, nfe=3, guidance=Guidance(2.0))
+        model.sample(3, Sampling(nfe=3, guidance=Guidance(2.0)))
 
 
 def test_further_averages_are_there_to_be_asked_for(tmp_path):
@@ -496,6 +485,6 @@ def test_further_averages_are_there_to_be_asked_for(tmp_path):
 def test_samples_of_a_stochastic_solver_do_not_depend_on_how_many_are_drawn(tmp_path):
     write_model(tmp_path / "m")
     model = load_model(tmp_path / "m")
-    many, few = (model.sample(count, nfe=4, solver_name="sde", precision="fp32") for count in (20, 5))
+    many, few = (model.sample(count, Sampling("sde", nfe=4), precision="fp32") for count in (20, 5))
     torch.testing.assert_close(many[:5], few)
-    assert not torch.allclose(many, model.sample(20, nfe=4, precision="fp32"))
+    assert not torch.allclose(many, model.sample(20, 4, precision="fp32"))

@@ -10,17 +10,17 @@ from safetensors.torch import load_file, save_file
 from scipy.integrate import solve_ivp
 
 from fmcore.analytic import gaussian_field, mixture_field
-from fmcore.couplings import Pairs, Stored
-from fmcore.fields import network_field
-from fmcore.losses import Squared
-from fmcore.networks import Diffusers, DiffusersUNet
-from fmcore.paths import LINEAR, VE
-from fmcore.reflow import generate_pairs
-from fmcore.solvers import SOLVERS, integrate, integrate_adaptive, trajectory
-from fmcore.store import ArtifactError
-from fmcore.teachers import WEIGHTS, edm_field, read_teacher, teacher_files
-from fmcore.times import EDMGrid, Uniform, uniform_grid
-from fmcore.training import TrainConfig, flow_objective, new_state, train
+from fmcore.disk.files import ArtifactError
+from fmcore.flow.couplings import Pairs, Stored
+from fmcore.flow.fields import network_field
+from fmcore.flow.losses import Squared
+from fmcore.flow.paths import LINEAR, VE
+from fmcore.flow.times import EDMGrid, Uniform, uniform_grid
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.intake.teachers import WEIGHTS, edm_field, read_teacher, teacher_files
+from fmcore.models.networks import Diffusers, DiffusersUNet
+from fmcore.ode.reflow import generate_pairs
+from fmcore.ode.solvers import SOLVERS, integrate, integrate_adaptive, trajectory
 from scripts.tiny_ddpm import save, trained_ddpm
 
 EULER = SOLVERS["euler"]

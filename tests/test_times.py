@@ -7,8 +7,8 @@ import pytest
 import torch
 from scipy import integrate, special, stats
 
-from fmcore.rng import generator
-from fmcore.times import (
+from fmcore.flow.rng import generator
+from fmcore.flow.times import (
     GRIDS,
     TIMES,
     CosineGrid,

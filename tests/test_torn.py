@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from servers import PYTHON, ROOT, wait_until
 
-from flows import database, lockfile, shipper, tracking
 from flows.events import Metrics, Note
-from flows.process import PIPELINE
+from flows.local import lockfile
+from flows.local.process import PIPELINE
+from flows.watch import database, shipper, tracking
 
 pytestmark = pytest.mark.slow
 MANY = 500  # dependencies: they make DVC write for a while
@@ -203,7 +204,7 @@ def record(root):
 
 
 def ship(root):
-    command = [PYTHON, "-m", "flows.shipper", str(root), "--once"]
+    command = [PYTHON, "-m", "flows.watch.shipper", str(root), "--once"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
@@ -215,7 +216,10 @@ def losses(root):
 @pytest.mark.parametrize("alone", [False, True], ids=["with its maker", "alone"])
 def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone):
     running = subprocess.Popen(
-        [PYTHON, "-m", "flows.shipper", str(root)], cwd=root, start_new_session=True, stderr=subprocess.DEVNULL
+        [PYTHON, "-m", "flows.watch.shipper", str(root)],
+        cwd=root,
+        start_new_session=True,
+        stderr=subprocess.DEVNULL,
     )
     wait_until(lambda: list(root.glob(f"work/.{database.NAME}.*/{database.NAME}")))
     time.sleep(0.1)  # some of its tables are there

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import process, shipper, tracking
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
+from flows.local import process
+from flows.watch import shipper, tracking
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
@@ -75,7 +76,7 @@ def record_stage(root, stage="distill", status="FINISHED", points=200):
 
 
 def ship_once(root, **env):
-    command = [sys.executable, "-m", "flows.shipper", str(root), "--once"]
+    command = [sys.executable, "-m", "flows.watch.shipper", str(root), "--once"]
     return subprocess.run(command, env=os.environ | env, cwd=root, capture_output=True, text=True)
 
 
@@ -218,7 +219,7 @@ def test_killed_after_any_call(root):
 @pytest.mark.slow
 def test_killed_by_signal(root):
     record_stage(root)
-    command = [sys.executable, "-m", "flows.shipper", str(root)]
+    command = [sys.executable, "-m", "flows.watch.shipper", str(root)]
     for seconds in (0.3, 1.3, 1.6, 1.8, 2.0, 2.2):
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             time.sleep(seconds)
@@ -296,7 +297,7 @@ def test_unusable_server_is_given_up(root, monkeypatch):
 
 def test_second_shipper_leaves_at_once(root):
     record_stage(root, points=1)
-    command = [sys.executable, "-m", "flows.shipper", str(root)]
+    command = [sys.executable, "-m", "flows.watch.shipper", str(root)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
         while not tracking.is_locked(tracking.lock_of_shipper(root)):
             time.sleep(0.01)

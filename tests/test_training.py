@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from fmcore import checkpoint
-from fmcore.couplings import Independent, Pairs, Stored
-from fmcore.data import EightGaussians
-from fmcore.fields import Convention, network_field
-from fmcore.losses import Squared
-from fmcore.networks import MLP, UNet
-from fmcore.paths import LINEAR, PATHS, ContinuousPath
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.speed import prepare
-from fmcore.times import Uniform, uniform_grid
-from fmcore.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.disk import checkpoint
+from fmcore.flow.couplings import Independent, Pairs, Stored
+from fmcore.flow.fields import Convention, network_field
+from fmcore.flow.losses import Squared
+from fmcore.flow.paths import LINEAR, PATHS, ContinuousPath
+from fmcore.flow.speed import prepare
+from fmcore.flow.times import Uniform, uniform_grid
+from fmcore.flow.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.intake.points import EightGaussians
+from fmcore.models.networks import MLP, UNet
+from fmcore.ode.solvers import SOLVERS, integrate
 
 pytestmark = pytest.mark.numerics
 

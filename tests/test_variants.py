@@ -14,16 +14,18 @@ from test_teachers import saved, unet
 
 from flows import layout
 from flows.events import Note
-from flows.params import load_yaml, validate
-from flows.running import STAGES
-from flows.train import run_training
-from fmcore.metrics import energy_distance
-from fmcore.networks import UNet
-from fmcore.pixels import dequantise
-from fmcore.solvers import SOLVERS, integrate
-from fmcore.store import ArtifactError, load_model, open_pairs, read_json
-from fmcore.times import uniform_grid
-from fmcore.training import Record, TrainConfig
+from flows.launch.runner import STAGES
+from flows.params.reading import load_yaml, validate
+from flows.stages.training import run_training
+from fmcore.disk.files import ArtifactError, read_json
+from fmcore.disk.pairs import open_pairs
+from fmcore.flow.pixels import dequantise
+from fmcore.flow.times import uniform_grid
+from fmcore.flow.training import Record, TrainConfig
+from fmcore.model import load as load_model
+from fmcore.models.networks import UNet
+from fmcore.ode.solvers import SOLVERS, integrate
+from fmcore.score.points import energy_distance
 
 ROOT = Path(__file__).parents[1]
 BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "weight_decay": 0.0}
@@ -229,7 +231,7 @@ def test_a_compiled_model_is_scored_looked_at_and_has_a_likelihood(folder, monke
         return Note("compiled")
 
     for stage, stage_sizes in (("couple@r1", {150}), ("evaluate_base", {80, 40})):
-        monkeypatch.setattr(f"flows.{stage.replace('@', '_').split('_')[0]}.prepared", compiled)
+        monkeypatch.setattr(f"flows.stages.{stage.replace('@', '_').split('_')[0]}.prepared", compiled)
         sizes.clear()
         assert "compiled" in notes(run(tiny(**choices, couple__pairs=301), stage))
         assert sizes == stage_sizes
@@ -378,8 +380,8 @@ def test_a_refreshed_training_whose_inverted_data_is_lost_says_so(folder, monkey
 
 
 def checkpoints_at_every_record(monkeypatch):
-    monkeypatch.setattr("flows.train.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("flows.train.CHECKPOINT_SHARE", float("inf"))
+    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SHARE", float("inf"))
 
 
 def killed_at(events, images):
@@ -397,13 +399,13 @@ def test_couplings_that_do_not_fit_into_memory_stay_on_disk_and_train_the_same(m
     assert "cpu: float32, not compiled (would not pay: 1.1e+09 operations)" in said
     assert not any("stay on disk" in note for note in said)
     weights = Path("models/r1/model.safetensors").read_bytes()
-    monkeypatch.setattr("flows.rectify.room", lambda device: 1000)
+    monkeypatch.setattr("flows.stages.on_couplings.room", lambda device: 1000)
     assert "r1: 0.0 GB of pairs stay on disk and are read as they are drawn" in notes(run(params, "reflow@r1"))
     assert Path("models/r1/model.safetensors").read_bytes() == weights
 
 
 def test_what_is_to_be_compiled_and_cannot_be_says_so(monkeypatch):
-    monkeypatch.setattr("fmcore.speed.which", lambda name: None)
+    monkeypatch.setattr("fmcore.flow.speed.which", lambda name: None)
     with pytest.raises(ValueError, match=r"compile: on needs a C\+\+ compiler"):
         list(run(points(compile="on"), *ALL[:3]))
 
@@ -465,9 +467,11 @@ def test_checkpoints_that_take_long_are_rarer(seconds, expected, monkeypatch):
         at.append(state.step // 50)
         now[0] += seconds
 
-    monkeypatch.setattr("flows.train.time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr("flows.train.train", records)
-    monkeypatch.setattr("flows.train.checkpoint", SimpleNamespace(save=save, restore=lambda state, work: []))
+    monkeypatch.setattr("flows.stages.training.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("flows.stages.training.train", records)
+    monkeypatch.setattr(
+        "flows.stages.training.checkpoint", SimpleNamespace(save=save, restore=lambda state, work: [])
+    )
     state, config = SimpleNamespace(step=0), TrainConfig(images=100_000, batch_size=1, lr=1e-3)
     list(run_training("base", Path(), state, None, config, 0))
     assert at == list(expected)

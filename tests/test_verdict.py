@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fmcore.metrics import Estimate, jackknife
+from fmcore.score.estimates import Estimate, jackknife
 from fmcore.verdict import RATIO, SURE, Run, choices, sentences, verdict
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows import warm
+from flows.launch import forkserver as warm
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux")
 
-# A stand-in for flows.running in a checkout of its own: what it does is what DVC_STAGE says.
+# A stand-in for flows.launch.runner in a checkout of its own: what it does is what DVC_STAGE says.
 RUNNING = """
 import os, sys, time
 
@@ -34,7 +34,7 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "flows").mkdir()
     for name in ("__init__.py", "stages.py", "warm.py", "tracking.py", "events.py"):
         (tmp_path / "flows" / name).write_text((ROOT / "flows" / name).read_text())
-    (tmp_path / "flows/running.py").write_text(RUNNING)
+    (tmp_path / "flows/launch/runner.py").write_text(RUNNING)
     process = subprocess.Popen(["sleep", "120"])  # the pipeline's life is this process's
     created = psutil.Process(process.pid).create_time()
     monkeypatch.setenv("FMCORE_PIPELINE", f"{process.pid}-{created:.2f}")
@@ -47,7 +47,7 @@ def checkout(tmp_path, monkeypatch):
 
 def start(checkout, stage, **env):
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.stages"],
+        [sys.executable, "-m", "flows.launch"],
         cwd=checkout,
         env={**os.environ, "DVC_STAGE": stage, **env},
         stdout=subprocess.PIPE,
@@ -83,7 +83,7 @@ def test_a_fork_takes_the_callers_place(checkout):
 def test_an_edit_of_the_code_counts_at_once(checkout):
     warmed(checkout)
     assert say(checkout, "second")[0] == 0
-    (checkout / "flows/running.py").write_text("def run(stage):\n    return 42\n")
+    (checkout / "flows/launch/runner.py").write_text("def run(stage):\n    return 42\n")
     assert say(checkout, "second")[0] == 42
 
 

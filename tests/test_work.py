@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import work
+from flows.params.reading import load_yaml, validate
+from flows.workshop import workspace as work
+from flows.workshop.entry import Stage
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,41 +19,50 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+STAGE = Stage("intake", "")
+
+
+def tiny(**changes):
+    raw = load_yaml(ROOT / "presets/digits.yaml")
+    return validate(raw | changes, "test")
+
+
 def test_work_is_found_again_and_goes_when_done(root):
-    with contextlib.suppress(KeyboardInterrupt), work.workspace("base", {"lr": 1}) as folder:
+    with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
         (folder / "half").write_text("done")
         (folder / ".x.1.part").write_text("torn")
         raise KeyboardInterrupt
-    with work.workspace("base", {"lr": 1}) as folder:
+    with work.workspace(STAGE, tiny()) as folder:
         assert sorted(path.name for path in folder.iterdir()) == ["half"]
     assert not folder.exists()
 
 
-def test_another_recipe_is_another_folder(root, tmp_path):
-    made = tmp_path / "input"
-    made.mkdir()
-    keys = set()
-    for lr, text in ((1, "a"), (2, "a"), (1, "b")):
-        (made / "manifest.json").write_text(text)
-        keys.add(work.recipe_key({"lr": lr}, [made]))
-    assert len(keys) == 3
+HOLDER = """
+from test_work import STAGE, tiny
+from flows.workshop import workspace as work
+with work.workspace(STAGE, tiny()):
+    print("in", flush=True)
+    input()
+"""
 
 
 def test_two_at_once_are_refused(root, monkeypatch):
     monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
-    code = "from flows import work\nwith work.workspace('base', {}):\n    print('in', flush=True)\n    input()"
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     holder = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", HOLDER], cwd=root, env=os.environ | {"PYTHONPATH": paths},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     with holder:
         assert holder.stdout.readline() == "in\n"
-        with pytest.raises(work.BusyError, match=f"process {holder.pid}"), work.workspace("base", {}):
+        with pytest.raises(work.BusyError, match=f"process {holder.pid}"), work.workspace(STAGE, tiny()):
             pass
         holder.communicate("\n")
-    with work.workspace("base", {}):
+    with work.workspace(STAGE, tiny()):
         pass
 
 

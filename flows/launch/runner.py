@@ -1,0 +1,123 @@
+"""Runs the one stage that DVC names, and everything that watches it.
+
+The stage yields events; here they become progress on the terminal, MLflow records and a Prefect flow run. None
+of these decides the outcome: a stage that finished its work ends with status 0.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from contextlib import ExitStack, suppress
+from types import FrameType, TracebackType
+
+from flows.events import Event, Metrics, Note
+from flows.events import Progress as Done
+from flows.launch import timing
+from flows.launch.stages import stage_at, started
+from flows.layout import WORK
+from flows.params.reading import FILE, ParamsError, load_yaml, read
+from flows.watch import runs, tracking
+from flows.workshop.entry import entry_of
+from flows.workshop.workspace import BusyError, root
+from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
+from fmcore.progress import Progress
+
+
+def run(stage: str) -> int:
+    """Runs a stage; returns the exit status, 2 with one line for a user's mistake."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        _run(stage)
+    except KeyboardInterrupt:
+        print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except ParamsError as error:
+        print(f"{stage}: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, ArithmeticError, BusyError) as error:
+        trace = root() / WORK / "traceback.txt"
+        with suppress(OSError):  # the disk may be what failed
+            trace.parent.mkdir(exist_ok=True)
+            trace.write_text(traceback.format_exc())
+        print(f"{stage}: {error}\n(where in the code: {trace})", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"{stage}: out of memory; lower the batch or batch_size it uses, or raise train.accumulate",
+            file=sys.stderr,
+        )
+        return 2
+    return 0
+
+
+def _run(stage: str) -> None:
+    keep_freed_memory()
+    # What a stage compiles, those after it find.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root() / WORK / "inductor"))
+    params, before = read(), entry_of(stage, load_yaml(FILE)).params
+    shown = params.model_dump(mode="json")
+    with ExitStack() as stack:
+        prefect = stack.enter_context(runs.open_run(root(), stage=stage, parameters=shown))
+        tags = {"dvc.stage": stage, "fmcore.data": params.data.name, **prefect.tags}
+        mlflow = stack.enter_context(tracking.open_run(root(), stage=stage, params=shown, tags=tags))
+        bars = stack.enter_context(Bars())
+        for event in started(params, stage_at(stage)):
+            for said in (event, *bars(event)):
+                prefect(said)
+                mlflow(said)
+        # DVC reads them now. Had they been edited meanwhile, it would record the new values as what made the old
+        # outputs, and never run the stage again.
+        if entry_of(stage, load_yaml(FILE)).params != before:
+            raise ValueError(
+                f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"
+            )
+    with suppress(OSError):
+        timing.record(root(), stage, bars.seconds)
+
+
+class Bars:
+    """The terminal: a bar for the work at hand, a line for each note; counts the seconds work took."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.bar: Progress | None = None
+
+    def __call__(self, event: Event) -> list[Event]:
+        """Shows an event; returns the throughput when a piece of work is done."""
+        if isinstance(event, Note):
+            print(event.text, file=sys.stderr, flush=True)
+        if not isinstance(event, Done):
+            return []
+        if self.bar is None:
+            self.bar = Progress(event.what, event.total, event.unit, event.done)
+        self.bar.to(event.done)
+        if event.done < event.total:
+            return []
+        seconds, first, rate_name = (
+            self.bar.seconds,
+            self.bar.first,
+            f"{event.what.split()[0]}_{event.unit}_per_second",
+        )
+        self._close()
+        return [Metrics(0, {rate_name: (event.total - first) / seconds})] if seconds else []
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.seconds += self.bar.seconds
+            self.bar.close()
+            self.bar = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)

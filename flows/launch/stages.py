@@ -1,0 +1,46 @@
+"""Which function runs each stage of dvc.yaml."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import NamedTuple
+
+from flows.events import Events
+from flows.params.schema import Params
+from flows.workshop.entry import Stage
+
+
+class Code(NamedTuple):
+    """The `file` in `flows/stages`, with a function of its name; the `model` it is about, if it is always one."""
+
+    file: str
+    model: str = ""
+
+
+# Reached by name: a stage's own imports begin when it runs.
+STAGES = {
+    "check": Code("check"),
+    "intake": Code("intake"),
+    "features": Code("features"),
+    "base": Code("base", "base"),
+    "couple": Code("couple"),
+    "reflow": Code("reflow"),
+    "distill": Code("distill", "student"),
+    "evaluate_base": Code("evaluate", "base"),
+    "evaluate": Code("evaluate"),
+    "evaluate_student": Code("evaluate", "student"),
+    "evaluate_pairs": Code("evaluate_pairs"),
+    "report": Code("report"),
+}
+
+
+def stage_at(address: str) -> Stage:
+    """The stage at an address in dvc.yaml, as `base` or `couple@r1`."""
+    kind, _, key = address.partition("@")
+    return Stage(address, key or STAGES[kind].model)
+
+
+def started(params: Params, stage: Stage) -> Events:
+    """The stage's events; taking them runs it."""
+    file = STAGES[stage.address.partition("@")[0]].file
+    function: Callable[[Params, Stage], Events] = getattr(import_module(f"flows.stages.{file}"), file)
+    return function(params, stage)

@@ -1,0 +1,1 @@
+"""This machine and this user: processes, the login, the Prefect API that may be asked, a torn dvc.lock."""

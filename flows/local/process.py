@@ -1,0 +1,133 @@
+"""Processes: which is which, which run of the pipeline one belongs to, and how they are ended."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import psutil
+
+PIPELINE = "FMCORE_PIPELINE"
+GRACE_SECONDS = 10.0
+
+
+class Process(NamedTuple):
+    """A process for all time: a pid alone is used again."""
+
+    pid: int
+    created: float
+
+    @classmethod
+    def of(cls, process: psutil.Process) -> Self:
+        """The same process as psutil's; raises `psutil.NoSuchProcess` if it is gone."""
+        return cls(process.pid, process.create_time())
+
+    def alive(self) -> bool:
+        """Whether it still runs; a zombie does not."""
+        try:
+            process = psutil.Process(self.pid)
+            # The kernel's start times are relative to a clock that may be set meanwhile.
+            return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.created) < 2
+        except psutil.Error:
+            return False
+
+
+def pipeline_key() -> str:
+    """Names the pipeline run this process belongs to; equal in all its stages.
+
+    It is the environment's `FMCORE_PIPELINE`, else the `dvc` above this process, else this process. The
+    key has the form `<pid>-<creation time>`, so a process that starts stages by itself can put its own
+    `pipeline_key()` into their `FMCORE_PIPELINE`.
+    """
+    process = pipeline_process()
+    return os.environ.get(PIPELINE) or f"{process.pid}-{process.created:.2f}"
+
+
+def pipeline_started() -> float:
+    """When the pipeline run began, in seconds since the epoch."""
+    return pipeline_process().created
+
+
+def pipeline_process() -> Process:
+    """The process whose end is the end of the pipeline run."""
+    given = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", os.environ.get(PIPELINE, ""))
+    if given:
+        return Process(int(given[1]), float(given[2]))
+    mine = psutil.Process()
+    leader = next((parent for parent in mine.parents() if _is_dvc(parent)), mine)
+    return Process.of(leader)
+
+
+def _is_dvc(process: psutil.Process) -> bool:
+    """Whether a process is `dvc`, `python .../dvc` or `python -m dvc`."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return False
+    script = words[2:3] if words[1:2] == ["-m"] else words[1:2]
+    return "dvc" in (Path(word).name for word in words[:1] + script)
+
+
+def redacted(text: str) -> str:
+    """A text with its URLs bare of user, password and query."""
+    return re.sub(r"://(?:[^/\s]*@)?([^\s?]*)(?:\?\S*)?", r"://\1", text)
+
+
+def stop(processes: Iterable[subprocess.Popen[str]], grace: float = GRACE_SECONDS) -> None:
+    """End `processes` with all they have started: asked first, killed after `grace` seconds."""
+    started = list(processes)
+    doomed: dict[Process, psutil.Process] = {}
+    for process in started:
+        # A process group outlives its leader, and a child may have left the group: take both.
+        doomed |= _identified([*_descendants(process.pid), *_group(process.pid)])
+    for other in doomed.values():
+        _signal(other, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while any(known.alive() for known in doomed) and time.monotonic() < deadline:
+        for process in started:
+            process.poll()  # reaps it
+            doomed |= _identified(_group(process.pid))
+        time.sleep(0.05)
+    for other in doomed.values():
+        _signal(other, signal.SIGKILL)
+    for process in started:
+        process.wait()
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _group(leader: int) -> list[psutil.Process]:
+    members = []
+    for pid in psutil.pids():
+        try:
+            if os.getpgid(pid) == leader:
+                members.append(psutil.Process(pid))
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue
+    return members
+
+
+def _identified(processes: Iterable[psutil.Process]) -> dict[Process, psutil.Process]:
+    known = {}
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            known[Process.of(process)] = process
+    return known
+
+
+def _signal(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)  # refuses a process id that was given to another process
+    except psutil.NoSuchProcess:
+        return

@@ -1,0 +1,164 @@
+"""What stands in front of the two pages: who may reach them, by which name, from which page.
+
+    python -m flows.pages.gate HANDLE...     Prefect's server, on sockets that its parent has bound
+
+Loopback is no border. Any web page can make a browser send requests to it, also under a name of the page's own
+(DNS rebinding), and so can every user of the machine; whoever reaches Prefect's API can run commands. So a
+request must name this machine, must not come from another page, and must show the login. Prefect asks for it
+itself (`PREFECT_SERVER_API_AUTH_STRING`). In front of MLflow it is asked for here: MLflow's own login is for many
+users with rights on each model, keeps a database of them, and guards route by route what this guards as a whole.
+MLflow finds its gate by the entry point in pyproject.toml.
+
+The parent binds the sockets and keeps them, so the port is nobody else's from before the first request until after
+the last.
+"""
+
+import base64
+import hmac
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from starlette.datastructures import Headers
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+NAMES = ("127.0.0.1", "localhost", "[::1]")
+LOGIN = "FMCORE_LOGIN"  # of the environment: what MLflow's gate asks for, or `off`
+OFF = "off"
+
+
+class Gate:
+    """Lets in what comes from its own page or from none, and shows the login, if there is one."""
+
+    def __init__(self, app: ASGIApp, login: str | None = None) -> None:
+        self.app = app
+        self.login = login
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self._refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
+        if refusal is None:
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await refusal(scope, receive, send)
+
+    def _refusal(self, headers: Headers) -> PlainTextResponse | None:
+        origin = headers.get("origin")
+        # By the whole name, port included: behind the next port may be another user's page.
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+            return PlainTextResponse("a request of another page is refused here", 403)
+        if self.login is not None and not _shows(headers.get("authorization", ""), self.login):
+            asks = {"WWW-Authenticate": 'Basic realm="fmcore", charset="UTF-8"'}
+            return PlainTextResponse("log in as `make ui` says", 401, asks)
+        return None
+
+
+def _shows(header: str, login: str) -> bool:
+    expected = f"Basic {base64.b64encode(login.encode()).decode()}"
+    return hmac.compare_digest(header.encode(), expected.encode())
+
+
+def _gated(app: ASGIApp, login: str | None) -> ASGIApp:
+    return TrustedHostMiddleware(Gate(app, login), allowed_hosts=NAMES, www_redirect=False)
+
+
+def mlflow_app() -> ASGIApp:
+    """MLflow's server behind its gate; `mlflow server --app-name fmcore` calls this."""
+    login = os.environ[LOGIN]  # must be there: without, it would stand open
+    from mlflow.server.fastapi_app import app
+
+    return _gated(app, None if login == OFF else login)
+
+
+def prefect_app() -> ASGIApp:
+    """Prefect's server behind its gate; its own login is in the environment."""
+    from prefect.server.api.server import create_app
+
+    app: FastAPI = create_app(final=True)
+    return _gated(app, None)
+
+
+def bound(port: int) -> list[socket.socket]:
+    """Sockets that listen on a port of this machine's loopback, IPv6 too where there is one.
+
+    Browsers take `localhost` for either, so whoever had the other one would be asked for the login.
+
+    Raises:
+        OSError: if it is taken.
+    """
+    sockets = [_listening(socket.AF_INET, "127.0.0.1", port)]
+    port = sockets[0].getsockname()[1]
+    try:
+        if _has_loopback6():
+            sockets.append(_listening(socket.AF_INET6, "::1", port))
+    except OSError:
+        sockets[0].close()
+        raise
+    return sockets
+
+
+def reserved(port: int) -> list[socket.socket]:
+    """What keeps everybody from IPv6's half of a port whose other half a server without one will listen on.
+
+    Raises:
+        OSError: if it is taken.
+    """
+    return [_bound(socket.AF_INET6, "::1", port)] if _has_loopback6() else []
+
+
+def _listening(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    made = _bound(family, host, port)
+    made.listen(2048)
+    return made
+
+
+def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # A port in its rest after a close may be taken again; one that somebody listens on may not.
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+    except OSError:
+        made.close()
+        raise
+    return made
+
+
+def _has_loopback6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def main(handles: list[str]) -> int:
+    """Serves Prefect until it is told to stop."""
+    import uvicorn
+    from prefect.settings import get_current_settings
+
+    settings = get_current_settings().server
+    api = settings.api
+    config = uvicorn.Config(
+        prefect_app,
+        factory=True,
+        timeout_keep_alive=api.keepalive_timeout,
+        ws_ping_interval=api.websocket_ping_interval,
+        ws_ping_timeout=api.websocket_ping_timeout,
+        log_level=settings.logging_level.lower(),
+        proxy_headers=False,
+    )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(handle)) for handle in handles])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

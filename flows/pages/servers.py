@@ -1,0 +1,250 @@
+"""The two local web pages: Prefect's runs and MLflow's comparisons, with a worker for the pipeline.
+
+`python -m flows.pages` starts both servers and the worker as children, waits, and ends them all when it is
+interrupted. Both stand behind a gate (`flows.pages.gate`) that asks for the user's login. No telemetry leaves the
+machine. Nothing else needs these servers: stages run the same without them.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import psutil
+
+from flows.local import api, private
+from flows.local.process import Process, stop
+from flows.pages import gate
+from flows.watch import database
+from flows.watch.tracking import journal_folders, lock_of_shipper, start_shipper
+
+POOL = "fmcore"
+DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
+SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
+MLFLOW_HOSTS = ",".join(f"{name},{name}:*" for name in gate.NAMES)
+START_SECONDS = 120.0
+SHIPPER_SECONDS = 20.0  # the shipper holds its lock for as long as it works, but makes the database first
+
+
+def environment(root: Path, prefect_port: int, login: str | None) -> dict[str, str]:
+    """Return the environment of the servers and the worker, our settings over the caller's."""
+    page = f"http://127.0.0.1:{prefect_port}"
+    caller = {key: value for key, value in os.environ.items() if key not in (api.AUTH, SERVER_AUTH)}
+    shown = {api.AUTH: login, SERVER_AUTH: login} if login else {}
+    return (caller | shown) | {
+        gate.LOGIN: login or gate.OFF,
+        # prefect.yaml names the deployed folder as $PWD, which a change of folder alone does not set.
+        "PWD": str(root),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        # The user's own Prefect profile and database stay untouched.
+        "PREFECT_HOME": str(root / "work" / "prefect-home"),
+        api.URL: f"{page}/api",
+        # Relative, so that the page also works as http://localhost and through `ssh -L`, other origins each.
+        "PREFECT_SERVER_UI_API_URL": "/api",
+        "PREFECT_SERVER_API_CSRF_PROTECTION_ENABLED": "true",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": page,
+        "PREFECT_WORKER_QUERY_SECONDS": "2",  # of 10: a click on Run shows its effect sooner
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_CLI_PROMPT": "false",
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "DVC_NO_ANALYTICS": "1",
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the servers and the worker until interrupted."""
+    parser = argparse.ArgumentParser(prog="python -m flows.pages", description=__doc__.partition("\n")[0])
+    parser.add_argument("--prefect-port", type=int, default=4200)
+    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--no-login", action="store_true", help="ask for none: on a machine that nobody shares")
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        login = None if options.no_login else private.made_login()
+        with ExitStack() as stack:
+            held = [stack.enter_context(each) for each in _held(gate.bound, options.prefect_port, "prefect")]
+            for each in _held(gate.reserved, options.mlflow_port, "mlflow"):
+                stack.enter_context(each)
+            _serve(Path.cwd(), held, options.mlflow_port, login)
+    except KeyboardInterrupt:
+        print("\nstopped")
+        return 0
+    except (_StartError, OSError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+class _StartError(RuntimeError):
+    """Something did not come up, or ended; the message says where its log is."""
+
+
+def _held(bind: Callable[[int], list[socket.socket]], port: int, whose: str) -> list[socket.socket]:
+    try:
+        if whose == "mlflow" and _is_taken(port):
+            raise OSError
+        return bind(port)
+    except OSError:
+        raise _StartError(f"port {port} is in use; choose another with --{whose}-port") from None
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _serve(root: Path, sockets: Sequence[socket.socket], mlflow_port: int, login: str | None) -> NoReturn:
+    prefect_port = sockets[0].getsockname()[1]
+    env = environment(root, prefect_port, login)
+    address, pages = env[api.URL], f"http://127.0.0.1:{mlflow_port}"
+    logs = root / "work" / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    python = sys.executable
+    prefect = [python, "-m", "prefect"]
+    children: dict[str, subprocess.Popen[str]] = {}
+
+    with ExitStack() as stack:
+        # In reverse, so that the runs a worker ends can still say so to the server.
+        stack.callback(_stop_reversed, children)
+
+        def start(name: str, command: list[str], handles: Sequence[int] = ()) -> None:
+            log = stack.enter_context((logs / f"{name}.log").open("w"))
+            # Behind a shell's & interrupts are ignored, and a worker that inherits this does not end when asked.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
+            children[name] = subprocess.Popen(
+                command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, pass_fds=handles, text=True,
+            )  # fmt: skip
+            signal.signal(signal.SIGINT, before)
+
+        print("starting Prefect and MLflow ...", flush=True)
+        handles = [each.fileno() for each in sockets]
+        start("prefect", [python, "-m", "flows.pages.gate", *map(str, handles)], handles)
+        _initialise(root, env, logs / "setup.log")
+        start(
+            "mlflow",
+            [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
+             "--backend-store-uri", database.address(root), "--default-artifact-root", str(root / "mlartifacts"),
+             "--workers", "1", "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
+        )  # fmt: skip
+        _wait(children, logs, lambda: api.is_healthy(address))
+        server = Process.of(psutil.Process(children["prefect"].pid))
+        api.write_record(root, api.Record(address, *server, login=login is not None))
+        stack.callback(api.record_file(root).unlink, missing_ok=True)
+        # Deploying again would drop the schedules that were made or switched on in the page.
+        found = api.asked(address, f"/deployments/name/{DEPLOYMENT}", login, seconds=30.0)
+        if not _is_deployed(root, *found):
+            for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+                _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
+        start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
+        _wait(children, logs, lambda: _is_taken(mlflow_port))
+        _say_where(address, pages, login, logs.relative_to(root))
+        while True:
+            _check(children, logs)
+            time.sleep(0.5)
+
+
+def _say_where(address: str, pages: str, login: str | None, logs: Path) -> None:
+    print(f"runs:        {address.removesuffix('/api')}")
+    print(f"comparisons: {pages}")
+    if login is None:
+        print("no login: whoever is on this machine can run commands as you")
+    else:
+        # A file that this is sent to may be open to others; a terminal is not.
+        shown = login if sys.stdout.isatty() else "USER:PASSWORD"
+        print(f"login:       {shown} as {private.login_file()} has it; each page asks once")
+        print("             (Prefect for the whole text, MLflow for what is before and after the colon)")
+    print(f"logs are in {logs}/; Ctrl-C stops everything", flush=True)
+
+
+def _stop_reversed(children: dict[str, subprocess.Popen[str]]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave some of them running
+    for process in reversed(children.values()):
+        stop([process])
+
+
+def _is_deployed(root: Path, status: int, text: bytes) -> bool:
+    """Tell by the API's answer whether the deployment exists and runs this checkout's prefect.yaml here."""
+    from ruamel.yaml import YAML
+
+    if status == 404:
+        return False
+    if status != 200:
+        raise _StartError(f"the Prefect API does not tell its deployments (status {status}); is the login right?")
+    found: dict[str, Any] = json.loads(text)
+    wanted = {each["name"]: each for each in YAML(typ="safe").load(root / "prefect.yaml")["deployments"]}
+    pulls = [step for pull in found["pull_steps"] or [] for step in pull.values()]
+    return (
+        found["entrypoint"] == wanted[found["name"]]["entrypoint"]
+        and found["work_pool_name"] == POOL
+        and [pull.get("directory") for pull in pulls] == [str(root)]
+    )
+
+
+def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
+    """Make MLflow's database if there is none, unless the shipper is at work, which makes it itself."""
+    existed = (root / database.NAME).exists()
+    lock = lock_of_shipper(root)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + SHIPPER_SECONDS
+    with lock.open("a") as held:
+        while not _locks(held):
+            if existed or time.monotonic() > deadline:
+                return
+            time.sleep(0.2)
+        try:
+            with log.open("a") as output:
+                database.make(root, env, output)
+        except subprocess.CalledProcessError:
+            raise _StartError(f"MLflow's database was not made, see {log.relative_to(root)}") from None
+    if journal_folders(root):  # their stages took this process for the shipper
+        start_shipper(root)
+
+
+def _locks(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _call(command: list[str], root: Path, env: Mapping[str, str], log: Path) -> None:
+    with log.open("a") as output:
+        done = subprocess.run(
+            command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, check=False
+        )
+    if done.returncode:
+        raise _StartError(f"`{' '.join(command[2:5])}` failed, see {log.relative_to(root)}")
+
+
+def _wait(children: Mapping[str, subprocess.Popen[str]], logs: Path, is_up: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not is_up():
+        _check(children, logs)
+        if time.monotonic() > deadline:
+            raise _StartError(f"not up after {START_SECONDS:.0f} s, see {logs}")
+        time.sleep(0.2)
+
+
+def _check(children: Mapping[str, subprocess.Popen[str]], logs: Path) -> None:
+    for name, process in children.items():
+        if process.poll() is not None:
+            raise _StartError(f"{name} ended with {process.returncode}, see {logs / name}.log")
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -1,0 +1,1 @@
+"""What was asked for: params.yaml, its schema, its rules and its presets."""

@@ -1,0 +1,71 @@
+"""pydantic's findings in one line each: the key, what was expected, what came."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.params.schema import FAMILIES, Params, _sections
+
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that is none
+
+
+def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
+    """pydantic's findings as `key: expected ..., got ...`, each mistake once."""
+    classes = {kind.__name__: family for family in FAMILIES for kind in family.values()}
+    lines: list[str] = []
+    meant: set[str] = set()
+    tried = {found["loc"][: i + 1] for found in error.errors() for i in range(len(found["loc"]))}
+    for found in error.errors():
+        loc = list(found["loc"])
+        if re.fullmatch(r"int|literal\['auto'\]", str(loc[-1])):  # a number or auto: one line for both
+            value = json.dumps(_at(raw, loc[:-1]))
+            lines.append(f"{'.'.join(map(str, loc[:-1]))}: expected a whole number or auto, got {value}")
+            continue
+        union = next((i for i, part in enumerate(loc) if part in classes), None)
+        if union is not None:
+            # A choice by name: pydantic reports on every member of the union, the user chose one.
+            family, chosen = classes[str(loc[union])], _at(raw, loc[:union])
+            name = str(chosen.get("name")) if isinstance(chosen, Mapping) else f"no mapping with a name: {chosen}"
+            offered = [n for n, kind in family.items() if (*loc[:union], kind.__name__) in tried]
+            if name not in offered:
+                key = ".".join([*map(str, loc[:union]), "name"])
+                lines.append(f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}")
+                continue
+            if family[name].__name__ != loc[union]:
+                continue
+            del loc[union]
+        lines.append(_line(found, loc, raw))
+        if found["type"] in UNKNOWN and (close := _close(loc)):
+            meant.add(_line({"type": "missing"}, [*loc[:-1], close], raw))
+    # A mistyped key is one mistake: that the right one is missing goes without saying.
+    return [line for line in dict.fromkeys(lines) if line not in meant]
+
+
+def _line(found: Any, loc: list[Any], raw: Mapping[str, Any]) -> str:
+    key = ".".join(map(str, loc)) or "params"
+    if found["type"] in UNKNOWN:
+        close = _close(loc)
+        return f"{key}: unknown key{f'; did you mean {close}?' if close else ''}"
+    if found["type"] in ("missing", "missing_argument"):
+        return f"{key}: missing"
+    message = found["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if found["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: expected {message}, got {json.dumps(_at(raw, loc))}"
+
+
+def _at(raw: Any, loc: list[Any]) -> Any:
+    for part in loc:
+        raw = raw[part] if isinstance(raw, list) or (isinstance(raw, Mapping) and part in raw) else None
+    return raw
+
+
+def _close(loc: list[Any]) -> str | None:
+    """The key that is most like this one, if any is."""
+    known = {field.name for kind in _sections() for field in fields(kind)} | set(Params.model_fields)
+    return next(iter(difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)), None)

@@ -1,0 +1,77 @@
+"""`make preset NAME=...`: writes params.yaml from the defaults and one overlay.
+
+presets/digits.yaml is the whole file; every other preset lists only the keys that differ. A section that
+chooses by `name` is replaced when the name differs, since the keys belong to the choice; so are `rounds` and
+`solvers`, whose keys are names of the user's.
+"""
+
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.params.reading import FILE, ParamsError, load_yaml, validate
+
+PRESETS = Path("presets")
+DEFAULT = "digits"
+
+
+def overlaid(name: str) -> Any:
+    """The defaults with preset `name` laid over them, comments kept; a ParamsError if there is none."""
+    names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in names:
+        raise ParamsError(f"NAME: expected one of {', '.join(names)}, got {name!r}")
+    whole = YAML().load(PRESETS / f"{DEFAULT}.yaml")
+    if name != DEFAULT:
+        _overlay(whole, load_yaml(PRESETS / f"{name}.yaml"), "")
+    return whole
+
+
+def _overlay(whole: Any, over: dict[str, Any], at: str) -> None:
+    for key, value in over.items():
+        if key not in whole:
+            raise ParamsError(f"{at}{key}: not a key of presets/{DEFAULT}.yaml")
+        old = whole.get(key)
+        same_choice = isinstance(value, dict) and isinstance(old, dict) and old.get("name") == value.get("name")
+        if same_choice and key not in ("rounds", "solvers"):
+            _overlay(old, value, f"{at}{key}.")
+        else:
+            whole[key] = value
+
+
+def rendered(name: str) -> bytes:
+    """params.yaml as preset `name` makes it."""
+    if name == DEFAULT:
+        return (PRESETS / f"{name}.yaml").read_bytes()
+    yaml = YAML()
+    yaml.width = 115
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    text = io.BytesIO()
+    yaml.dump(overlaid(name), text)
+    return text.getvalue()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Writes params.yaml; edits of the user's that stood there are kept as params.yaml.bak."""
+    try:
+        text = rendered(arguments[0] if arguments else "")
+        part = FILE.with_suffix(".part")
+        part.write_bytes(text)
+        validate(load_yaml(part), f"presets/{arguments[0]}.yaml")
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    untouched = {rendered(path.stem) for path in PRESETS.glob("*.yaml")}
+    if FILE.exists() and FILE.read_bytes() not in untouched:
+        FILE.replace(FILE.with_suffix(".yaml.bak"))
+        print(f"your {FILE} is kept as {FILE}.bak")
+    part.replace(FILE)
+    print(f"{FILE} now holds preset {arguments[0]}; run: dvc repro")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

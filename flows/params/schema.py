@@ -1,0 +1,224 @@
+"""What params.yaml may hold: its sections, as frozen dataclasses.
+
+Sections that configure the core are the core's own dataclasses, so each parameter is declared once. Every field
+must stand in the file, and nothing else may: what a run did is what the file says.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from fmcore.endings.match import Matching
+from fmcore.flow.fields import Guidance
+from fmcore.flow.losses import DISTANCES, Distance
+from fmcore.flow.paths import ContinuousPath
+from fmcore.flow.times import TIMES, FixedGrid, Grid, Times
+from fmcore.flow.training import TrainConfig
+from fmcore.intake.sets import DATA, Data
+from fmcore.models.networks import NETWORKS, Network
+from fmcore.ode.sampling import Sampling
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+ALL_GRIDS = {kind.name: kind for kind in get_args(Grid)}
+CONTINUOUS_PATHS = {kind.name: kind for kind in get_args(ContinuousPath)}
+FAMILIES: tuple[Mapping[str, type], ...] = (DATA, NETWORKS, TIMES, DISTANCES, CONTINUOUS_PATHS, ALL_GRIDS)
+Section = TypeVar("Section")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What images are compared by: an extractor's name, or MODULE:FUNCTION of the user's own.
+
+    `weights` is the path of Inception's file, null for torch's usual cache; `download` lets it be fetched there.
+    """
+
+    extractor: str
+    weights: str | None
+    download: bool
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Base:
+    """The base flow; with a `teacher`, a diffusion model on disk, that one, and nothing is trained."""
+
+    teacher: str | None
+    path: ContinuousPath
+    coupling: str
+    label_dropout: float
+    times: Times
+    distance: Distance
+    weighting: str
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Couple:
+    """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs together (auto: all that fit).
+
+    `inverted` counts pairs of real data with the noise the teacher carries it to; `ema` is the half-life of the
+    teacher's averaged weights, None for its first.
+    """
+
+    pairs: int
+    inverted: int
+    solver: str
+    grid: Grid
+    nfe: int
+    guidance: Guidance | None
+    ema: float | None
+    batch: int | Literal["auto"]
+    dtype: Literal["float32", "float16", "uint8"]
+
+    @property
+    def sampling(self) -> Sampling:
+        """How a pair's sample is made of its noise."""
+        return Sampling(self.solver, self.grid, self.nfe, self.guidance)
+
+
+@dataclass(frozen=True)
+class Round:
+    """One reflow round: its teacher, and what differs from the `couple` and `reflow.train` sections."""
+
+    teacher: str
+    couple: dict[str, Any]
+    train: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """The share of each batch that is inverted real data, until which share of the training, and how it changes.
+
+    Its noise is turned towards fresh noise by up to `slerp` of the angle, and made anew with the model in training
+    every `refresh_images`, 0 for never.
+    """
+
+    inverted: float
+    until: float
+    slerp: float
+    refresh_images: int
+
+
+@dataclass(frozen=True)
+class Reflow:
+    """The reflow rounds, in order, and how each trains on its couplings."""
+
+    network: Network | None
+    labels: Literal["keep", "drop"]
+    drop_longest: float
+    mix: Mix
+    times: Times
+    distance: Distance
+    weighting: str
+    train: TrainConfig
+    rounds: dict[str, Round]
+
+
+@dataclass(frozen=True)
+class Distill:
+    """The k-step student: the model it starts from, the round whose couplings it learns, k.
+
+    With `match` the end of its training draws its samples to the distribution of the data.
+    """
+
+    init: str
+    couplings: str
+    k: int
+    match: Matching | None
+    network: Network | None
+    labels: Literal["keep", "drop"]
+    drop_longest: float
+    distance: Distance
+    train: TrainConfig
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """Tolerances of the adaptive dopri5 solver."""
+
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log-likelihood of real samples: `nfe` evaluations each, `probes` for the trace, 0 for the exact one."""
+
+    samples: int
+    solver: str
+    nfe: int
+    probes: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What each model is scored on: samples, and the NFE of each fixed-step solver, on each of the grids.
+
+    `repeats` is the number of disjoint ranges of noise, each of `samples`.
+    """
+
+    samples: int
+    repeats: int
+    batch: int
+    grids: tuple[FixedGrid, ...]
+    solvers: dict[str, tuple[int, ...]]
+    dopri5: Adaptive | None
+    metrics: tuple[str, ...]
+    likelihood: Likelihood | None
+
+
+class Params(BaseModel):
+    """All of params.yaml."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    seed: int
+    device: Literal["auto", "cpu", "cuda"]
+    precision: Literal["auto", "fp32", "bf16"]
+    compile: Literal["auto", "on", "off"]
+    conditional: bool
+    flip: bool
+    data: Data
+    features: Features
+    network: Network
+    base: Base
+    couple: Couple
+    reflow: Reflow
+    distill: Distill
+    evaluate: Evaluate
+
+    def couple_of(self, name: str) -> Couple:
+        """How round `name` makes its couplings."""
+        return _merged(Couple, self.couple, self.reflow.rounds[name].couple)
+
+    def train_of(self, name: str) -> TrainConfig:
+        """How round `name` trains."""
+        return _merged(TrainConfig, self.reflow.train, self.reflow.rounds[name].train)
+
+    @property
+    def models(self) -> list[str]:
+        """Every model the pipeline makes, in order."""
+        return ["base", *self.reflow.rounds, "student"]
+
+    @property
+    def is_points(self) -> bool:
+        """Whether the data are points rather than images."""
+        return len(self.data.shape) == 1
+
+
+def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) -> Section:
+    whole = TypeAdapter(kind)
+    text = json.dumps({**whole.dump_python(section, mode="json"), **override})
+    return whole.validate_json(text, strict=True)
+
+
+def _sections() -> list[type]:
+    members = [kind for family in FAMILIES for kind in family.values()]
+    return [
+        *(Features, Base, Couple, Round, Mix, Reflow, Distill, Adaptive, Likelihood, Evaluate),
+        *(TrainConfig, Guidance, Matching, *members),
+    ]

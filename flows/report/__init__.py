@@ -1,0 +1,1 @@
+"""The report: results, figures, tables, pictures, the page."""

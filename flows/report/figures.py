@@ -1,0 +1,340 @@
+"""Charts of the report, each drawn once: as SVG for the page and as PNG for everything else.
+
+In the page, text and axes take the colour of the text around them, so a chart is at home in dark and light; the
+colours of series are readable on both. SVGs hold no dates and their bytes depend on what they show only.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from flows.report.results import PARETO_NFE, Level, run_name
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+INK, PAPER = "#1b1f24", "#fffffe"  # of text and axes, and behind text on lines; the page's own take their place
+# At least 3 : 1 against the page's white and its dark grey; a model keeps its colour in all figures.
+COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d")
+# Marker and line of each solver and grid, in the order of the table; a single point has no line anyway.
+MARKS = ("o-", "s--", "^:", "D-.", "v--", "X:", "P-.", "*-")
+NARROW, WIDE = (4.2, 3.5), (9.0, 4.6)  # inches; at 72 an inch, the first is about a phone's width
+CURVE_POINTS = 300  # of a training curve, at most
+LABELS = {
+    "fid_inception": "FID",
+    "sliced_wasserstein": "sliced Wasserstein distance",
+    "energy_distance": "energy distance",
+}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "fmcore",
+    "font.size": 9.5,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.alpha": 0.14,
+    "legend.frameon": False,
+    **dict.fromkeys(
+        ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color"), INK
+    ),
+}
+
+
+class Chart(NamedTuple):
+    """A drawn chart: `svg` goes into the page as it is, `png` is the same on white."""
+
+    name: str
+    svg: str
+    png: bytes
+
+
+def colour_of(models: Sequence[str], model: str) -> str:
+    """A model's colour."""
+    return COLOURS[models.index(model) % len(COLOURS)]
+
+
+def label_of(metric: str) -> str:
+    """What an axis calls a distance."""
+    return LABELS.get(metric, f"Frechet distance ({metric})")
+
+
+def chart(name: str, alt: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> Chart:
+    """Draws what `paint` puts on a figure; `name` keeps the ids of charts apart, `alt` is read aloud."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=150, layout="constrained")
+        paint(figure)
+        png, svg = io.BytesIO(), io.StringIO()
+        figure.savefig(png, format="png", facecolor="white", metadata={"Software": None})
+        figure.set_layout_engine("none")  # what was found for the PNG is right for the SVG
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return Chart(name, _inline(svg.getvalue(), name, alt), png.getvalue())
+
+
+def _inline(svg: str, name: str, alt: str) -> str:
+    """An SVG file as part of a page: no header, ids of its own, the page's font and text colour."""
+    from markupsafe import escape
+
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
+    box = re.search(r'viewBox="([^"]*)"', body)
+    assert box is not None
+    head = f'<svg class="chart" viewBox="{box[1]}" role="img" aria-label="{escape(alt)}">'
+    body = re.sub(r"^<svg[^>]*>", lambda _: head, body)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="#|url\(#)', lambda m: f"{m[1]}{name}-", body)
+    body = re.sub(r"font(-family)?: [^;\"]*?(\d[\d.]*px)? ?'DejaVu Sans'[^;\"]*", _font, body)
+    return re.sub(r"\s*\n\s*", "\n", body.replace(INK, "currentColor").replace(PAPER, "var(--paper)"))
+
+
+def _font(found: "re.Match[str]") -> str:
+    return f"font-size: {found[2]}" if found[2] else "font-family: inherit"
+
+
+# --- axes ---------------------------------------------------------------------------------------------------
+
+
+def _log(axes: "Axes", which: Literal["x", "y"], low: float, high: float) -> None:
+    """A log axis whose ticks read as numbers: 1, 2, 5 of each decade, or decades alone if there are many."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    subs = (1.0,) if high > (100 if which == "x" else 3000) * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(MaxNLocator(5) if high < 5 * low else LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
+def _nfe_axis(axes: "Axes", values: Sequence[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(values, [str(v) for v in values])
+    axes.minorticks_off()
+    axes.set_xlabel("network evaluations a sample (NFE)")
+
+
+def _line(label: str, colour: str = INK, mark: str = "-", **more: Any) -> "Line2D":
+    from matplotlib.lines import Line2D
+
+    marker = mark[0] if mark[0] not in "-:" else ""
+    style: Any = mark.removeprefix(marker) or "none"
+    return Line2D([], [], color=colour, marker=marker, linestyle=style, label=label, **more)
+
+
+def _legend(figure: "Figure", handles: Sequence["Line2D"], most: int = 8) -> None:
+    """Below the axes, row by row in as many columns as fit: matplotlib would fill it column by column."""
+    room, widths = figure.get_figwidth() * 72 / 9, [0.62 * len(str(h.get_label())) + 4.6 for h in handles]  # in em
+    for columns in range(min(most, len(handles)), 0, -1):
+        if sum(max(widths[c::columns]) for c in range(columns)) <= room:
+            break
+    rows = -(-len(handles) // columns)
+    order = [handles[i] for c in range(columns) for r in range(rows) if (i := r * columns + c) < len(handles)]
+    figure.legend(handles=order, loc="outside lower center", ncols=columns, handlelength=2.2, columnspacing=1.4)
+
+
+# --- charts -------------------------------------------------------------------------------------------------
+
+
+def runs_of(curves: pd.DataFrame) -> list[tuple[str, str]]:
+    """Solvers and grids in the order of the table."""
+    return list(dict.fromkeys(zip(curves.solver, curves.grid, strict=True)))
+
+
+def quality(
+    figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceiling: Level
+) -> None:
+    """The headline against NFE, with the floor of the data and the ceiling of the student."""
+    axes = figure.add_subplot()
+    runs = runs_of(curves)
+    for model in models:
+        colour = colour_of(models, model)
+        for (solver, grid), rows in curves[curves.model == model].groupby(["solver", "grid"], sort=False):
+            rows, i = rows.sort_values("nfe"), runs.index((str(solver), str(grid)))
+            face = colour if i == 0 else "none"
+            size = 9 if len(rows) == 1 else 5  # a student's only point
+            axes.plot(
+                rows.nfe, rows.value, MARKS[i % len(MARKS)], color=colour, markerfacecolor=face, markersize=size
+            )
+            axes.vlines(rows.nfe, rows.low, rows.high, color=colour, linewidth=1)
+            axes.fill_between(rows.nfe, rows.low, rows.high, color=colour, alpha=0.25, linewidth=0)
+    handles = [_line(model, colour_of(models, model)) for model in models]
+    if len(runs) > 1:
+        for i, (solver, grid) in enumerate(runs):
+            face = INK if i == 0 else "none"
+            handles.append(_line(run_name(solver, grid, curves), INK, MARKS[i % len(MARKS)], markerfacecolor=face))
+    student = colour_of(models, "student")
+    axes.axhline(ceiling.value, color=student, linestyle=":", linewidth=1.5)
+    handles.append(_line("student's ceiling", student, ":", linewidth=1.5))
+    low, high = min(curves.low.min(), ceiling.value), curves.high.max()
+    if floor is not None:
+        low = min(low, floor.value)
+        axes.axhline(floor.value, color=INK, linestyle="--", linewidth=1)
+        text = f"data floor {floor.value:.2g}"
+        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+        axes.text(0.98, floor.value, text, transform=axes.get_yaxis_transform(), ha="right", va="center", bbox=box)
+        if floor.value > 3 * floor.std:
+            ends = floor.value - floor.std, floor.value + floor.std
+            axes.axhspan(*ends, color=INK, alpha=0.08, linewidth=0)
+    fixed = curves[curves.solver != "dopri5"].nfe.unique().tolist()
+    _nfe_axis(axes, sorted(fixed))
+    _log(axes, "y", low, high)
+    axes.set_ylim(low / 1.25, high * 1.25)
+    axes.set_ylabel(label_of(curves.metric.iloc[0]))
+    _legend(figure, handles)
+
+
+def pareto(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> None:
+    """The headline against what the model cost to make: a marker each for few NFE and for the most."""
+    axes = figure.add_subplot()
+    shown = [nfe for nfe in PARETO_NFE if (points.nfe == nfe).any()]
+    markers = dict(zip([*shown, "most"], "os^D", strict=False))
+    last = points.loc[points.groupby("model", sort=False).nfe.idxmax()]
+    for nfe, marker in markers.items():
+        rows = last[~last.nfe.isin(shown)] if nfe == "most" else points[points.nfe == nfe]
+        rows = rows.sort_values("training_passes", kind="stable")
+        axes.plot(rows.training_passes / 1e6, rows.value, color=INK, alpha=0.25, linewidth=1, zorder=1)
+        for model, passes, value in zip(rows.model, rows.training_passes / 1e6, rows.value, strict=True):
+            axes.plot(passes, value, marker, color=colour_of(models, model), markersize=7)
+    most = int(points.nfe.max())
+    handles = [_line(model, colour_of(models, model), "o") for model in models]
+    names = {nfe: f"{most} NFE" if nfe == "most" else f"{nfe} NFE" for nfe in markers}
+    handles += [_line(names[nfe], INK, marker, markerfacecolor="none") for nfe, marker in markers.items()]
+    _log(axes, "y", points.value.min(), points.value.max())
+    axes.set_xlim(left=0 if points.training_passes.min() > 0 else None)
+    axes.set_xlabel("network evaluations to make the model (millions)")
+    axes.set_ylabel(label_of(metric))
+    _legend(figure, handles, 4)
+
+
+def sampling_cost(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> None:
+    """The headline against what a sample costs, and the best there is for each cost."""
+    axes = figure.add_subplot()
+    scale, unit = (1.0, "GFLOP") if points.gflops_per_sample.max() >= 1 else (1e3, "MFLOP")
+    front = points.groupby("gflops_per_sample").value.min().cummin()
+    axes.step(front.index * scale, front, where="post", color=INK, alpha=0.25, linewidth=5)
+    for model in models:
+        rows = points[points.model == model]
+        axes.plot(rows.gflops_per_sample * scale, rows.value, "o-", color=colour_of(models, model))
+    handles = [_line(model, colour_of(models, model), "o-") for model in models]
+    handles.append(_line("best for its cost", INK, "-", alpha=0.25, linewidth=5))
+    _log(axes, "y", points.value.min(), points.value.max())
+    _log(axes, "x", points.gflops_per_sample.min(), points.gflops_per_sample.max())
+    axes.set_xlabel(f"{unit} a sample")
+    axes.set_ylabel(label_of(metric))
+    _legend(figure, handles)
+
+
+def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -> None:
+    """How far velocities are from the chord over time, a line for each flow.
+
+    One step is its own chord: it has no bend but for rounding, and there is nothing to see on a log axis.
+    """
+    axes = figure.add_subplot()
+    flows = list(bends.model.unique())
+    for model in flows:
+        rows, colour = bends[bends.model == model], colour_of(models, model)
+        edges = [*rows.t, float(rows.t.iloc[-1] + rows.width.iloc[-1])]
+        axes.stairs(rows.value, edges, baseline=None, color=colour, linewidth=1.8)
+        low, high = (rows.value - rows["std"]).clip(lower=rows.value / 10), rows.value + rows["std"]
+        axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, linewidth=0)
+    some = bends.value[bends.value > 0]
+    if len(some) and bends.t.nunique() > 1:
+        _log(axes, "y", some.min(), some.max())
+        axes.set_ylim(some.min() / 1.4, some.max() * 1.4)
+    else:
+        axes.set_ylim(-0.05, 1)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("time t, from noise to data")
+    axes.set_ylabel("squared distance to the chord")
+    _legend(figure, [_line(model, colour_of(models, model)) for model in flows])
+
+
+class Cost(NamedTuple):
+    """What a flow's paths cost to travel, with its error, and the pairs it learnt; None for the base."""
+
+    model: str
+    learnt: float | None
+    own: float
+    std: float
+
+
+def transport(figure: "Figure", costs: Sequence[Cost], models: Sequence[str]) -> None:
+    """Transport costs, a line for each flow."""
+    axes = figure.add_subplot()
+    for y, (model, learnt, own, std) in enumerate(costs):
+        colour = colour_of(models, model)
+        if learnt is not None:
+            axes.plot([learnt, own], [y, y], color=colour, alpha=0.6, linewidth=1)
+            axes.plot(learnt, y, "D", color=colour, markerfacecolor="none", markersize=8)
+        axes.plot([own - std, own + std], [y, y], color=colour, alpha=0.4, linewidth=5, solid_capstyle="butt")
+        axes.plot(own, y, "o", color=colour, markersize=7)
+    axes.set_yticks(range(len(costs)), [cost.model for cost in costs])
+    axes.set_ylim(len(costs) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.set_xlabel("transport cost |x1 - x0|², mean over dimensions")
+    handles = [_line("the pairs it learnt", INK, "D", markerfacecolor="none"), _line("its own paths", INK, "o")]
+    _legend(figure, handles)
+
+
+def histogram(figure: "Figure", bins: pd.DataFrame, label: str, models: Sequence[str]) -> None:
+    """The density of a number over the couplings, an outline for each round."""
+    axes = figure.add_subplot()
+    rounds = list(bins["round"].unique())
+    largest = bins.groupby("round").right.max()
+    apart = (
+        bins.left.min() >= 0 and largest.max() > 5 * largest.min()
+    )  # on one linear axis a spike and a flat line
+    for name in rounds:
+        rows, colour = bins[bins["round"] == name], colour_of(models, name)
+        edges = np.array([*rows.left, rows.right.iloc[-1]])
+        if apart:
+            edges[0] = max(edges[0], edges[1] / 3)
+        density = rows["count"] / rows["count"].sum() / np.diff(np.log(edges) if apart else edges)
+        axes.stairs(density, edges, color=colour, alpha=0.15, fill=True)
+        axes.stairs(density, edges, color=colour, linewidth=1.8)
+    if apart:
+        _log(axes, "x", largest.min() / 30, largest.max())
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(label)
+    axes.set_ylabel("density of pairs, over its logarithm" if apart else "density of pairs")
+    _legend(figure, [_line(f"couplings of {name}", colour_of(models, name)) for name in rounds])
+
+
+def training(figure: "Figure", curves: pd.DataFrame, models: Sequence[str]) -> None:
+    """Each model's own loss, averaged over neighbours where a line would have too many points."""
+    axes = figure.add_subplot()
+    for model, rows in curves.groupby("model", sort=False):
+        smooth = rows.loss.rolling(5, min_periods=1).mean()
+        every = -(-len(rows) // CURVE_POINTS)
+        mark = ".-" if len(rows) < 5 else "-"
+        axes.plot(
+            rows.images[::every] / 1e6, smooth[::every], mark, color=colour_of(models, str(model)), linewidth=1.4
+        )
+    _log(axes, "y", curves.loss.min(), curves.loss.max())
+    axes.set_xlabel("images seen (millions)")
+    axes.set_ylabel("loss (each its own)")
+    _legend(figure, [_line(str(model), colour_of(models, str(model))) for model in curves.model.unique()])
+
+
+def panels(bins: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """The histograms there are: a name, the label of the axis, the bins."""
+    labels = {
+        "cost": "transport cost |x1 - x0|², mean over dimensions",
+        "norm": "|x0|², mean over dimensions (noise: near 1)",
+        "curvature": "straightness of the path from x0 to x1",
+    }
+    for what, rows in bins.groupby("what", sort=False):
+        yield str(what), labels.get(str(what), str(what)), rows

@@ -1,0 +1,279 @@
+"""What the stages left for the report, read into tables, and the plain numbers that follow from it.
+
+Nothing here draws. Tables are tidy: a row is one number with its error and all that identifies it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import hypot
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from flows import layout
+from flows.params.schema import Params
+from fmcore.disk.dataset import Dataset
+from fmcore.disk.files import read_json, read_tensors
+from fmcore.score.estimates import Estimate
+from fmcore.score.points import sliced_wasserstein
+from fmcore.verdict import Choice, Run, Verdict, choices, verdict
+
+HEADLINE_OF_POINTS = "sliced_wasserstein"
+# One number a model, none of a student but the last.
+OF_FLOWS = (
+    *("straightness", "transport_cost", "reconstruction_real", "reconstruction_generated"),
+    *("bits_per_dim", "nats", "memorisation"),
+)
+PARETO_NFE = (1, 2, 4)  # and the largest
+
+
+class Level(NamedTuple):
+    """A distance that others are held against, with its standard error.
+
+    Main arguments:
+        samples: it was measured on.
+        moved: what was added to its value because the models were scored on another number of samples.
+    """
+
+    value: float
+    std: float
+    samples: int
+    moved: float = 0.0
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report shows.
+
+    Main arguments:
+        scores: all rows of scores.csv, of models and of couplings (`couplings-ROUND`).
+        left_out: model, solver, grid, nfe, metric, group, value: the jackknife's values behind errors.
+        bends: model, t, width, value, std: how far velocities are from the chord, over time.
+        histograms: round, what, left, right, count.
+        shown: tensors of samples.safetensors by model.
+        quality: numbers by round.
+        flops: of one network evaluation of one sample, by model.
+        floor: what fresh data would score, None if it is not known.
+        ceiling: what the pairs score that the student learnt.
+    """
+
+    params: Params
+    scores: pd.DataFrame
+    left_out: pd.DataFrame
+    training: pd.DataFrame
+    bends: pd.DataFrame
+    histograms: pd.DataFrame
+    shown: Mapping[str, Mapping[str, Tensor]]
+    quality: Mapping[str, Mapping[str, float]]
+    flops: Mapping[str, int]
+    features: Mapping[str, Any]
+    accuracy: float | None
+    headline: str
+    floor: Level | None
+    ceiling: Level
+
+    @property
+    def models(self) -> list[str]:
+        """All models, in order."""
+        return self.params.models
+
+    @property
+    def rounds(self) -> list[str]:
+        """All reflow rounds, in order."""
+        return list(self.params.reflow.rounds)
+
+    @property
+    def of_models(self) -> pd.DataFrame:
+        """The scores without those of couplings."""
+        return self.scores[self.scores.model.isin(self.models)]
+
+
+def read_results(params: Params) -> Results:
+    """Reads what the stages wrote.
+
+    Raises:
+        ArtifactError: names a file that is missing or damaged.
+    """
+    models, rounds = params.models, list(params.reflow.rounds)
+    scored = [(name, layout.scores(name)) for name in [*models, *(layout.coupled(name) for name in rounds)]]
+    scores = pd.concat([_read(folder / "scores.csv") for _, folder in scored], ignore_index=True)
+    headline = headline_of(scores)
+    distances = scores[scores.metric == headline]
+    bends = [(name, layout.scores(name) / "bends.csv") for name in models]
+    histograms = [(name, layout.scores(layout.coupled(name)) / "histograms.csv") for name in rounds]
+    floor = read_json(layout.FEATURES / "floor.json")
+    ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
+    return Results(
+        params=params,
+        scores=scores,
+        left_out=_joined("model", [(name, folder / "jackknife.csv") for name, folder in scored]),
+        training=pd.concat([pd.read_csv(layout.curve(name)) for name in models], ignore_index=True),
+        bends=_joined("model", [(name, path) for name, path in bends if path.exists()]),
+        histograms=_joined("round", histograms),
+        shown={name: read_tensors(layout.scores(name) / "samples.safetensors") for name in models},
+        quality={name: read_json(layout.scores(layout.coupled(name)) / "quality.json") for name in rounds},
+        flops={name: read_json(layout.scores(name) / "about.json")["flops"] for name in models},
+        features=read_json(layout.FEATURES / "manifest.json"),
+        accuracy=read_json(layout.FEATURES / "accuracy.json").get("held_out_accuracy"),
+        headline=headline,
+        floor=_floor_of_points(params.data.load(), params.evaluate.samples)
+        if params.is_points
+        else _floor_of_images(floor, distances),
+        ceiling=_ceiling(ceiling, int(distances.n_samples.iloc[0]), floor),
+    )
+
+
+def _read(path: Path) -> pd.DataFrame:
+    """A table; texts that are not there are empty."""
+    text = {"grid": str, "extractor": str, "extractor_sha256": str}
+    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+
+
+def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:
+    parts = [_read(path) for _, path in files]
+    for part, (name, _) in zip(parts, files, strict=True):
+        part.insert(0, key, name)
+    return pd.concat(parts, ignore_index=True)
+
+
+def headline_of(scores: pd.DataFrame) -> str:
+    """The distance the curves show."""
+    names = scores.metric.unique()
+    found = (name for name in names if name.startswith(("fid_", "fd_")) and not name.endswith("_inf"))
+    return next(found, HEADLINE_OF_POINTS)
+
+
+def _floor_of_images(floor: Mapping[str, float], rows: pd.DataFrame) -> Level | None:
+    """What as many fresh images as were scored would get, on average."""
+    if not floor:
+        return None
+    samples = int(rows.n_samples.iloc[0])
+    size = 1 / samples + 1 / int(rows.n_reference.iloc[0])
+    return Level(floor["coefficient"] * size, floor["std"] * size, samples)
+
+
+def _floor_of_points(data: Dataset, count: int) -> Level:
+    """What as many points of the data as were scored get against the reference, which was drawn apart."""
+    found = sliced_wasserstein(data.x1[:count], data.reference)
+    return Level(found.value, found.std, found.samples)
+
+
+def _ceiling(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
+    """What the pairs would score, were they as many as the models' samples: n of them add about c / n.
+
+    It stays as measured where c is not known, or where it is larger than all that was measured.
+    """
+    value, std, count = float(pairs.value), float(pairs["std"]), int(pairs.n_samples)
+    gap = 1 / samples - 1 / count
+    moved = floor.get("coefficient", 0.0) * gap
+    if value + moved <= 0:
+        return Level(value, std, count)
+    return Level(value + moved, hypot(std, floor.get("std", 0.0) * gap), count, moved)
+
+
+def curves_of(results: Results) -> pd.DataFrame:
+    """The headline of every run, with the ends of its error bar."""
+    table = results.of_models
+    rows = table[table.metric == results.headline][["model", "solver", "grid", "nfe", "metric", "value", "std"]]
+    # On a log axis a bar that reaches below 0 has no end.
+    low = (rows.value - rows["std"]).clip(lower=rows.value / 10)
+    return rows.assign(low=low, high=rows.value + rows["std"]).reset_index(drop=True)
+
+
+def euler_of(results: Results) -> pd.DataFrame:
+    """The headline of Euler runs, each model's on its first grid."""
+    table = results.of_models
+    rows = table[(table.metric == results.headline) & (table.solver == "euler")]
+    return rows[rows.grid == rows.groupby("model", sort=False).grid.transform("first")]
+
+
+def headlines(results: Results) -> dict[str, Any]:
+    """What `dvc metrics show` and `dvc exp show` print, few enough to be columns of a table.
+
+    The headline of each model at its least and most Euler steps, and what each flow has one number of.
+    """
+    table = results.of_models
+    by_model = {}
+    for model, rows in euler_of(results).groupby("model", sort=False):
+        ends = rows[rows.nfe.isin([rows.nfe.min(), rows.nfe.max()])]
+        by_model[str(model)] = {f"nfe_{n:03d}": value for n, value in zip(ends.nfe, ends.value, strict=True)}
+    out: dict[str, Any] = {results.headline: by_model}
+    for metric in ("straightness", "bits_per_dim", "nats"):
+        rows = table[table.metric == metric]
+        if len(rows):
+            out[metric] = dict(zip(rows.model, rows.value, strict=True))
+    out["ceiling"] = float(f"{results.ceiling.value:.6g}")
+    if results.floor is not None:
+        out["floor"] = float(f"{results.floor.value:.6g}")
+    return out
+
+
+def training_passes(params: Params) -> dict[str, int]:
+    """Network evaluations on images that it took to make each model, those shared between its parents once.
+
+    A base counts the images it trained on (none if it is somebody's diffusion model), a round also what its
+    couplings cost to make. An evaluation in training costs about three of those in sampling: it runs back, too.
+    """
+    teacher = params.base.teacher is not None
+    spent = {"base": {"base": 0 if teacher else params.base.train.images}}
+    couplings: dict[str, dict[str, int]] = {}
+    for name, round_ in params.reflow.rounds.items():
+        section = params.couple_of(name)
+        made = {f"couplings of {name}": (section.pairs + section.inverted) * section.nfe}
+        couplings[name] = spent[round_.teacher] | made
+        spent[name] = couplings[name] | {name: params.train_of(name).images}
+    section_ = params.distill
+    spent["student"] = spent[section_.init] | couplings[section_.couplings] | {"student": section_.train.images}
+    return {name: sum(parts.values()) for name, parts in spent.items()}
+
+
+def pareto_of(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
+    """The best headline of each model at each NFE, with what the model and one sample of it cost."""
+    best = curves.loc[curves.groupby(["model", "nfe"], sort=False).value.idxmin()]
+    passes = training_passes(results.params)
+    rows = best[["model", "nfe", "value", "std"]].sort_values("nfe", kind="stable")
+    rows.insert(2, "training_passes", [passes[model] for model in rows.model])
+    gflops = [nfe * results.flops[model] / 1e9 for model, nfe in zip(rows.model, rows.nfe, strict=True)]
+    rows.insert(3, "gflops_per_sample", [float(f"{value:.6g}") for value in gflops])
+    order = {model: i for i, model in enumerate(results.models)}
+    return rows.sort_values("model", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
+
+
+def run_name(solver: str, grid: str, runs: pd.DataFrame) -> str:
+    """A solver, and its grid if there are several."""
+    return f"{solver}, {grid}" if grid and runs.grid[runs.grid != ""].nunique() > 1 else solver
+
+
+def _estimates(results: Results, rows: pd.DataFrame) -> list[tuple[str, int, Estimate]]:
+    """Model, NFE and headline of those runs, with what the errors of differences need."""
+    key = ["model", "solver", "grid", "nfe"]
+    mine = results.left_out[results.left_out.metric == results.headline]
+    left_out = mine.groupby(key).value.agg(tuple).to_dict()
+    return [
+        (str(run[0]), int(run[3]), Estimate(value, std, int(samples), left_out.get(run, ())))
+        for run, value, std, samples in zip(
+            rows[key].itertuples(index=False, name=None), rows.value, rows["std"], rows.n_samples, strict=True
+        )
+    ]
+
+
+def choices_of(results: Results) -> tuple[Choice, ...]:
+    """Which model to take at which budget, of all that was run."""
+    table = results.of_models
+    rows = table[table.metric == results.headline]
+    names = [run_name(solver, grid, rows) for solver, grid in zip(rows.solver, rows.grid, strict=True)]
+    found = zip(_estimates(results, rows), names, strict=True)
+    return choices([Run(model, how, nfe, score) for (model, nfe, score), how in found])
+
+
+def verdict_of(results: Results) -> Verdict | None:
+    """What the rounds did, by Euler on the first grid; None if it ran at one NFE only."""
+    if len(results.params.evaluate.solvers["euler"]) < 2:
+        return None
+    scores: dict[str, dict[int, Estimate]] = {model: {} for model in results.models}
+    for model, nfe, score in _estimates(results, euler_of(results)):
+        scores[model][nfe] = score
+    teachers = {name: round_.teacher for name, round_ in results.params.reflow.rounds.items()}
+    return verdict(scores, teachers)

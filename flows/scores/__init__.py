@@ -1,0 +1,1 @@
+"""What evaluation measures: the runs of the table, and what a model is looked at through."""

@@ -1,0 +1,31 @@
+"""What samples are compared with: the data under an extractor, or the points held out."""
+
+import torch
+from torch import Tensor
+
+from flows import layout
+from flows.params.schema import Params
+from fmcore.disk.files import read_tensors
+from fmcore.score.extractors import Extractor, load_extractor
+from fmcore.score.reference import Reference, load_reference
+from fmcore.score.scoring import ImageScorer, PointScorer, Scorer
+
+Judge = tuple[Extractor, Reference] | Tensor
+
+
+def judge_of(params: Params, device: torch.device) -> Judge:
+    """An extractor and the data under it, or the points held out, as the features stage left them."""
+    file, section = layout.FEATURES / "reference.safetensors", params.features
+    if params.is_points:
+        return read_tensors(file)["x1"]
+    function = section.extractor if ":" in section.extractor else None
+    extractor = load_extractor(layout.FEATURES, device, section.weights, function)
+    return extractor, load_reference(file, extractor.dims)
+
+
+def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
+    """What `count` samples are scored by."""
+    metrics = params.evaluate.metrics
+    if isinstance(judge, Tensor):
+        return PointScorer(judge, metrics, params.seed)
+    return ImageScorer(count, *judge, metrics, params.seed)

@@ -1,0 +1,100 @@
+"""One model over solvers, grids and NFE: which ways of sampling there are, and their samples.
+
+All models and all runs start from the same noise, so differences between scores are far less noisy than the
+scores themselves. Each repeat has a range of noise of its own.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from math import prod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flows.params.schema import Evaluate, Params
+from fmcore.flow.fields import Counted, VelocityField
+from fmcore.flow.speed import moved
+from fmcore.models.folder import Trained
+from fmcore.ode.reflow import draw
+from fmcore.ode.sampling import Sampling
+from fmcore.ode.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, trajectory
+
+NOISE_BYTES = 2**28  # of noise, up to which it is kept for the next run instead of being drawn again
+PATH_BYTES = 2**30  # of whole paths on the device at a time
+
+
+def samplings_for(model: Trained, section: Evaluate) -> list[Sampling]:
+    """What a model is scored on; a student that knows k times only, on uniform Euler steps between those.
+
+    Two grids may have the same knots, as all do in one step: that one is made once, for the first of them.
+    """
+    k = model.k
+    if k is not None:
+        return [Sampling(nfe=n) for n in sorted({k, *section.solvers["euler"]}) if k % n == 0]
+    # A stochastic solver needs the score, which a velocity of paired noise and data does not say.
+    solvers = {
+        name: nfes for name, nfes in section.solvers.items() if not (model.is_paired and SOLVERS[name].stochastic)
+    }
+    found: dict[tuple[str, tuple[float, ...]], Sampling] = {}
+    for grid in section.grids:
+        for name, nfes in solvers.items():
+            for nfe in sorted(nfes):
+                how = Sampling(name, grid, nfe)
+                found.setdefault((name, tuple(round(t, 12) for t in how.knots().tolist())), how)
+    return list(found.values()) + ([Sampling(ADAPTIVE, None, 0)] if section.dopri5 else [])
+
+
+def finest(samplings: Sequence[Sampling]) -> Sampling:
+    """Euler with the most steps on the first grid: what flows are looked at on."""
+    first = samplings[0].grid
+    return max((how for how in samplings if how.solver == "euler" and how.grid == first), key=lambda how: how.nfe)
+
+
+class Batch(NamedTuple):
+    """Where one batch began and ended, its classes, what a sample cost, and the knots between if asked for."""
+
+    x0: Tensor
+    x1: Tensor
+    label: Tensor | None
+    nfe: int
+    points: list[Tensor]
+
+
+Noise = Callable[[int, int], tuple[Tensor, Tensor | None]]
+
+
+def noise_of(model: Trained, params: Params, labels: Tensor | None) -> Noise:
+    """The noise and classes `(first, count)` that every run of this model starts from, on its device."""
+
+    def drawn(first: int, count: int) -> tuple[Tensor, Tensor | None]:
+        x0, label = draw(first, count, shape=model.shape, seed=params.seed, purpose="evaluate", labels=labels)
+        return moved(x0, model.device), None if label is None else moved(label, model.device)
+
+    section = params.evaluate
+    total = 4 * section.samples * section.repeats * prod(model.shape)
+    return lru_cache(None if total <= NOISE_BYTES else 0)(drawn)
+
+
+def sampled(
+    field: VelocityField, params: Params, how: Sampling, repeat: int, noise: Noise, *, bends: bool
+) -> Iterator[Batch]:
+    """Samples from the noise of a repeat batch by batch; memory holds one, with its whole paths if `bends`."""
+    section = params.evaluate
+    start, stop, size = repeat * section.samples, (repeat + 1) * section.samples, section.batch
+    if bends:
+        size = max(1, min(size, PATH_BYTES // (4 * len(how.knots()) * prod(params.data.shape))))
+    for first in range(start, stop, size):
+        x0, label = noise(first, min(size, stop - first))
+        counted = Counted(field)
+        points: list[Tensor] = []
+        if how.is_adaptive:
+            assert section.dopri5 is not None
+            rtol, atol = section.dopri5.rtol, section.dopri5.atol
+            x1 = integrate_adaptive(counted, x0, rtol=rtol, atol=atol, label=label)
+        else:
+            solver = seeded(how.method, params.seed, first)
+            if bends:
+                points = list(trajectory(counted, x0, how.knots(), solver, label))
+            x1 = points[-1] if bends else solve(counted, x0, how.knots(), solver, label)
+        # Not what was counted: a batch that had to be halved was begun twice.
+        yield Batch(x0, x1, label, counted.nfe if how.is_adaptive else how.nfe, points)

@@ -1,0 +1,1 @@
+"""What each stage does, a file each, named as in dvc.yaml."""

@@ -1,0 +1,70 @@
+"""Stage `base`: the flow that the first round starts from."""
+
+from flows import layout
+from flows.events import Events, Note
+from flows.params.schema import Params
+from flows.stages.training import finish, publish_model, run_training
+from flows.workshop.entry import Stage
+from flows.workshop.setup import classes_of, device_of, fresh, prepared
+from flows.workshop.workspace import made_by, workspace
+from fmcore.disk.dataset import Dataset, load_dataset
+from fmcore.flow.couplings import COUPLINGS, Coupling, Flipped, LabelDropout
+from fmcore.flow.fields import Convention
+from fmcore.flow.training import flow_objective, new_state
+from fmcore.intake.teachers import read_teacher
+from fmcore.models.folder import Trained, save_model
+from fmcore.models.networks import initialised
+
+
+def base(params: Params, stage: Stage) -> Events:
+    """The base flow: data paired with fresh noise, or a diffusion model that exists already."""
+    section, device = params.base, device_of(params)
+    if section.teacher is not None:
+        yield from _adopt(params, stage, section.teacher)
+        return
+    data = load_dataset(layout.DATASET)
+    classes = classes_of(params, data)
+    null_label = classes if section.label_dropout else None
+    objective = flow_objective(
+        _coupling(params, data, classes),
+        section.path,
+        section.times,
+        section.distance,
+        batch_size=section.train.batch_size,
+        precision=params.precision,
+        weighting=section.weighting,
+    )
+    with workspace(stage, params) as work:
+        network = initialised(params.network, data.shape, classes, params.seed).to(device)
+        like = Trained(network, params.network, data.shape, classes, {}, "", Convention(section.path), null_label)
+        yield prepared(params, like, section.train.images, training=True)
+        state = new_state(network, section.train)
+        yield from run_training("base", work, state, objective, section.train, params.seed)
+        about = {"rounds": 0, "coupling": section.coupling}
+        yield from finish("base", work, state, section.train, like, made_by(params, stage) | about)
+
+
+def _coupling(params: Params, data: Dataset, classes: int | None) -> Coupling:
+    """How the base pairs noise and data."""
+    section = params.base
+    coupling = COUPLINGS[section.coupling](fresh(data, device_of(params), labelled=classes is not None))
+    if classes is not None and section.label_dropout:
+        coupling = LabelDropout(coupling, section.label_dropout, classes)
+    return Flipped(coupling) if params.flip else coupling
+
+
+def _adopt(params: Params, stage: Stage, folder: str) -> Events:
+    """Publishes the model in `folder` as the base."""
+    teacher = read_teacher(folder)
+    with workspace(stage, params) as work:
+        save_model(
+            work / "out",
+            teacher.network,
+            network_config=teacher.network_config,
+            shape=teacher.shape,
+            num_classes=teacher.num_classes,
+            convention=teacher.convention,
+            manifest=made_by(params, stage) | {"rounds": 0, "images_seen": 0},
+        )
+        yield Note(f"base: {folder} taken as it is; it predicts {teacher.convention.predicts}")
+        yield from publish_model("base", work)

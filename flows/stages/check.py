@@ -1,0 +1,74 @@
+"""Stage `check`: params.yaml and the data it names, before anything expensive starts.
+
+It runs first whenever params.yaml changed, and a mistake stops `dvc repro` there. Its output is a digest of the
+data's files, so nothing reruns because of it unless they changed.
+"""
+
+from pathlib import Path
+
+import torch
+
+from flows import layout
+from flows.events import Events, Note
+from flows.params.schema import Params
+from flows.workshop.entry import Stage
+from flows.workshop.setup import device_of
+from fmcore.disk.files import sha256, write_json
+from fmcore.flow.perceptual import Perceptual, load_lpips
+from fmcore.intake.teachers import read_teacher, teacher_files
+from fmcore.score.extractors import digest_of
+
+
+def check(params: Params, stage: Stage) -> Events:
+    """Params were validated on the way here; this looks at the files they name."""
+    found = {"data_sha256": params.data.check()}
+    if params.base.teacher is not None:
+        found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
+    found |= _check_perceptual(params)
+    section = params.features
+    options = (section.weights, section.download, params.data.shape, device_of(params))
+    if digest := digest_of(section.extractor, *options):
+        found["extractor_sha256"] = digest
+    sections = {"network": None if params.base.teacher else params.network}
+    sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}
+    with torch.device("meta"):  # weighs nothing, and refuses what cannot be built
+        for key, network in sections.items():
+            try:
+                if network is not None:
+                    network.build(params.data.shape, None)
+            except ValueError as error:
+                raise ValueError(f"{key}: {error}") from None
+    yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
+    write_json(layout.CHECKED, found)
+
+
+def _check_teacher(params: Params, folder: str) -> str:
+    """The digests of the teacher's files; a ValueError if it makes other samples than the data's."""
+    teacher = read_teacher(folder)
+    if teacher.shape != params.data.shape:
+        raise ValueError(
+            f"base.teacher: {folder} makes samples of shape {teacher.shape}, but those of data.name "
+            f"{params.data.name} have shape {params.data.shape}"
+        )
+    if params.conditional != (teacher.num_classes is not None):
+        has = "no classes" if teacher.num_classes is None else f"{teacher.num_classes} classes"
+        raise ValueError(f"conditional: {str(params.conditional).lower()}, but base.teacher {folder} has {has}")
+    if teacher.num_classes is not None and (classes := params.data.load().num_classes) != teacher.num_classes:
+        raise ValueError(
+            f"base.teacher: {folder} has {teacher.num_classes} classes, data.name {params.data.name} {classes}"
+        )
+    return " ".join(sha256(path) for path in teacher_files(folder))
+
+
+def _check_perceptual(params: Params) -> dict[str, str]:
+    """Digests of the weights of every perceptual distance, read before hours are spent on what would need them."""
+    found = {}
+    for at, section in (("base", params.base), ("reflow", params.reflow), ("distill", params.distill)):
+        distance = section.distance
+        if isinstance(distance, Perceptual):
+            try:
+                load_lpips(distance.backbone, distance.linear)
+            except ValueError as error:
+                raise ValueError(f"{at}.distance: {error}") from None
+            found[f"{at}_lpips_sha256"] = " ".join(sha256(Path(p)) for p in (distance.backbone, distance.linear))
+    return found

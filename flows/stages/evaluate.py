@@ -1,0 +1,215 @@
+"""Stages `evaluate_base`, `evaluate@ROUND` and `evaluate_student`: scores of a model over solvers and NFE."""
+
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flows import layout
+from flows.events import Event, Events, Metrics, Picture, Progress, Table
+from flows.params.schema import Params
+from flows.scores.judging import Judge, judge_of, scorer_of
+from flows.scores.probes import (
+    SHOWN_IMAGES,
+    SHOWN_POINTS,
+    Bends,
+    Look,
+    flops,
+    likelihood,
+    looked_up,
+    rebuilt,
+    strips,
+)
+from flows.scores.sweep import Batch, Noise, finest, noise_of, sampled, samplings_for
+from flows.scores.table import Row, Scored, keep, kept, rows_of, write_scores
+from flows.workshop.entry import Stage
+from flows.workshop.setup import device_of, eager, prepared
+from flows.workshop.workspace import publish, workspace, write_table
+from fmcore.disk.dataset import Dataset, load_dataset
+from fmcore.disk.files import read_tensors, write_json, write_tensors
+from fmcore.flow.pixels import floats, quantise
+from fmcore.models.folder import Trained, load_model
+from fmcore.ode.sampling import Sampling
+from fmcore.pictures import sample_picture
+from fmcore.score.scoring import Score
+
+ADAPTIVE_NFE = 100  # what an adaptive run is reckoned to take, for the bar and for whether compiling pays
+
+Bar = Callable[..., Progress]
+
+
+class Scoring(NamedTuple):
+    """A model and all that scoring it needs; `best` is the way of sampling that it is looked at on."""
+
+    params: Params
+    name: str
+    work: Path
+    model: Trained
+    data: Dataset
+    judge: Judge
+    noise: Noise
+    best: Sampling
+
+    @property
+    def labels(self) -> Tensor | None:
+        """The classes that samples are drawn from, as frequent as in the data."""
+        return self.data.label if self.model.num_classes is not None else None
+
+    def kept(self, how: Sampling, repeat: int) -> Path:
+        """Where the scores of one repeat lie, tensors beside them."""
+        return self.work / f"{how.solver}-{how.nfe:04d}-{how.grid_name}-{repeat}.json"
+
+    def cost(self, how: Sampling) -> int:
+        """Network evaluations of one repeat."""
+        return self.params.evaluate.samples * (how.nfe or ADAPTIVE_NFE)
+
+    def rows(self, repeats: list[list[Score]], how: Sampling, nfe: int) -> list[Scored]:
+        """The rows of scores.csv."""
+        rounds = self.model.manifest["rounds"]
+        return rows_of(repeats, model=self.name, rounds=rounds, how=how, nfe=nfe, seed=self.params.seed)
+
+
+def evaluate(params: Params, stage: Stage) -> Events:
+    """Scores the model; a kill loses one repeat of one way to sample."""
+    device, section = device_of(params), params.evaluate
+    model, data = load_model(layout.model(stage.name), device), load_dataset(layout.DATASET)
+    samplings = samplings_for(model, section)
+    labels = data.label if model.num_classes is not None else None
+    noise, judge = noise_of(model, params, labels), judge_of(params, device)
+    with workspace(stage, params) as work:
+        of = Scoring(params, stage.name, work, model, data, judge, noise, finest(samplings))
+        total = section.repeats * sum(map(of.cost, samplings))
+        yield prepared(params, model, total)
+        # In evaluations, since a run of many takes that much longer: else the time left would be far off.
+        bar = partial(Progress, f"score {stage.name}", total=total, unit="evaluations")
+        there = [how for how in samplings for repeat in range(section.repeats) if of.kept(how, repeat).exists()]
+        done = sum(map(of.cost, there))
+        yield bar(done=done)
+        scored: list[Scored] = []
+        shown: dict[str, Tensor] = {}
+        for how in samplings:
+            done = yield from _made(of, how, bar, done)
+            rows = _rows(of, how)
+            scored += rows
+            key = how.solver if how.grid in (None, of.best.grid) else f"{how.solver}.{how.grid_name}"
+            for row, _ in rows:
+                yield Metrics(row.nfe, {f"{row.metric}.{key}": row.value})
+            shown |= yield from _shown(of, how)
+        if section.likelihood and model.k is None:
+            scored += yield from _likelihood(of)
+        yield from _write(of, work / "out", scored, shown)
+        publish(work / "out", layout.scores(stage.name))
+        yield Table("scores", [dict(zip(Row._fields[:9], one.row[:9], strict=True)) for one in scored])
+
+
+def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, None, int]:
+    """Scores all repeats that are not there yet; returns the evaluations done so far."""
+    params, model = of.params, of.model
+    for repeat in range(params.evaluate.repeats):
+        if of.kept(how, repeat).exists():
+            continue
+        look = Look(params, how) if how == of.best and repeat == 0 else None
+        bends = look is not None and model.k is None
+        batches = sampled(model.field(params.precision), params, how, repeat, of.noise, bends=bends)
+        for part in _score(of, batches, look, of.kept(how, repeat)):
+            yield bar(done=done + of.cost(how) * part // params.evaluate.samples)
+        done += of.cost(how)
+    return done
+
+
+def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path) -> Iterator[int]:
+    """Scores one repeat into the file `path`, tensors beside it; yields the samples done so far."""
+    params, points = of.params, of.params.is_points
+    scorer = scorer_of(of.judge, params, params.evaluate.samples)
+    done, evaluations = 0, 0
+    shown: list[Tensor] = []
+    finite = torch.ones((), dtype=torch.bool, device=of.model.device)
+    for batch in batches:
+        x1 = batch.x1
+        finite &= torch.isfinite(x1).all()  # looked at when all is done: nothing waits for the device here
+        scorer.add(x1 if points else quantise(x1))
+        missing = (SHOWN_POINTS if points else SHOWN_IMAGES) - sum(map(len, shown))
+        if missing > 0:
+            shown.append((x1[:missing] if points else quantise(x1[:missing])).cpu())
+        if look is not None:
+            look.add(batch)
+        done += len(x1)
+        evaluations += batch.nfe * len(x1)
+        yield done
+    if not finite:
+        raise FloatingPointError(f"{of.name} made samples that are not finite: it diverged")
+    scores, tensors = scorer.scores(), {"shown": torch.cat(shown)}
+    if look is not None:
+        further, seen = _looked(of, look)
+        scores, tensors = scores + further, tensors | seen
+    write_tensors(path.with_suffix(".safetensors"), tensors)
+    keep(path, scores, round(evaluations / done))
+
+
+def _looked(of: Scoring, look: Look) -> tuple[list[Score], dict[str, Tensor]]:
+    """What the finest Euler samples say besides their distance: scores, and tensors for pictures."""
+    params, aside = of.params, eager(of.model)
+    scores, tensors = look.scores(), dict(look.tensors)
+    if look.bent:
+        tensors["bends"] = torch.tensor(look.bends(), dtype=torch.float64)
+        scores += rebuilt(aside, params, look, of.data)
+    if not isinstance(of.judge, Tensor):
+        copied, found = looked_up(look, *of.judge, of.data)
+        scores += copied
+        tensors |= found | {"strips": strips(aside, params, look.how, of.labels)}
+    return scores, tensors
+
+
+def _rows(of: Scoring, how: Sampling) -> list[Scored]:
+    """The rows of one way to sample, of all repeats."""
+    found = [kept(of.kept(how, repeat)) for repeat in range(of.params.evaluate.repeats)]
+    repeats, nfe = [scores for scores, _ in found], round(sum(nfe for _, nfe in found) / len(found))
+    # Only the first repeat is looked at, so what it alone has is a row of its own.
+    common = min(map(len, repeats))
+    return of.rows([scores[:common] for scores in repeats], how, nfe) + of.rows([repeats[0][common:]], how, nfe)
+
+
+def _shown(of: Scoring, how: Sampling) -> Generator[Event, None, dict[str, Tensor]]:
+    """The samples and pictures that the report shows of one way to sample."""
+    tensors = read_tensors(of.kept(how, 0).with_suffix(".safetensors"))
+    samples = tensors.pop("shown")
+    shown: dict[str, Tensor] = {}
+    if how.solver == "euler" and how.grid == of.best.grid:
+        shown[f"euler.{how.nfe:04d}"] = samples
+        picture = of.work / f"samples-{how.nfe:04d}.png"
+        sample_picture(floats(samples), picture)
+        yield Picture(f"samples-nfe-{how.nfe:04d}", picture)
+    if how == of.best:
+        shown |= {key: value for key, value in tensors.items() if key != "bends"}
+    return shown
+
+
+def _likelihood(of: Scoring) -> Generator[Event, None, list[Scored]]:
+    """The likelihood of real data under a flow, as a row."""
+    section = of.params.evaluate.likelihood
+    assert section is not None
+    path, how = of.work / "likelihood.json", Sampling(section.solver, of.best.grid, section.nfe)
+    if not path.exists():
+        for event in likelihood(eager(of.model), of.params, of.name, how, of.data):
+            if isinstance(event, Score):
+                keep(path, [event], section.nfe)
+            else:
+                yield event
+    rows = of.rows([kept(path)[0]], how, section.nfe)
+    yield Metrics(rows[0].row.nfe, {rows[0].row.metric: rows[0].row.value})
+    return rows
+
+
+def _write(of: Scoring, out: Path, scored: list[Scored], shown: dict[str, Tensor]) -> Events:
+    """The folder of scores."""
+    write_scores(out, scored)
+    if of.model.k is None:
+        lines = read_tensors(of.kept(of.best, 0).with_suffix(".safetensors"))["bends"].tolist()
+        write_table(out / "bends.csv", Bends._fields, lines)
+        for t, _, value, _ in lines:
+            yield Metrics(round(1000 * t), {"bend_at_1000t": value})
+    write_json(out / "about.json", {"flops": flops(of.model)})
+    write_tensors(out / "samples.safetensors", shown)

@@ -1,0 +1,54 @@
+"""Stage `evaluate_pairs@ROUND`: scores of the samples in stored couplings.
+
+Their distance to the data is what a student of theirs can reach at best.
+"""
+
+import torch
+
+from flows import layout
+from flows.events import Events, Metrics, Progress, Table
+from flows.params.schema import Params
+from flows.scores.judging import judge_of, scorer_of
+from flows.scores.table import rows_of, write_scores
+from flows.workshop.entry import Stage
+from flows.workshop.setup import device_of
+from flows.workshop.workspace import publish, workspace
+from fmcore.disk.files import read_json, write_file
+from fmcore.disk.pairs import map_pairs
+from fmcore.flow.couplings import Sharded
+from fmcore.flow.pixels import floats, quantise
+from fmcore.ode.sampling import Sampling
+
+
+def evaluate_pairs(params: Params, stage: Stage) -> Events:
+    """Scores the stored samples of the couplings that the round trains on."""
+    name, device, section = stage.name, device_of(params), params.evaluate
+    folder = layout.couplings(name)
+    parts, manifest = map_pairs(folder)
+    how: Sampling = params.couple_of(name).sampling
+    judge, count = judge_of(params, device), min(section.samples, sum(len(part.x0) for part in parts))
+    scorer, what = scorer_of(judge, params, count), f"score couplings {name}"
+    with workspace(stage, params) as work:
+        yield Progress(what, 0, count, "pairs")
+        stored, done = Sharded(parts), 0
+        for rows in torch.split(torch.arange(count), section.batch):
+            batch = floats(stored.at(rows).x1).to(device)
+            scorer.add(batch if params.is_points else quantise(batch))
+            done += len(rows)
+            yield Progress(what, done, count, "pairs")
+        found = rows_of(
+            [scorer.scores()],
+            model=layout.coupled(name),
+            rounds=manifest["rounds"],
+            how=how,
+            nfe=manifest["network_evaluations"],
+            seed=params.seed,
+        )
+        out = work / "out"
+        write_scores(out, found)
+        for file in ("quality.json", "histograms.csv"):
+            write_file(out / file, (folder / file).read_bytes())
+        publish(out, layout.scores(layout.coupled(name)))
+        for row, _ in found:
+            yield Metrics(0, {f"couplings.{row.metric}": row.value})
+        yield Table("quality", [read_json(folder / "quality.json")])

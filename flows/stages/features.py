@@ -1,0 +1,109 @@
+"""Stage `features`: the feature extractor and the data's statistics under it, or the points held out."""
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flows import layout
+from flows.events import Event, Events, Metrics, Note, Progress
+from flows.params.schema import Params
+from flows.stages.training import run_training
+from flows.workshop.entry import Stage
+from flows.workshop.setup import device_of
+from flows.workshop.workspace import publish, workspace
+from fmcore.disk.dataset import Dataset, load_dataset
+from fmcore.disk.files import read_json, write_json, write_tensors
+from fmcore.flow.pixels import quantise
+from fmcore.flow.training import averaged, new_state
+from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
+from fmcore.score.feature_net import fitting
+from fmcore.score.frechet import frechet_floor
+from fmcore.score.reference import Reference, data_digest, reference_parts, save_reference
+
+BATCH = 500
+PREPROCESSING = "8 bits, round half up, no resizing"
+
+
+def features(params: Params, stage: Stage) -> Events:
+    """Fits or adopts the extractor; writes it with the reference that scores compare against."""
+    data = load_dataset(layout.DATASET)
+    with workspace(stage, params) as work:
+        out = work / "out"
+        about: dict[str, Any] = {"data": params.data.name, "split": "held out" if params.is_points else "train"}
+        floor: dict[str, float] = {}
+        accuracy: dict[str, float] = {}
+        if params.features.extractor == "none":
+            write_tensors(out / "reference.safetensors", {"x1": data.reference})
+            about |= {"extractor": "none", "reference_sha256": data_digest(data.reference)}
+        else:
+            pixels = quantise(data.reference) if data.reference.is_floating_point() else data.reference
+            if params.features.extractor in FITTED:
+                accuracy = yield from _fit(params, data, pixels, work)
+                extractor = load_extractor(out, device_of(params))
+            else:
+                extractor = _adopt(params, pixels, out)
+            reference = yield from _reference(params, extractor, pixels)
+            save_reference(out / "reference.safetensors", reference)
+            floor = _floor(reference)
+            about = {**read_json(out / "manifest.json"), **about}
+            about |= {"reference_sha256": data_digest(pixels), "preprocessing": PREPROCESSING}
+        write_json(out / "manifest.json", about)
+        write_json(out / "accuracy.json", accuracy)
+        write_json(out / "floor.json", floor)
+        publish(out, layout.FEATURES)
+
+
+def _fit(params: Params, data: Dataset, pixels: Tensor, work: Path) -> Generator[Event, None, dict[str, float]]:
+    """Trains the extractor on the data; returns its held-out accuracy."""
+    section, device = params.features, device_of(params)
+    fitted = fitting(
+        section.extractor,
+        pixels.to(device),
+        None if data.label is None else data.label.to(device),
+        data.num_classes,
+        batch_size=section.train.batch_size,
+        seed=params.seed,
+    )
+    state = new_state(fitted.network, section.train)
+    yield from run_training("features", work, state, fitted.objective, section.train, params.seed)
+    averaged(state)
+    held_out = save_extractor(work / "out", section.extractor, fitted, pixels.to(device))
+    accuracy = {"held_out_accuracy": round(held_out, 6)}
+    yield Metrics(0, accuracy)
+    yield Note(f"feature {section.extractor}: held-out accuracy {held_out:.3f}")
+    return accuracy
+
+
+def _adopt(params: Params, pixels: Tensor, out: Path) -> Extractor:
+    """An extractor that exists already."""
+    section, batches = params.features, torch.split(pixels, BATCH)
+    options = (device_of(params), section.weights, section.download)
+    return adopt(section.extractor, out, tuple(pixels.shape[1:]), batches, *options)
+
+
+def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generator[Event, None, Reference]:
+    """The data under the extractor; a ValueError if there are fewer images than features."""
+    if len(pixels) <= extractor.dims:
+        raise ValueError(
+            f"features.extractor: {params.features.extractor} makes {extractor.dims} features, for which data "
+            f"{params.data.name} has too few images, {len(pixels)}; expected e.g. classifier or rotation"
+        )
+    yield Progress("reference features", 0, len(pixels))
+    reference: Reference | None = None
+    for part in reference_parts(extractor, torch.split(pixels, BATCH), len(pixels)):
+        reference = part if reference is None else reference + part
+        yield Progress("reference features", reference.stats.count, len(pixels))
+    assert reference is not None
+    return reference
+
+
+def _floor(reference: Reference) -> dict[str, float]:
+    """What the distance of the data to itself is made of; nothing if there are too few images to tell."""
+    try:
+        found = frechet_floor(reference.parts)
+    except ValueError:
+        return {}
+    return {"coefficient": float(f"{found.value:.6g}"), "std": float(f"{found.std:.3g}")}

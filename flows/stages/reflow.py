@@ -1,0 +1,110 @@
+"""Stage `reflow@ROUND`: a round's rectified flow."""
+
+import copy
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flows import layout
+from flows.events import Events, Note, Progress
+from flows.params.schema import Params
+from flows.stages.on_couplings import Lesson, labelled_for, lesson
+from flows.stages.training import finish, run_training
+from flows.workshop.entry import Stage
+from flows.workshop.workspace import made_by, workspace
+from fmcore.disk import checkpoint
+from fmcore.disk.files import ArtifactError, read_tensors, write_tensors
+from fmcore.disk.pairs import open_pairs
+from fmcore.flow.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, Stored
+from fmcore.flow.fields import network_field
+from fmcore.flow.paths import LINEAR
+from fmcore.flow.pixels import floats
+from fmcore.flow.training import Objective, TrainState, averaged, flow_objective, new_state
+from fmcore.ode.reflow import invert_data
+from fmcore.ode.solvers import SOLVERS
+
+
+def reflow(params: Params, stage: Stage) -> Events:
+    """The round's model: its teacher's weights, trained on its teacher's couplings."""
+    name, section = stage.name, params.reflow
+    config, init = params.train_of(name), section.rounds[name].teacher
+    of = yield from lesson(params, name, init, name, section, config.images)
+    with workspace(stage, params) as work:
+        state = new_state(of.start.network.train().requires_grad_(True), config)
+        if section.mix.inverted:
+            yield from _with_real(of, params, name, work, state)
+        else:
+            yield from run_training(name, work, state, _objective(of, params, name, None), config, params.seed)
+        about = {"rounds": of.teacher.manifest["rounds"] + 1}
+        yield from finish(name, work, state, config, of.start, made_by(params, stage) | of.origin | about)
+
+
+def _objective(of: Lesson, params: Params, name: str, real: Pairs | None) -> Objective:
+    """The flow-matching loss on the pairs, mixed with real data and their noise if there are any."""
+    section, mix = params.reflow, params.reflow.mix
+    coupling: Coupling = of.pairs
+    if real is not None:
+        other = Slerped(Stored(real), mix.slerp) if mix.slerp else Stored(real)
+        coupling = Mixture((of.pairs, other), (1 - mix.inverted, mix.inverted), mix.until)
+    return flow_objective(
+        Flipped(coupling) if params.flip else coupling,
+        LINEAR,
+        section.times,
+        section.distance,
+        batch_size=params.train_of(name).batch_size,
+        precision=params.precision,
+        convention=of.start.convention,
+        weighting=section.weighting,
+    )
+
+
+def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainState) -> Events:
+    """Trains in stretches, each on real data inverted by the model as the stretch before left it.
+
+    A stretch's noise is kept beside the checkpoints, so that a killed run goes on with the same. After `mix.until`
+    no real data is drawn, and the last stretch goes to the end.
+    """
+    config, mix = params.train_of(name), params.reflow.mix
+    real = labelled_for(of.start, open_pairs(layout.couplings(name) / layout.INVERTED, of.start.device)[0])
+    stretch = max(1, mix.refresh_images // config.batch_size) if mix.refresh_images else config.steps
+    last = ceil(mix.until * config.steps)
+    for line in checkpoint.restore(state, work):
+        yield Note(line)
+    while state.step < config.steps:
+        first = min(state.step, last - 1) // stretch * stretch
+        kept = work / f"inverted-{first:010d}.safetensors"
+        if first and not kept.exists():
+            if state.step != first:
+                raise ArtifactError(f"{kept} is missing; remove {work} to start this training again")
+            yield from _invert(of, params, name, state, real, kept)
+        x0 = read_tensors(kept)["x0"].to(real.x0.device) if first else real.x0
+        stop = first + stretch if first + stretch < last else config.steps
+        objective = _objective(of, params, name, real._replace(x0=x0))
+        yield from run_training(name, work, state, objective, config, params.seed, stop=stop)
+        if state.step < config.steps:
+            checkpoint.save(state, work)
+
+
+def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pairs, kept: Path) -> Events:
+    """Keeps the noise that the averaged weights of this moment carry real data to."""
+    network = averaged(replace(state, network=copy.deepcopy(state.network)))
+    pairs = invert_data(
+        network_field(network, params.precision, of.start.convention),
+        floats(real.x1),
+        grid=torch.tensor(of.made["grid"], dtype=torch.float64),
+        solver=SOLVERS[of.made["solver"]],
+        batch=of.made["batch"],
+        label=real.label,
+        device=of.start.device,
+    )
+    parts: list[Tensor] = []
+    yield Progress(f"invert {name}", 0, len(real.x1), "pairs")
+    for part in pairs:
+        parts.append(part.x0)
+        yield Progress(f"invert {name}", sum(map(len, parts)), len(real.x1), "pairs")
+    write_tensors(kept, {"x0": torch.cat(parts)})
+    for old in sorted(kept.parent.glob("inverted-*.safetensors"))[: -checkpoint.KEEP]:
+        old.unlink()

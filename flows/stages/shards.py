@@ -1,0 +1,80 @@
+"""Pairs on their way to disk: in shards that a killed run keeps."""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from flows.events import Event, Metrics, Note, Progress
+from flows.workshop.workspace import need_space
+from fmcore.disk.pairs import Shard, finished_shards, write_shard
+from fmcore.flow.couplings import Pairs
+from fmcore.flow.pixels import floats
+from fmcore.score.estimates import mean_estimate
+from fmcore.score.straightness import transport_cost
+
+SHARD_BYTES = 16 * 2**20
+
+
+class ShardSize(NamedTuple):
+    """How many pairs a shard holds, a multiple of the batch, and the bytes of a pair."""
+
+    pairs: int
+    pair_bytes: int
+
+
+def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
+    """The size of shards of about `SHARD_BYTES`."""
+    noise = max(2, getattr(torch, dtype).itemsize)  # of 8-bit samples it is kept in half precision
+    pair = prod(shape) * (noise + getattr(torch, dtype).itemsize)
+    return ShardSize(max(1, SHARD_BYTES // pair // batch) * batch, pair)
+
+
+def write_shards(
+    out: Path, what: str, made: Callable[[int, int], Iterator[Pairs]], count: int, size: ShardSize, metric: str
+) -> Generator[Event, None, dict[int, Shard]]:
+    """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all.
+
+    A thread writes one shard while the next is made, so memory holds two. Their mean transport cost becomes the
+    metric of that name, unless some were there already.
+    """
+    shards = finished_shards(out)
+    done = sum(shard.pairs for shard in shards.values())
+    need_space(out.parent, size.pair_bytes * (count - done), f"{count - done} pairs")
+    if done:
+        yield Note(f"{what}: {done} of {count} pairs are there already")
+    whole = not done
+    yield Progress(what, done, count, "pairs")
+    # In one piece: small tensors kept from each batch would hold the large blocks around them, and memory grow.
+    costs = torch.empty(count - done)
+    made_here = 0
+    with ThreadPoolExecutor(1) as thread:
+        writing: list[Future[Shard]] = []
+        for start in range(0, count, size.pairs):
+            stop = min(start + size.pairs, count)
+            if start in shards and shards[start].pairs == stop - start:
+                continue
+            batches: list[Pairs] = []
+            for pairs in made(start, stop):
+                batches.append(pairs)
+                cost = transport_cost(pairs.x0.float(), floats(pairs.x1))
+                costs[made_here : made_here + len(cost)] = cost
+                made_here += len(cost)
+                done += len(cost)
+                yield Progress(what, done, count, "pairs")
+            _collect(shards, writing)
+            writing.append(thread.submit(write_shard, out, start, batches))
+        _collect(shards, writing)
+    if whole:
+        yield Metrics(0, {metric: mean_estimate(costs).value})
+    return shards
+
+
+def _collect(shards: dict[int, Shard], writing: list[Future[Shard]]) -> None:
+    """Waits for what is being written."""
+    while writing:
+        shard = writing.pop().result()
+        shards[shard.start] = shard

@@ -1,0 +1,101 @@
+"""The training that all stages share: from the newest checkpoint on, to a model folder and its curve."""
+
+import csv
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from flows import layout
+from flows.events import Events, Metrics, ModelReady, Note, Progress
+from flows.workshop.workspace import publish
+from fmcore.disk import checkpoint
+from fmcore.disk.files import write_file
+from fmcore.flow.training import (
+    Objective,
+    Record,
+    TrainConfig,
+    TrainState,
+    averaged,
+    train,
+)
+from fmcore.models.folder import Trained, save_model
+
+# A checkpoint every ten seconds, and rarer where saving one takes so long that it would cost more than that share:
+# that of a network of 55 million weights is 0.9 GB. At most ten minutes of work can be lost.
+CHECKPOINT_SECONDS, CHECKPOINT_SHARE, CHECKPOINT_AT_MOST = 10.0, 0.02, 600.0
+RECORD_STEPS = 50
+
+
+def run_training(
+    name: str,
+    work: Path,
+    state: TrainState,
+    objective: Objective,
+    config: TrainConfig,
+    seed: int,
+    stop: int | None = None,
+) -> Events:
+    """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
+    if not state.step:
+        for line in checkpoint.restore(state, work):
+            yield Note(line)
+        if state.step:
+            yield Note(f"{name}: going on from step {state.step} of {config.steps}")
+    curve = [record for record in _read_curve(work) if record.step <= state.step]
+    total = config.steps * config.batch_size
+    yield Progress(f"train {name}", state.step * config.batch_size, total)
+    saved, pause = time.monotonic(), CHECKPOINT_SECONDS
+    for record in train(state, objective, config, seed=seed, every=RECORD_STEPS, stop=stop):
+        curve.append(record)
+        yield Progress(f"train {name}", record.images, total)
+        yield Metrics(record.images, {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr})
+        began = time.monotonic()
+        if began - saved > pause and state.step < config.steps:
+            # The curve first: a checkpoint never lacks the records up to its step.
+            write_file(work / "curve.json", json.dumps(curve).encode())
+            checkpoint.save(state, work)
+            saved = time.monotonic()
+            needed = (saved - began) / CHECKPOINT_SHARE
+            pause = min(max(CHECKPOINT_SECONDS, needed), CHECKPOINT_AT_MOST)
+    write_file(work / "curve.json", json.dumps(curve).encode())
+
+
+def _read_curve(work: Path) -> list[Record]:
+    path = work / "curve.json"
+    return [Record(*row) for row in json.loads(path.read_bytes())] if path.exists() else []
+
+
+def finish(
+    name: str, work: Path, state: TrainState, config: TrainConfig, like: Trained, manifest: dict[str, Any]
+) -> Events:
+    """Publishes the averaged weights as a model folder, and the curve."""
+    further = {
+        halflife: {key: value.clone() for key, value in averaged(state, which).state_dict().items()}
+        for which, halflife in enumerate(config.ema_halflife_images)
+        if which
+    }
+    save_model(
+        work / "out",
+        averaged(state),
+        network_config=like.network_config,
+        shape=like.shape,
+        num_classes=like.num_classes,
+        convention=like.convention,
+        null_label=like.null_label,
+        averages=further,
+        manifest={**manifest, "images_seen": config.steps * config.batch_size},
+    )
+    yield from publish_model(name, work)
+
+
+def publish_model(name: str, work: Path) -> Events:
+    """Moves a finished model and its curve to their places."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", *Record._fields])
+    writer.writerows([name, *record] for record in _read_curve(work))
+    write_file(layout.curve(name), text.getvalue().encode())
+    publish(work / "out", layout.model(name))
+    yield ModelReady(name, layout.model(name))

@@ -1,0 +1,1 @@
+"""Who is told of what a stage does: the journal, MLflow, Prefect."""

@@ -1,0 +1,1 @@
+"""What stages work with: their events, where their outputs lie, unfinished work, the device."""

@@ -1,0 +1,106 @@
+"""Work in progress: a folder a stage can come back to, and the publishing of finished outputs.
+
+DVC deletes a stage's outputs before it runs the stage, so what must survive a kill lies elsewhere: in
+`work/<stage>/<key>/`, where the key is a digest of all that decides the result (`flows.workshop.entry`). The same
+command resumes there; other parameters, inputs or code have another folder. It is removed when the stage is done.
+"""
+
+import csv
+import errno
+import fcntl
+import io
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from flows.layout import CHECKED, WORK
+from flows.params.schema import Params
+from flows.workshop.entry import Stage, digest_of, entry_of
+from fmcore.disk.files import read_json, write_file
+
+BUSY_SECONDS = 10.0
+
+
+class BusyError(RuntimeError):
+    """Another process is at the same work."""
+
+
+def root() -> Path:
+    """The repository's root, also in DVC experiments, which run in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+@contextmanager
+def workspace(stage: Stage, params: Params) -> Iterator[Path]:
+    """The folder where this stage with these parameters keeps its unfinished work; removed on success.
+
+    Raises:
+        BusyError: if another process holds it.
+    """
+    entry = entry_of(stage.address, params.model_dump(mode="json"))
+    folder = root() / WORK / stage.address.replace("@", "-") / digest_of(entry, Path.cwd())
+    folder.mkdir(parents=True, exist_ok=True)
+    # The lock lies beside the folder and stays: one that went away with it could be held twice.
+    with folder.with_suffix(".lock").open("a+") as lock:
+        _take(lock, stage.address)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        for part in folder.rglob(".*.part"):  # what a killed writer left
+            part.unlink()
+        yield folder
+        shutil.rmtree(folder)
+
+
+def made_by(params: Params, stage: Stage) -> dict[str, Any]:
+    """What a manifest says of the stage that made the folder: its parameters, and what `check` found in files."""
+    entry = entry_of(stage.address, params.model_dump(mode="json"))
+    about = {"stage": stage.address, "params": entry.params}
+    return about | ({"checked": read_json(CHECKED)} if CHECKED in entry.inputs else {})
+
+
+def _take(lock: TextIO, stage: str) -> None:
+    """Locks, waiting a little: a stage whose caller was killed needs a moment to notice."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                lock.seek(0)
+                holder = lock.read().strip()
+                raise BusyError(f"{stage} is already running (process {holder}); wait for it") from None
+            time.sleep(0.1)
+
+
+def publish(finished: Path, out: Path) -> None:
+    """Moves a finished file or folder to its place in one rename, replacing what was there."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.is_dir():
+        shutil.rmtree(out)
+    try:
+        finished.replace(out)
+    except OSError as error:
+        if error.errno != errno.EXDEV:  # DVC's experiments may run on another file system
+            raise
+        shutil.move(finished, out)
+
+
+def write_table(path: Path, names: Sequence[str], lines: Iterable[Sequence[object]]) -> None:
+    """Writes a CSV file; None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(lines)
+    write_file(path, text.getvalue().encode())
+
+
+def need_space(folder: Path, size: int, what: str) -> None:
+    """Raises OSError if the disk that holds `folder` has less than `size` bytes free, with 5 % to spare."""
+    free = shutil.disk_usage(folder).free
+    if free < 1.05 * size:
+        raise OSError(f"no space for {what}: it needs {size / 1e9:.2f} GB, {folder} has {free / 1e9:.2f} GB free")

@@ -1,0 +1,243 @@
+"""`python -m fmcore sample MODEL` and `python -m fmcore evaluate MODEL_OR_FOLDER`: models from the shell."""
+
+import argparse
+import csv
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fmcore.model import Model
+    from fmcore.score.extractors import Extractor
+    from fmcore.score.reference import Reference
+    from fmcore.score.scoring import Score
+
+
+MODEL_SAMPLES = 10_000  # that `evaluate` draws unless told
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m fmcore", description="Use and score trained models.")
+    verbs = top.add_subparsers(dest="verb", required=True)
+    sample = verbs.add_parser(
+        "sample", help="draw samples into a PNG grid (images), a scatter plot (points) or tensors"
+    )
+    sample.add_argument("model", type=Path, help="a model folder, e.g. models/student")
+    _add_sampling(sample, count=64)
+    sample.add_argument(
+        "--out", type=Path, required=True, help="a .png picture, or .safetensors with the tensor x1"
+    )
+    sample.add_argument("--label", type=int, help="the class of all samples, for a conditional model")
+    evaluate = verbs.add_parser("evaluate", help="score a model, or a folder of anyone's images, against data")
+    evaluate.add_argument(
+        "target",
+        type=Path,
+        help="a model folder (a conditional model draws its classes uniformly), or a folder of PNG, JPEG, WebP or "
+        "BMP images in 8-bit grey or RGB",
+    )
+    evaluate.add_argument(
+        "--against",
+        type=Path,
+        required=True,
+        help="the folder `features` that the pipeline made of its data, or a folder of images",
+    )
+    evaluate.add_argument(
+        "--extractor",
+        help="what images are compared by: inception-v3-compat (default), pixels, random, or a function of yours, "
+        "MODULE:FUNCTION; a folder `features` says so itself, but a function's name must be repeated here",
+    )
+    evaluate.add_argument("--weights", help="file of Inception weights (default: the one in torch's cache)")
+    evaluate.add_argument("--metrics", default="", help="besides, e.g. kid,precision_recall,density_coverage")
+    evaluate.add_argument("--out", type=Path, help="a .csv file for the table")
+    _add_sampling(evaluate, count=None)
+    return top
+
+
+def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
+    verb.add_argument("--nfe", type=int, default=1, help="network evaluations a sample (default 1)")
+    default = count or f"{MODEL_SAMPLES} of a model, all images of a folder"
+    verb.add_argument("--count", type=int, default=count, help=f"samples (default {default})")
+    verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
+    verb.add_argument("--seed", type=int, default=0, help="sample i starts from noise (seed, i) (default 0)")
+    verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
+    verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status. A user's mistake is one line, not a traceback."""
+    args = parser().parse_args(arguments)
+    from fmcore.flow.speed import keep_freed_memory
+
+    keep_freed_memory()
+    try:
+        if args.count is not None and args.count < 1:
+            raise ValueError(f"--count must be at least 1, got {args.count}")
+        print({"sample": _sample, "evaluate": _evaluate}[args.verb](args))
+    except (ValueError, RuntimeError, OSError) as error:
+        line = " ".join(part.strip() for part in str(error).splitlines())
+        print(f"fmcore {args.verb}: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _drawn(
+    args: argparse.Namespace, model: "Model", count: int, label: int | None, purpose: str
+) -> Iterator["Tensor"]:
+    """Batches of the model's samples, with a bar."""
+    from fmcore.flow.fields import Guidance
+    from fmcore.flow.times import UniformGrid
+    from fmcore.ode.sampling import Sampling
+    from fmcore.progress import Progress
+
+    guidance = None if args.guidance is None else Guidance(args.guidance)
+    how = Sampling(args.solver, UniformGrid(), args.nfe, guidance)
+    bar, done = Progress("sample", count, "samples"), 0
+    for part in model.batches(count, how, seed=args.seed, label=label, purpose=purpose):
+        done += len(part)
+        bar.to(done)
+        yield part
+    bar.close()
+
+
+def _sample(args: argparse.Namespace) -> str:
+    if args.out.suffix not in (".png", ".safetensors"):
+        raise ValueError(f"--out must end in .png or .safetensors, got {args.out}")
+    import torch
+
+    from fmcore.disk.files import write_tensors
+    from fmcore.model import load
+    from fmcore.pictures import sample_picture
+
+    samples = torch.cat(list(_drawn(args, load(args.model, args.device), args.count, args.label, "sample")))
+    if args.out.suffix == ".png":
+        sample_picture(samples, args.out)
+    else:
+        write_tensors(args.out, {"x1": samples})
+    return f"{args.count} samples at {args.nfe} NFE -> {args.out}"
+
+
+def _evaluate(args: argparse.Namespace) -> str:
+    from fmcore.disk.files import ArtifactError, read_json
+    from fmcore.flow.pixels import quantise
+    from fmcore.intake.files import folder_files, folder_images
+    from fmcore.model import load
+    from fmcore.score.fidelity import FEATURE_METRICS
+    from fmcore.score.scoring import METRICS, ImageScorer, PointScorer, Scorer
+
+    file = args.against / "reference.safetensors"
+    is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
+    metrics = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
+    offered = tuple(FEATURE_METRICS) if is_points else METRICS
+    for name in metrics:
+        if name not in offered:
+            raise ValueError(f"--metrics: expected any of {', '.join(offered)}, got {name!r}")
+    model = load(args.target, args.device) if (args.target / "config.json").is_file() else None
+    if model is None and is_points:
+        raise ArtifactError(f"{args.target}: expected a model folder, since {args.against} holds points")
+    if model:
+        files, count = [], args.count or MODEL_SAMPLES
+        what = f"{count} samples ({args.nfe} NFE of {args.solver})"
+    else:
+        files = folder_files(args.target)
+        count = min(args.count or len(files), len(files))
+        what = f"{count} images" if count == len(files) else f"{count} of {len(files)} images"
+    scorer: Scorer
+    shape: tuple[int, ...] = (2,)
+    if is_points:
+        scorer = PointScorer(_points(file), metrics, args.seed)
+    else:
+        extractor, reference, shape = _reference(args, file)
+        extractor = extractor if model else _naming(extractor, files)
+        scorer = ImageScorer(count, extractor, reference, metrics, args.seed)
+    if model is None:
+        parts = folder_images(files[:count], shape)
+    elif model.shape != shape:
+        raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
+    else:
+        parts = _drawn(args, model, count, None, "evaluate")  # the noise of the pipeline's scores
+    for part in parts:
+        scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
+    scores = scorer.scores()
+    if args.out:
+        _write(args, scores, made_by_model=model is not None)
+    lines = [f"{args.target} against {args.against}: {what}, seed {args.seed}"]
+    for score in scores:
+        e = score.estimate
+        made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
+        lines.append(f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})")
+    floor = args.against / "floor.json"
+    if scores[0].metric.startswith(("fd_", "fid_")) and floor.is_file() and (found := read_json(floor)):
+        value = found["coefficient"] * (1 / count + 1 / scores[0].n_reference)
+        lines.append(f"{'data floor':20} {value:.6g}   (what {count} fresh images of the data would score)")
+    return "\n".join(lines)
+
+
+def _points(file: Path) -> "Tensor":
+    from fmcore.disk.files import ArtifactError, read_tensors
+
+    tensors = read_tensors(file)
+    x1 = tensors.get("x1")
+    if x1 is None or x1.shape[1:] != (2,) or not (len(x1) and x1.is_floating_point() and x1.isfinite().all()):
+        got = ", ".join(f"{name} {tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in tensors.items())
+        raise ArtifactError(f"{file}: expected finite points x1 of shape (N, 2), got {got or 'nothing'}")
+    return x1
+
+
+def _naming(extractor: "Extractor", files: Sequence[Path]) -> "Extractor":
+    """The same, to be called once on all the images of the files in turn, that names one it makes nothing of."""
+    names = iter(files)
+
+    def features(pixels: "Tensor") -> "Tensor":
+        found = extractor.features(pixels)
+        for fine, name in zip(found.isfinite().all(1).tolist(), names, strict=False):
+            if not fine:
+                raise ValueError(f"{name}: its features by {extractor.metric} are not finite")
+        return found
+
+    return replace(extractor, features=features)
+
+
+def _reference(args: argparse.Namespace, file: Path) -> tuple["Extractor", "Reference", tuple[int, ...]]:
+    """The extractor, the data under it and the shape of its images: the pipeline's, or made of a folder here."""
+    from fmcore.disk.files import read_json
+    from fmcore.intake.files import folder_files, folder_images
+    from fmcore.progress import Progress
+    from fmcore.score.extractors import adopt, load_extractor
+    from fmcore.score.reference import load_reference, reference_parts
+
+    if file.is_file():
+        extractor = load_extractor(args.against, args.device, args.weights, args.extractor)
+        shape = tuple(read_json(args.against / "manifest.json")["image_shape"])
+        return extractor, load_reference(file, extractor.dims), shape
+    kind, files = args.extractor or "inception-v3-compat", folder_files(args.against)
+    shape = tuple(next(folder_images(files[:1], None)).shape[1:])
+    with TemporaryDirectory() as folder:
+        extractor = adopt(kind, Path(folder), shape, folder_images(files, shape), args.device, args.weights)
+    bar, total = Progress("reference", len(files), "images"), None
+    for part in reference_parts(_naming(extractor, files), folder_images(files, shape), len(files)):
+        total = part if total is None else total + part
+        bar.to(total.stats.count)
+    bar.close()
+    assert total is not None
+    return extractor, total, shape
+
+
+def _write(args: argparse.Namespace, scores: Sequence["Score"], made_by_model: bool) -> None:
+    from fmcore.disk.files import write_file
+
+    how = [args.solver, "uniform", args.nfe, args.guidance] if made_by_model else [None] * 4
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    columns = "target,against,solver,grid,nfe,guidance,metric,value,std,n_samples,n_reference"
+    writer.writerow([*columns.split(","), "extractor", "extractor_sha256", "seed"])
+    for score in scores:
+        e, of = score.estimate, (score.n_reference, score.extractor, score.digest, args.seed)
+        writer.writerow([args.target, args.against, *how, score.metric, e.value, e.std, e.samples, *of])
+    write_file(args.out, text.getvalue().encode())

@@ -1,0 +1,89 @@
+"""The resume state of a training: everything `train` changes, in one safetensors file.
+
+It needs no generator states (see `fmcore.flow.rng`). A checkpoint is written whole or not at all, with its
+checksum beside it. The newest two are kept, so a damaged one costs an interval, not the run.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from fmcore.disk.files import ArtifactError, read_tensors, write_file
+from fmcore.flow.training import TrainState
+
+KEEP = 2
+
+
+def _tensors(state: TrainState) -> dict[str, Tensor]:
+    tensors = {"step": torch.tensor(state.step)}
+    for i, parameter in enumerate(state.network.parameters()):
+        moments = state.optimizer.state[parameter]
+        tensors[f"network.{i}"] = parameter.detach()
+        for j, average in enumerate(state.averages):
+            tensors[f"average{j}.{i}"] = average[i]
+        tensors[f"exp_avg.{i}"] = moments["exp_avg"]
+        tensors[f"exp_avg_sq.{i}"] = moments["exp_avg_sq"]
+    return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def save(state: TrainState, folder: Path) -> Path:
+    """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
+    data = safetensors.torch.save(_tensors(state))
+    path = folder / f"step-{state.step:010d}.safetensors"
+    # The checksum first: a checkpoint that is there is never without one.
+    write_file(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
+    write_file(path, data)
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
+        old.with_suffix(".json").unlink(missing_ok=True)
+        old.unlink()
+    return path
+
+
+def restore(state: TrainState, folder: Path) -> list[str]:
+    """Loads the newest whole checkpoint into `state`; returns a line for each damaged one it passed over.
+
+    Without any checkpoint the state stays as it is.
+
+    Raises:
+        ArtifactError: if there are checkpoints but none is whole, or they belong to another network.
+    """
+    skipped: list[str] = []
+    paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
+    for path in paths:
+        try:
+            expected = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
+            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+                raise ArtifactError("its checksum differs")
+            tensors = read_tensors(path)
+        except (ArtifactError, OSError, ValueError, KeyError) as error:
+            skipped.append(f"{path.name} is damaged and was passed over: {error}")
+            continue
+        _load(state, tensors, path)
+        return skipped
+    if paths:
+        raise ArtifactError(f"no checkpoint in {folder} is whole; remove the folder to start again: {skipped}")
+    return skipped
+
+
+@torch.no_grad()
+def _load(state: TrainState, tensors: dict[str, Tensor], path: Path) -> None:
+    parameters = list(state.network.parameters())
+    if len(tensors) != (3 + len(state.averages)) * len(parameters) + 1:
+        raise ArtifactError(f"{path} belongs to another network: it has another number of parameters")
+    for i, parameter in enumerate(parameters):
+        if tensors[f"network.{i}"].shape != parameter.shape:
+            raise ArtifactError(f"{path} belongs to another network: parameter {i} has another shape")
+        parameter.copy_(tensors[f"network.{i}"])
+        for j, average in enumerate(state.averages):
+            average[i].copy_(tensors[f"average{j}.{i}"])
+        state.optimizer.state[parameter] = {
+            "step": tensors["step"].to(parameter.device, torch.float32),
+            # In the parameter's memory layout: fused AdamW pairs their elements by where they lie.
+            "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{i}"]),
+            "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{i}"]),
+        }
+    state.step = int(tensors["step"])

@@ -1,0 +1,1 @@
+"""How students are trained, a file each, and which steps they may take."""

@@ -1,0 +1,1 @@
+"""What is trained and how: paths, couplings, times, losses, fields, the one training loop."""

@@ -1,0 +1,305 @@
+"""Couplings: where pairs (x_0, x_1) come from.
+
+A coupling is called with a count, a generator and how much of the training is done (0 to 1). `Independent` pairs
+each data point with fresh noise, `MinibatchOT` pairs them within a batch so that they travel least, `Stored`
+returns the pairs that an earlier flow induced, and the others change or mix those. Reflow is the same training
+on another coupling (Liu et al., arXiv:2209.03003).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import floor, pi
+from random import Random
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Generator, Tensor
+
+from fmcore.flow.paths import expand
+from fmcore.flow.pixels import floats
+from fmcore.flow.speed import moved
+
+
+class Pairs(NamedTuple):
+    """Noise x0 (B, *D), data x1 (B, *D) and, for conditional models, the class of each pair (B,)."""
+
+    x0: Tensor
+    x1: Tensor
+    label: Tensor | None = None
+
+
+@runtime_checkable
+class Coupling(Protocol):
+    """What training needs of a coupling; `slow` ones are drawn from in a thread, a step ahead."""
+
+    @property
+    def slow(self) -> bool: ...
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs: ...
+
+
+def _rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
+    """Which pairs, drawn on the host wherever they lie: where there is room must not change what is trained on."""
+    if generator.device.type != "cpu":
+        generator = torch.Generator().manual_seed((generator.initial_seed() + length) % 2**63)
+    return torch.randint(length, (count,), generator=generator)
+
+
+@dataclass(frozen=True)
+class Independent:
+    """Each data point with noise of its own, drawn anew at every call: q(x_0, x_1) = N(x_0) q(x_1).
+
+    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way. Data on the
+    host beside a GPU that has no room for it is `slow`.
+    """
+
+    x1: Float[Tensor, "N *D"] | UInt8[Tensor, "N *D"]
+    label: Int64[Tensor, " N"] | None = None
+    slow: bool = False
+
+    def __len__(self) -> int:
+        return len(self.x1)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        index = moved(_rows(len(self), count, generator), self.x1.device)
+        x1 = floats(moved(self.x1[index], generator.device))
+        x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
+        return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Pairs made beforehand and held where training is; `fmcore.disk.pairs.open_pairs` reads them from disk."""
+
+    pairs: Pairs
+    slow = False
+
+    def __len__(self) -> int:
+        return len(self.pairs.x0)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        x0, x1, label = self.pairs
+        index = moved(_rows(len(self), count, generator), x0.device)
+        # Pairs may be kept in half precision, samples as pixels; the path and the loss are computed in float32.
+        return Pairs(x0[index].float(), floats(x1[index]), None if label is None else label[index])
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """Stored pairs in parts that stay where they are: memory-mapped files, of which only what is drawn is read.
+
+    It draws the pairs that `Stored` of all parts joined would draw, with `rows` those at these places of it.
+    """
+
+    parts: tuple[Pairs, ...]
+    rows: Int64[Tensor, " N"] | None = None
+    slow = True
+
+    def __len__(self) -> int:
+        return sum(len(part.x0) for part in self.parts) if self.rows is None else len(self.rows)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        x0, x1, label = (
+            None if column is None else moved(column, generator.device)
+            for column in self.at(_rows(len(self), count, generator))
+        )
+        assert x0 is not None
+        assert x1 is not None
+        return Pairs(x0.float(), floats(x1), label)
+
+    def at(self, index: Int64[Tensor, " count"]) -> Pairs:
+        """The pairs at these places, as they are stored."""
+        if self.rows is not None:
+            index = self.rows[index]
+        stops = torch.tensor([len(part.x0) for part in self.parts]).cumsum(0)
+        starts = [0, *stops.tolist()]
+        which = torch.searchsorted(stops, index, right=True).tolist()
+        places = [(k, i - starts[k]) for k, i in zip(which, index.tolist(), strict=True)]
+
+        def found(column: Sequence[Tensor]) -> Tensor:
+            return torch.stack([column[k][i] for k, i in places])
+
+        labels = [part.label for part in self.parts if part.label is not None]
+        x0, x1 = found([part.x0 for part in self.parts]), found([part.x1 for part in self.parts])
+        return Pairs(x0, x1, found(labels) if labels else None)
+
+
+@dataclass(frozen=True)
+class MinibatchOT:
+    """Fresh noise and data, paired within each batch at the least total squared distance.
+
+    Tong et al. (arXiv:2302.00482), section 3.2; Pooladian et al. (arXiv:2304.14772). Between equally many
+    equally likely points an optimal plan is a permutation (Birkhoff), so the assignment problem is solved and
+    each noise and each image is used once, its label with it; drawing from the plan would repeat some. With
+    labels, noise changes places within a class only: else a class would get the noise that lies near it, and no
+    conditional sampler starts there (Cheng and Schwing, arXiv:2503.10636).
+    """
+
+    fresh: Independent
+    slow = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fresh, Independent):
+            raise ValueError(
+                f"minibatch OT needs fresh noise, got pairs already made: {type(self.fresh).__name__}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.fresh)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        from lap import lapjvx
+
+        x0, x1, label = self.fresh(count, generator, progress)
+        # |a - b|^2 up to terms that no permutation changes.
+        cost = -(x1.flatten(1) @ x0.flatten(1).T)
+        if label is not None:
+            cost.masked_fill_(label[:, None] != label, torch.inf)
+        _, order = lapjvx(cost.cpu().numpy(), return_cost=False)
+        return Pairs(x0[moved(torch.from_numpy(order), x0.device)], x1, label)
+
+
+# Of data and fresh noise, by the name that params.yaml calls them.
+COUPLINGS: dict[str, Callable[[Independent], Coupling]] = {
+    "independent": lambda fresh: fresh,
+    "minibatch_ot": MinibatchOT,
+}
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Each batch in shares from several couplings until `until` of the training; after that from the first alone.
+
+    With real images carried to noise as the second part it is the real-data anchoring of Lee et al.
+    (arXiv:2405.20320, section 4.3) and Seong et al. ("conic reflow", arXiv:2510.25229).
+    """
+
+    parts: tuple[Coupling, ...]
+    shares: tuple[float, ...]
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        fair = len(self.parts) == len(self.shares) and all(share >= 0 for share in self.shares)
+        if not fair or abs(sum(self.shares) - 1) > 1e-6:
+            raise ValueError(f"a mixture of {len(self.parts)} needs shares that sum to 1, got {list(self.shares)}")
+        if not 0 < self.until <= 1:
+            raise ValueError(f"a mixture needs until in (0, 1], got {self.until}")
+
+    @property
+    def slow(self) -> bool:
+        return any(part.slow for part in self.parts)
+
+    def __len__(self) -> int:
+        return sum(len(part) for part in self.parts)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        # Whole numbers that are right on average, without asking the device: systematic sampling. A mixture in a
+        # mixture is shorter, and so has an offset of its own.
+        offset, at, counts = Random(f"{generator.initial_seed()} {len(self)}").random(), 0.0, []
+        for share in self.shares if progress < self.until else (1.0, *[0.0] * (len(self.parts) - 1)):
+            counts.append(floor((at + share) * count + offset) - floor(at * count + offset))
+            at += share
+        counts[0] += count - sum(counts)  # 0, but for rounding
+        drawn = [part(n, generator, progress) for part, n in zip(self.parts, counts, strict=True) if n]
+        labels = [pairs.label for pairs in drawn if pairs.label is not None]
+        if labels and len(labels) < len(drawn):
+            raise ValueError("a mixture needs labels in all of its parts or in none")
+        x0, x1 = (torch.cat(column) for column in list(zip(*drawn, strict=True))[:2])
+        return Pairs(x0, x1, torch.cat(labels) if labels else None)
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """What couplings that change another's pairs have in common."""
+
+    inner: Coupling
+
+    @property
+    def slow(self) -> bool:
+        return self.inner.slow
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+
+@dataclass(frozen=True)
+class Slerped(_Changed):
+    """Turns each x_0 towards fresh noise by a share, uniform in [0, most], of a right angle.
+
+    x_0 cos + fresh sin is N(0, I) again in any dimension; in high ones, where fresh noise is at a right angle to
+    any other, it is the slerp of conic reflow (arXiv:2510.25229, with most = 0.13).
+    """
+
+    most: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.most <= 1:
+            raise ValueError(f"slerp needs most in [0, 1], got {self.most}")
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        x0, x1, label = self.inner(count, generator, progress)
+        fresh = torch.randn(x0.shape, generator=generator, device=x0.device, dtype=x0.dtype)
+        share = torch.rand(len(x0), generator=generator, device=x0.device, dtype=x0.dtype)
+        angle = expand(share * self.most * (pi / 2), x0)
+        return Pairs(angle.cos() * x0 + angle.sin() * fresh, x1, label)
+
+
+@dataclass(frozen=True)
+class Flipped(_Changed):
+    """Mirrors half of the pairs left to right, noise and image together: the flow of a mirrored data set.
+
+    For stored pairs it is exact only if their teacher commutes with mirroring, which training with flips teaches.
+    """
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        x0, x1, label = self.inner(count, generator, progress)
+        coin = expand(torch.rand(count, generator=generator, device=x0.device) < 0.5, x0)
+        return Pairs(torch.where(coin, x0.flip(-1), x0), torch.where(coin, x1.flip(-1), x1), label)
+
+
+@dataclass(frozen=True)
+class LabelDropout(_Changed):
+    """Replaces each sample's label by `null_label` with probability `p`, for guidance (arXiv:2207.12598)."""
+
+    p: float
+    null_label: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"label dropout needs p in [0, 1], got {self.p}")
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        x0, x1, label = self.inner(count, generator, progress)
+        if label is None:
+            raise ValueError("label dropout needs labels, got none")
+        dropped = torch.rand(count, generator=generator, device=label.device) < self.p
+        return Pairs(x0, x1, torch.where(dropped, self.null_label, label))
+
+
+def joined(parts: Sequence[Pairs], device: torch.device | str = "cpu") -> Pairs:
+    """All pairs of the parts, on a device."""
+    x0, x1 = (torch.cat(column).to(device) for column in list(zip(*parts, strict=True))[:2])
+    labels = [part.label for part in parts if part.label is not None]
+    return Pairs(x0, x1, torch.cat(labels).to(device) if labels else None)
+
+
+def without_longest(coupling: Stored | Sharded, share: float) -> Stored | Sharded:
+    """The pairs but for the `share` of them with the largest |x_1 - x_0|, in their order (arXiv:2511.23342)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"expected a share in [0, 1), got {share}")
+    if not share:
+        return coupling
+    costs = []
+    for part in (coupling.pairs,) if isinstance(coupling, Stored) else coupling.parts:
+        # A few at a time: halves are widened, and all at once might not fit.
+        for a, b in zip(torch.split(part.x0, 4096), torch.split(part.x1, 4096), strict=True):
+            costs.append((floats(b) - a.float()).flatten(1).square().sum(1))
+    cost = torch.cat(costs)
+    keep = cost.argsort(stable=True)[: len(cost) - round(share * len(cost))].sort().values
+    if isinstance(coupling, Sharded):
+        return Sharded(coupling.parts, keep)
+    x0, x1, label = coupling.pairs
+    return Stored(Pairs(x0[keep], x1[keep], None if label is None else label[keep]))

@@ -1,0 +1,1 @@
+"""How foreign data is read."""

@@ -1,0 +1,94 @@
+"""What `fmcore.load` returns: a model from its folder, which samples."""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from fmcore.flow import rng
+from fmcore.flow.speed import moved
+from fmcore.flow.times import UniformGrid
+from fmcore.models.folder import Trained, load_model
+from fmcore.ode.reflow import draw
+from fmcore.ode.sampling import Sampling
+from fmcore.ode.solvers import SOLVERS, seeded, solve
+
+SAMPLE_BATCH = 1000
+
+
+class Model(Trained):
+    """A loaded model that samples; what describes it stands in `Trained`."""
+
+    def sample(
+        self,
+        count: int,
+        sampling: Sampling | int,
+        *,
+        seed: int = 0,
+        label: int | None = None,
+        precision: str = "auto",
+    ) -> Tensor:
+        """Draws samples; sample i depends on (seed, i) alone.
+
+        Main arguments:
+            count: samples wanted.
+            sampling: how, or a number of Euler steps.
+            label: the class of all samples; None draws classes uniformly for a conditional model.
+
+        Returns:
+            (count, *shape) on the CPU: images in [-1, 1] up to the model's error, or points.
+
+        Raises:
+            ValueError: if the solver is unknown or cannot spend the evaluations, if the model does not know the
+                steps, or if the label is out of range.
+        """
+        return torch.cat(list(self.batches(count, sampling, seed=seed, label=label, precision=precision)))
+
+    def batches(
+        self,
+        count: int,
+        sampling: Sampling | int,
+        *,
+        seed: int = 0,
+        label: int | None = None,
+        precision: str = "auto",
+        purpose: str = "sample",
+    ) -> Iterator[Tensor]:
+        """What `sample` returns, a batch at a time; `purpose` names the noise, `evaluate` that of the scores."""
+        how = Sampling(nfe=sampling) if isinstance(sampling, int) else sampling
+        labels = self._labels(count, seed, label)
+        self._check_steps(how)
+        field, knots = self.field(precision, how.guidance), how.knots()
+        for first in range(0, count, SAMPLE_BATCH):
+            size = min(SAMPLE_BATCH, count - first)
+            x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
+            part = None if labels is None else moved(labels[first : first + size], self.device)
+            yield solve(field, moved(x0, self.device), knots, seeded(how.method, seed, first), part).cpu()
+
+    def _check_steps(self, how: Sampling) -> None:
+        euler = how.method is SOLVERS["euler"] and how.grid == UniformGrid()
+        if self.k is not None and (not euler or how.nfe < 1 or self.k % how.nfe):
+            raise ValueError(
+                f"this model was distilled for {self.k} Euler steps: expected euler and an nfe that divides "
+                f"{self.k}, got {how.solver} and {how.nfe}"
+            )
+
+    def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
+        if self.num_classes is None:
+            if label is not None:
+                raise ValueError(f"label {label} was asked for, but this model was trained without classes")
+            return None
+        if label is None:
+            return rng.integers(seed, "sample/label", 0, count, self.num_classes)
+        if not 0 <= label < self.num_classes:
+            raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {label}")
+        return torch.full((count,), label)
+
+
+def load(folder: str | Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Model:
+    """Loads a model folder; arguments and errors are those of `fmcore.models.folder.load_model`."""
+    trained = load_model(folder, device, ema=ema)
+    return Model(**{field.name: getattr(trained, field.name) for field in fields(trained)})

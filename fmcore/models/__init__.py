@@ -1,0 +1,1 @@
+"""Networks, the folders they are saved in, and models that other libraries trained."""

@@ -1,0 +1,174 @@
+"""A model as it lies on disk: a folder that is saved once and loads without the code that trained it.
+
+`config.json` holds the network, data shape, classes and time convention, `model.safetensors` the EMA weights,
+`manifest.json` what made it. The manifest comes last, so a folder with one is complete.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
+from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
+from fmcore.flow.paths import PATHS
+from fmcore.models.networks import STORED_NETWORKS, Diffusers, Network
+
+TIME = "t=0 noise, t=1 data"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A loaded model: its network in evaluation mode and the files that describe it.
+
+    Main arguments:
+        network: with the EMA weights.
+        shape: of one sample.
+        num_classes: None for an unconditional model.
+        manifest: what made it.
+        digest: SHA-256 of the weights, the model's name in other manifests.
+
+    Other arguments:
+        convention: what the network's output means; `field` converts it.
+        null_label: the label that stands for none, if the model was trained with label dropout.
+    """
+
+    network: nn.Module
+    network_config: Network | Diffusers
+    shape: tuple[int, ...]
+    num_classes: int | None
+    manifest: dict[str, Any]
+    digest: str
+    convention: Convention = OURS
+    null_label: int | None = None
+
+    def field(self, precision: str = "auto", guidance: Guidance | None = None) -> VelocityField:
+        """The model's velocity field on the linear path, whatever path it was trained on.
+
+        Raises:
+            ValueError: for guidance of a model that was not trained with label dropout.
+        """
+        return self.guide(network_field(self.network, precision, self.convention), guidance)
+
+    def guide(self, field: VelocityField, guidance: Guidance | None) -> VelocityField:
+        """The field under guidance, if there is any."""
+        if guidance is None:
+            return field
+        if self.null_label is None:
+            raise ValueError("guidance was asked for, but this model was trained without label dropout")
+        return guided(field, guidance, self.null_label)
+
+    @property
+    def k(self) -> int | None:
+        """How many Euler steps it was distilled for, whose starts i/k are all it knows; None for a flow."""
+        found: int | None = self.manifest.get("k", self.manifest.get("grid"))  # as version 0.1 called it
+        return found
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether its noise and data were paired: its velocity then does not say how its density slopes."""
+        old = self.manifest.get("recipe", {}).get("base", {})  # of version 0.1
+        coupling = self.manifest.get("coupling", old.get("coupling", "independent"))
+        return bool(self.manifest["rounds"]) or coupling != "independent"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        return next(self.network.parameters()).device
+
+
+def save_model(
+    folder: Path,
+    network: nn.Module,
+    *,
+    network_config: Network | Diffusers,
+    shape: tuple[int, ...],
+    num_classes: int | None,
+    manifest: Mapping[str, Any],
+    convention: Convention = OURS,
+    null_label: int | None = None,
+    averages: Mapping[float, Mapping[str, Tensor]] | None = None,
+) -> None:
+    """Writes a model folder; refuses weights that are not finite.
+
+    Main arguments:
+        averages: further weights by their EMA half-life, which `load_model` can be asked for.
+    """
+    files = {"model.safetensors": network.state_dict()}
+    files |= {_ema_file(halflife): dict(weights) for halflife, weights in (averages or {}).items()}
+    for tensors in files.values():
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise ArtifactError(f"{folder}: weight {name} is not finite, so the model was not written")
+    config = {
+        "network": asdict(network_config),
+        "shape": list(shape),
+        "num_classes": num_classes,
+        "null_label": null_label,
+        "convention": asdict(convention),
+        "time": TIME,
+    }
+    write_json(folder / "config.json", config)
+    digests = {}
+    for file, tensors in files.items():
+        write_tensors(folder / file, tensors)
+        digests[file] = sha256(folder / file)
+    first = digests.pop("model.safetensors")
+    write_json(folder / "manifest.json", {**manifest, "sha256": first, "averages": digests})
+
+
+def _ema_file(halflife_images: float) -> str:
+    return f"ema-{halflife_images:.0f}.safetensors"
+
+
+def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Trained:
+    """Loads a model folder for sampling.
+
+    Main arguments:
+        ema: half-life, in images, of the averaged weights; None for the model's first.
+
+    Raises:
+        ArtifactError: if a file is missing, damaged, the weights are not those of the manifest, or there are no
+            weights of that half-life.
+    """
+    folder = Path(folder)
+    config, manifest = read_json(folder / "config.json"), read_json(folder / "manifest.json")
+    known = {"model.safetensors": manifest.get("sha256"), **manifest.get("averages", {})}
+    name = "model.safetensors" if ema is None else _ema_file(ema)
+    if name not in known:
+        others = ", ".join(sorted(known.keys() - {"model.safetensors"})) or "none"
+        raise ArtifactError(
+            f"{folder} holds no weights with an EMA half-life of {ema} images; further ones: {others}"
+        )
+    weights = folder / name
+    tensors = read_tensors(weights)
+    digest = sha256(weights)
+    if digest != known[name]:
+        raise ArtifactError(f"{weights} has SHA-256 {digest}, its manifest says {known[name]}")
+    try:
+        if config["time"] != TIME:
+            raise ValueError(f"time is {config['time']!r}, expected {TIME!r}")
+        network_config = network_from(config["network"])
+        shape = tuple(int(side) for side in config["shape"])
+        network = network_config.build(shape, config["num_classes"])
+        network.load_state_dict(tensors)
+        path = _tupled(config["convention"]["path"])
+        convention = Convention(**{**config["convention"], "path": PATHS[path["name"]](**path)})
+        null_label = config["null_label"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
+    network.to(device).eval().requires_grad_(False)
+    return Trained(network, network_config, shape, config["num_classes"], manifest, digest, convention, null_label)
+
+
+def network_from(value: Mapping[str, Any]) -> Network | Diffusers:
+    """The network configuration that `dataclasses.asdict` wrote, back from JSON."""
+    config: Network | Diffusers = STORED_NETWORKS[value["name"]](**_tupled(value))
+    return config
+
+
+def _tupled(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}

@@ -1,0 +1,261 @@
+"""Networks that predict a velocity: a residual MLP for points and small flat images, a U-Net for images.
+
+Every network maps x (B, *D), t (B,) in [0, 1] and a class (B,) or None to a velocity (B, *D). Its
+configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt. Our
+conditional ones know one class more than the data, the null label of guidance.
+"""
+
+from dataclasses import dataclass
+from math import pi, prod
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+TIME_FEATURES, SIGNAL = 64, 128
+
+
+@dataclass(frozen=True)
+class MLP:
+    """Residual MLP on flattened data.
+
+    Main arguments:
+        width: hidden units.
+        depth: residual blocks of two linear layers each.
+        fourier: octaves of sin/cos features of each coordinate, for points; 0 for none. They resolve the
+            sharp edges of 2-D densities, which a plain MLP blurs.
+    """
+
+    width: int = 512
+    depth: int = 3
+    fourier: int = 0
+    name: Literal["mlp"] = "mlp"
+
+    def __post_init__(self) -> None:
+        if self.width < 1 or self.depth < 1 or self.fourier < 0:
+            raise ValueError(f"mlp needs width >= 1, depth >= 1 and fourier >= 0, got {self}")
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network for data of this shape."""
+        return ResidualMLP(self, prod(shape), num_classes)
+
+
+@dataclass(frozen=True)
+class UNet:
+    """diffusers' UNet2DModel.
+
+    Main arguments:
+        channels: width of each resolution level; each level after the first halves the image.
+        layers: residual blocks a level.
+        attention: self-attention on the levels after the first, and in the middle.
+        dropout: in the residual blocks.
+    """
+
+    channels: tuple[int, ...] = (32, 64)
+    layers: int = 1
+    attention: bool = False
+    dropout: float = 0.0
+    name: Literal["unet"] = "unet"
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
+            raise ValueError(
+                f"unet needs layers >= 1 and channels that are multiples of 8, got {list(self.channels)}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"unet needs 0 <= dropout < 1, got {self.dropout}")
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network for images of shape (C, H, W)."""
+        if len(shape) != 3:
+            raise ValueError(f"unet needs images (C, H, W), got data of shape {shape}: use mlp for points")
+        shrink = 2 ** (len(self.channels) - 1)
+        if shape[1] % shrink or shape[2] % shrink:
+            raise ValueError(
+                f"unet with {len(self.channels)} levels needs sides divisible by {shrink}, got {shape[1:]}"
+            )
+        return VelocityUNet(self, shape, num_classes)
+
+
+@dataclass(frozen=True)
+class Diffusers:
+    """A diffusion model's UNet2DModel, as it was trained; `fmcore.intake.teachers` makes it from files.
+
+    Main arguments:
+        config: UNet2DModel's own.
+        timesteps: of the noise schedule: the network is told (timesteps - 1) (1 - t).
+        edm: (sigma_min, sigma_max, sigma_data, sign) of a network with EDM's preconditioning, which then predicts
+            data on the VE path; else None.
+    """
+
+    config: dict[str, Any]
+    timesteps: int = 1000
+    edm: tuple[float, float, float, float] | None = None
+    name: Literal["diffusers"] = "diffusers"
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network."""
+        return DiffusersUNet(self)
+
+
+Network = MLP | UNet
+NETWORKS = {config.name: config for config in get_args(Network)}
+STORED_NETWORKS = NETWORKS | {Diffusers.name: Diffusers}
+
+
+def initialised(
+    config: Network | Diffusers, shape: tuple[int, ...], num_classes: int | None, seed: int
+) -> nn.Module:
+    """The network with initial weights that depend on `seed` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return config.build(shape, num_classes)
+
+
+def time_features(t: Float[Tensor, " B"]) -> Float[Tensor, "B features"]:
+    """Sines and cosines of t at geometric frequencies from half a period to 16 periods over [0, 1]."""
+    octaves = torch.linspace(0, 5, TIME_FEATURES // 2, device=t.device)
+    angle = pi * t[:, None] * 2.0**octaves
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualMLP(nn.Module):
+    """Residual blocks whose inputs the time (and class) scales and shifts; see `MLP` for the parameters.
+
+    The modulation is FiLM (Perez et al., arXiv:1709.07871). x also goes straight to the output, times a learnt
+    function of t: a velocity has a large part along x (-x_0, early on) that normalised layers cannot carry.
+    """
+
+    def __init__(self, config: MLP, dims: int, num_classes: int | None) -> None:
+        super().__init__()
+        self.fourier = config.fourier
+        width = config.width
+        self.enter = nn.Linear(dims * (1 + 2 * config.fourier), width)
+        self.time = nn.Sequential(
+            nn.Linear(TIME_FEATURES, SIGNAL), nn.SiLU(), nn.Linear(SIGNAL, SIGNAL), nn.SiLU()
+        )
+        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, SIGNAL)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(config.depth))
+        self.modulate = nn.ModuleList(nn.Linear(SIGNAL, 2 * width) for _ in range(config.depth))
+        self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, dims)
+        self.gain = nn.Linear(TIME_FEATURES, 1)
+        for layer in (*self.modulate, *self.outer, self.leave, self.gain):  # start as the identity, at velocity 0
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self, x: Float[Tensor, "B *D"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B *D"]:
+        """See the module's docstring."""
+        flat = x.flatten(1)
+        features = time_features(t)
+        signal = self.time(features)
+        if self.classes is not None:
+            signal = signal + self.classes(label)
+        h = self.enter(self._octaves(flat) if self.fourier else flat)
+        for norm, modulate, inner, outer in zip(self.norms, self.modulate, self.inner, self.outer, strict=True):
+            scale, shift = modulate(signal).chunk(2, dim=1)
+            h = h + outer(nn.functional.silu(inner(norm(h) * (1 + scale) + shift)))
+        v: Tensor = self.leave(self.norm(h)) + self.gain(features) * flat
+        return v.reshape(x.shape)
+
+    def _octaves(self, flat: Float[Tensor, "B D"]) -> Float[Tensor, "B features"]:
+        # Half a period spans 8 units at the first octave: the 2-D sets live in about [-4, 4].
+        octaves = pi / 8 * 2.0 ** torch.arange(self.fourier, device=flat.device)
+        angle = (flat[:, :, None] * octaves).flatten(1)
+        return torch.cat([flat, angle.sin(), angle.cos()], dim=1)
+
+
+class _AnyLayout(nn.Module):
+    """Keeps diffusers' residual blocks from copying their input to another memory layout in every training step.
+
+    They do so only when told that they train (for the sake of DistributedDataParallel), and that means nothing
+    else to them: their dropout is a module of its own.
+    """
+
+    def train(self, mode: bool = True) -> "_AnyLayout":
+        from diffusers.models.resnet import ResnetBlock2D
+
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.training = False
+        return self
+
+
+class VelocityUNet(_AnyLayout):
+    """UNet2DModel with t in [0, 1]; only here does time become the 0..1000 it was designed for."""
+
+    def __init__(self, config: UNet, shape: tuple[int, ...], num_classes: int | None) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        levels = len(config.channels)
+        kinds = ["AttnDownBlock2D" if config.attention and i else "DownBlock2D" for i in range(levels)]
+        self.unet = UNet2DModel(
+            sample_size=shape[1] if shape[1] == shape[2] else (shape[1], shape[2]),
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            down_block_types=tuple(kinds),
+            up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(kinds)),
+            add_attention=config.attention,
+            attention_head_dim=8,
+            norm_num_groups=8,
+            dropout=config.dropout,
+            num_class_embeds=None if num_classes is None else num_classes + 1,
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B C H W"]:
+        """See the module's docstring."""
+        v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
+        return v
+
+
+class DiffusersUNet(_AnyLayout):
+    """A diffusion model's network told t in [0, 1] (1 is data); see `Diffusers`."""
+
+    def __init__(self, config: Diffusers) -> None:
+        super().__init__()
+        from diffusers import UNet2DModel
+
+        self.unet = UNet2DModel.from_config(config.config)
+        self.timesteps, self.edm = config.timesteps, config.edm
+
+    def forward(
+        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B C H W"]:
+        """The network's own prediction, or the data under EDM's preconditioning (arXiv:2206.00364, table 1)."""
+        if self.edm is None:
+            out: Tensor = self.unet(x, (self.timesteps - 1) * (1 - t), class_labels=label, return_dict=False)[0]
+            return out
+        low, high, data, sign = self.edm
+        sigma = (high * (low / high) ** t)[:, None, None, None]
+        norm = (sigma**2 + data**2).sqrt()
+        out = self.unet(x / norm, sigma.flatten().log() / 4, class_labels=label, return_dict=False)[0]
+        return (data / norm) ** 2 * x + sign * (sigma * data / norm) * out
+
+
+def transferred(network: nn.Module, source: nn.Module) -> bool:
+    """Copies the source's weights into a network of the same architecture; False, and nothing, if it is another.
+
+    Dropout may differ, and so may the classes: rows of the class embedding are copied only if all of them fit.
+    """
+    old, new = source.state_dict(), network.state_dict()
+    classes = {
+        name for name in old.keys() | new.keys() if name in ("classes.weight", "unet.class_embedding.weight")
+    }
+    if type(network) is not type(source) or old.keys() - classes != new.keys() - classes:
+        return False
+    if any(old[name].shape != new[name].shape for name in new.keys() - classes):
+        return False
+    fitting = {n for n in classes if n in old and n in new and old[n].shape == new[n].shape}
+    network.load_state_dict({**new, **{name: old[name] for name in (old.keys() - classes) | fitting}})
+    return True

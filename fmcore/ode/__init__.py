@@ -1,0 +1,1 @@
+"""How a field is followed: solvers, the pairs it induces, likelihoods, and fields known exactly."""

@@ -1,0 +1,314 @@
+"""Solvers: Butcher tableaux, methods with memory or noise, one trajectory and one `integrate` for all.
+
+dx/dt = v(x, t). An explicit Runge-Kutta method with s stages is
+    k_i = v(x + h sum_j a_ij k_j, t + c_i h),   x' = x + h sum_i b_i k_i
+(Hairer, Norsett, Wanner, "Solving Ordinary Differential Equations I", section II.1). The grid may run
+either way; the step sizes are its differences, so a reversed grid carries data to noise.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import isclose, sqrt
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fmcore.flow import rng
+from fmcore.flow.fields import VelocityField
+from fmcore.flow.speed import is_out_of_memory, moved
+
+
+@runtime_checkable
+class Solver(Protocol):
+    """What walks along a field.
+
+    Main arguments:
+        stages: network evaluations a step.
+        order: the end's error shrinks as step^order (in law, for a stochastic solver); 0 if it does not shrink.
+        stochastic: the end is random given the start.
+        reversible: may start at any time and run either way; else only from noise to data.
+    """
+
+    @property
+    def stages(self) -> int: ...
+
+    @property
+    def order(self) -> int: ...
+
+    @property
+    def stochastic(self) -> bool: ...
+
+    @property
+    def reversible(self) -> bool: ...
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        """Yields x at every knot after the first."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tableau:
+    """An explicit Runge-Kutta method: `a` holds the rows below the diagonal."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+    c: tuple[float, ...]
+    order: int
+    stochastic: ClassVar[bool] = False
+    reversible: ClassVar[bool] = True
+
+    @property
+    def stages(self) -> int:
+        """Network evaluations a step costs."""
+        return len(self.b)
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        for t, s in pairwise(knots):
+            with torch.no_grad():
+                x = step(field, x, t, s, self, label)
+            yield x
+
+
+@dataclass(frozen=True)
+class AdamsBashforth:
+    """The two-step method on any grid: the line through this velocity and the last, integrated over the step.
+
+    Hairer, Norsett, Wanner, section III.5. One evaluation a step at order 2; the first step is Euler's.
+    """
+
+    stages: ClassVar[int] = 1
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    reversible: ClassVar[bool] = True
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        last: tuple[Tensor, float] | None = None
+        for t, s in pairwise(knots):
+            with torch.no_grad():
+                v, h = _at(field, x, t, label), s - t
+                bend = 0 if last is None else (h / last[1] / 2) * (v - last[0])
+                x, last = x + h * (v + bend), (v, h)
+            yield x
+
+
+@dataclass(frozen=True)
+class NoiseAnchored:
+    """x <- s (x + (1 - t) v) + (1 - s) x_0: the predicted data, joined to the *initial* noise instead of the last.
+
+    Lee et al., "Improving the Training of Rectified Flows" (arXiv:2405.20320), section 4.4. Exact where paths are
+    straight, a little better than Euler where they nearly are, and no solver elsewhere: on curved paths its error
+    grows with the number of steps.
+    """
+
+    stages: ClassVar[int] = 1
+    order: ClassVar[int] = 0
+    stochastic: ClassVar[bool] = False
+    reversible: ClassVar[bool] = False
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        x0 = x
+        for t, s in pairwise(knots):
+            with torch.no_grad():
+                x = s * (x + (1 - t) * _at(field, x, t, label)) + (1 - s) * x0
+            yield x
+
+
+@dataclass(frozen=True)
+class EulerMaruyama:
+    """dx = (v + g^2 / 2 score) dt + g dW with g^2 = 2 churn (1 - t): other paths, the ODE's marginals.
+
+    Song et al. (arXiv:2011.13456), appendix D. On the linear path the score is -(x - t v) / (1 - t), which this
+    choice of g keeps finite (Ma et al., arXiv:2401.08740, section 2.3), if noise and data were paired
+    independently: the velocity of a rectified flow says where its pairs go, not how its density slopes. The last
+    step adds no noise: none would be left of it. Noise of step k for sample i depends on (seed, k, start + i)
+    alone: see `seeded`.
+    """
+
+    churn: float = 1.0
+    seed: int = 0
+    start: int = 0
+    stages: ClassVar[int] = 1
+    order: ClassVar[int] = 1
+    stochastic: ClassVar[bool] = True
+    reversible: ClassVar[bool] = False
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        for k, (t, s) in enumerate(pairwise(knots)):
+            with torch.no_grad():
+                v, h = _at(field, x, t, label), s - t
+                x = x + h * (v - self.churn * (x - t * v))
+                if s < 1:
+                    dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:]))
+                    x = x + sqrt(2 * self.churn * (1 - t) * h) * moved(dw, x.device).to(x.dtype)
+            yield x
+
+
+SOLVERS: dict[str, Solver] = {
+    "euler": Tableau(a=((),), b=(1.0,), c=(0.0,), order=1),
+    "midpoint": Tableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), order=2),
+    "heun": Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2),
+    "rk4": Tableau(
+        a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
+        b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
+        c=(0.0, 0.5, 0.5, 1.0),
+        order=4,
+    ),
+    "ab2": AdamsBashforth(),
+    "noise_anchored": NoiseAnchored(),
+    "sde": EulerMaruyama(),
+}
+ADAPTIVE = "dopri5"
+
+
+def solver(name: str) -> Solver:
+    """The fixed-step solver of that name; a ValueError lists the names."""
+    if name not in SOLVERS:
+        raise ValueError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}")
+    return SOLVERS[name]
+
+
+def seeded(method: Solver, seed: int, start: int) -> Solver:
+    """The solver for the samples from index `start` on; only one that is stochastic depends on them."""
+    return replace(method, seed=seed, start=start) if isinstance(method, EulerMaruyama) else method
+
+
+def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
+    """The number of steps that costs exactly `nfe` evaluations; a ValueError if none does.
+
+    Main arguments:
+        passes: network evaluations behind one of the field's: 2 for a guided one.
+    """
+    cost = solver.stages * passes
+    if nfe < 1 or nfe % cost:
+        guided = " under guidance" if passes > 1 else ""
+        raise ValueError(f"a solver with {cost} evaluations a step{guided} cannot spend {nfe}")
+    return nfe // cost
+
+
+def _at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:
+    return field(x, x.new_full((len(x),), t), label)
+
+
+def step(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    t: float,
+    s: float,
+    tableau: Tableau,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B *D"]:
+    """One Runge-Kutta step from time t to time s."""
+    h = s - t
+    slopes: list[Tensor] = []
+    for row, c in zip(tableau.a, tableau.c, strict=True):
+        point = x
+        for weight, slope in zip(row, slopes, strict=True):
+            if weight:
+                point = point + (h * weight) * slope
+        slopes.append(_at(field, point, t + c * h, label))
+    for weight, slope in zip(tableau.b, slopes, strict=True):
+        if weight:
+            x = x + (h * weight) * slope
+    return x
+
+
+def trajectory(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Iterator[Tensor]:
+    """Yields x at every knot of the grid, the first one included.
+
+    Raises:
+        ValueError: if the grid has fewer than two knots, is not strictly monotone, or does not run from 0
+            upwards although the solver only can.
+    """
+    knots = grid.tolist()
+    ups = [b - a for a, b in pairwise(knots)]
+    if not ups or not (all(h > 0 for h in ups) or all(h < 0 for h in ups)):
+        raise ValueError(f"a time grid must be strictly monotone with at least 2 knots, got {knots}")
+    if not solver.reversible and (knots[0] != 0 or ups[0] < 0):
+        raise ValueError(f"{type(solver).__name__} runs from noise at 0 to data only, got the grid {knots}")
+    yield x
+    yield from solver.walk(field, x, knots, label)
+
+
+def integrate(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B *D"]:
+    """Carries x from the grid's first time to its last.
+
+    Example:
+        >>> import torch
+        >>> from fmcore.ode.solvers import SOLVERS, integrate
+        >>> from fmcore.flow.times import uniform_grid
+        >>> shift = lambda x, t, label: torch.ones_like(x)
+        >>> integrate(shift, torch.zeros(2, 1), uniform_grid(4), SOLVERS["heun"]).tolist()
+        [[1.0], [1.0]]
+    """
+    (end,) = deque(trajectory(field, x, grid, solver, label), maxlen=1)
+    return end
+
+
+def solve(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    grid: Float[Tensor, " knots"],
+    solver: Solver,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B *D"]:
+    """`integrate`, in halves where the whole batch does not fit into memory; other batches, other last bits."""
+    try:
+        return integrate(field, x, grid, solver, label)
+    except RuntimeError as error:
+        if len(x) == 1 or not is_out_of_memory(error):
+            raise
+    # Here, where the error and all that it held are gone.
+    half = len(x) // 2
+    later = replace(solver, start=solver.start + half) if isinstance(solver, EulerMaruyama) else solver
+    rest = None if label is None else label[half:]
+    first = solve(field, x[:half], grid, solver, None if label is None else label[:half])
+    return torch.cat([first, solve(field, x[half:], grid, later, rest)])
+
+
+@torch.no_grad()
+def integrate_adaptive(
+    field: VelocityField,
+    x: Float[Tensor, "B *D"],
+    t: float = 0.0,
+    s: float = 1.0,
+    *,
+    rtol: float,
+    atol: float,
+    label: Int64[Tensor, " B"] | None = None,
+) -> Float[Tensor, "B *D"]:
+    """Carries x from time t to time s with torchdiffeq's adaptive dopri5.
+
+    The step control looks at the whole batch, so a sample depends on its batch mates: right for reference
+    values, wrong for couplings that must not depend on sharding.
+    """
+    from torchdiffeq import odeint
+
+    if isclose(t, s):
+        raise ValueError(f"nothing to integrate between t = {t} and s = {s}")
+    knots = torch.tensor([t, s], dtype=x.dtype, device=x.device)
+    path = odeint(
+        lambda at, point: field(point, at.expand(len(point)), label),
+        x,
+        knots,
+        rtol=rtol,
+        atol=atol,
+        method="dopri5",
+    )
+    end: Tensor = path[-1]
+    return end

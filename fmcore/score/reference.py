@@ -1,0 +1,101 @@
+"""The data under an extractor: what samples are compared with."""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from fmcore.disk.files import ArtifactError, check_kinds, read_tensors, write_tensors
+from fmcore.flow.rng import generator
+from fmcore.score.extractors import Extractor
+from fmcore.score.frechet import Stats, stats
+
+KEPT = 5000  # features that neighbours and kernels are made of
+FEATURE_BYTES = 2**29  # of features kept one by one: 65,000 images under Inception
+PARTS = 8  # that the data is dealt into, to see how far it is from itself
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The data under an extractor: its statistics, and the features for metrics that need them one by one.
+
+    These are those of all images, as far as they fit into `FEATURE_BYTES`, else of every so many-th.
+    While it is made it also has the statistics of `PARTS` random parts of the data.
+    """
+
+    stats: Stats
+    features: Float[Tensor, "N D"]
+    parts: tuple[Stats, ...] = ()
+
+    def __add__(self, other: "Reference") -> "Reference":
+        parts = tuple(a + b for a, b in zip(self.parts, other.parts, strict=True))
+        return Reference(self.stats + other.stats, torch.cat([self.features, other.features]), parts)
+
+    @property
+    def kept(self) -> Float[Tensor, "K D"]:
+        """At most `KEPT` of the features, spread evenly: enough for neighbours and kernels."""
+        count = len(self.features)
+        return self.features[torch.arange(min(count, KEPT)) * count // min(count, KEPT)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the features are those of all images, as who looks for copies must have."""
+        return len(self.features) == self.stats.count
+
+
+def reference_parts(extractor: Extractor, batches: Iterable[Tensor], count: int) -> Iterator[Reference]:
+    """The reference of each batch of `count` images; they add up to that of all.
+
+    Memory does not grow with the number of images beyond `FEATURE_BYTES`.
+
+    Raises:
+        ValueError: if features are not finite; it names the first image.
+    """
+    every, first = -(-count * extractor.dims * 4 // FEATURE_BYTES), 0
+    part_of = _dealt(count)
+    for pixels in batches:
+        found = extractor(pixels)
+        bad = (~found.isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(
+                f"{extractor.metric}: features of {len(bad)} of {len(found)} images of the data are not finite, "
+                f"the first is image {first + bad[0]}"
+            )
+        part = part_of[first : first + len(found)].to(found.device)
+        parts = tuple(stats(found[part == i]) for i in range(PARTS))
+        yield Reference(stats(found), found[-first % every :: every].cpu(), parts)
+        first += len(found)
+
+
+def _dealt(count: int) -> Int64[Tensor, " count"]:
+    """Which part each image is in: equal parts, in a fixed random order."""
+    return torch.randperm(count, generator=generator(0, "features/floor")) % PARTS
+
+
+def save_reference(path: Path, value: Reference) -> None:
+    """Writes a reference as safetensors."""
+    sums = {"count": torch.tensor(value.stats.count), "total": value.stats.total, "outer": value.stats.outer}
+    write_tensors(path, {**sums, "features": value.features})
+
+
+def load_reference(path: Path, dims: int | None = None) -> Reference:
+    """Reads what `save_reference` wrote; an `ArtifactError` if it is no such thing or has not `dims` features."""
+    tensors = read_tensors(path)
+    size = {name: tensor.numel() for name, tensor in tensors.items()}
+    d = dims or size.get("total") or 1
+    rows = size.get("features", 0) // d
+    wanted = {"count": "() of torch.int64", "total": f"({d},) of torch.float64"}
+    wanted |= {"outer": f"({d}, {d}) of torch.float64", "features": f"({rows}, {d}) of torch.float32"}
+    check_kinds(path, tensors, wanted)
+    if not 0 < rows <= int(tensors["count"]) or not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise ArtifactError(f"{path}: expected finite features of some or all of the images counted, got others")
+    return Reference(Stats(int(tensors["count"]), tensors["total"], tensors["outer"]), tensors["features"])
+
+
+def data_digest(x: Tensor) -> str:
+    """SHA-256 of a tensor's bytes: which data a reference was computed on."""
+    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
