@@ -10,7 +10,6 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
-CACHES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/fmcore
 
 .DEFAULT_GOAL := help
 .PHONY: help install private repro test lint types unit smoke bench ui timing preset clean
@@ -28,12 +27,14 @@ $(READY): pyproject.toml constraints.txt
 
 # DVC keeps pickles apart from the checkout, by default in a folder that every user of the machine can write to.
 private:
-	@mkdir -p "$(CACHES)" && chmod 700 "$(CACHES)"
-	@$(BIN)/dvc config --local core.site_cache_dir "$(CACHES)/dvc"
+	@case "$$XDG_CACHE_HOME" in /*) caches=$$XDG_CACHE_HOME/fmcore;; *) caches=$$HOME/.cache/fmcore;; esac; \
+	case "$$caches:$$HOME" in /*:/*) ;; *) echo "HOME: expected the path of your folder, got '$$HOME'" >&2; exit 2;; esac; \
+	mkdir -p "$$caches" && chmod 700 "$$caches" && $(BIN)/dvc config --local core.site_cache_dir "$$caches/dvc"
 
 install: $(READY) ## make .venv with the tested versions
 
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
+	@test -z "$$(tail -c 1 dvc.lock 2>/dev/null)" || python -m flows.local.lockfile || true
 	dvc repro || { python -m flows.local.lockfile && dvc repro; }
 	@echo; python -m flows.launch.timing
 	@echo "report: reports/index.html"

@@ -28,6 +28,8 @@ from flows.params.reading import load_yaml, validate
 from flows.params.schema import Params
 from flows.stages.evaluate import evaluate
 from flows.stages.features import features
+from flows.stages.intake import intake
+from flows.workshop.entry import Stage
 from fmcore.disk.files import write_json
 from fmcore.models.folder import save_model
 from fmcore.score.estimates import group_sizes
@@ -181,7 +183,8 @@ def sweep(models: int) -> str:
     raw["evaluate"]["solvers"] = {"euler": [1, 2, 4, 8, 16, 64]}
     params: Params = validate(raw, "benchmark")
     write_json(layout.CHECKED, {})
-    list(features(params, ""))
+    list(intake(params, Stage("intake", "")))
+    list(features(params, Stage("features", "")))
     network = params.network.build(params.data.shape, None)
     names = [f"m{i}" for i in range(models)]
     for name in names:
@@ -193,7 +196,7 @@ def sweep(models: int) -> str:
             num_classes=None,
             manifest={"rounds": 0},
         )
-    seconds = timed(lambda: [list(evaluate(params, name)) for name in names])
+    seconds = timed(lambda: [list(evaluate(params, Stage(f"evaluate@{name}", name))) for name in names])
     samples = models * 6 * params.evaluate.samples
     return (
         f"Sweep 1/2/4/8/16/64 of {models} digits models, {params.evaluate.samples} samples each: {seconds:.1f} s "

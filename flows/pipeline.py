@@ -31,7 +31,7 @@ from prefect.states import Cancelled, Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.local import lockfile
-from flows.local.api import live_api
+from flows.local.api import live_api, past_proxies
 from flows.local.process import PIPELINE, pipeline_key, stop
 
 TAIL_LINES = 15
@@ -202,6 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("no Prefect server answers: running without one", file=sys.stderr)
             run_without_server(stages, options.force)
         else:
+            os.environ.update(past_proxies())
             with temporary_settings({PREFECT_API_URL: api.address, PREFECT_API_AUTH_STRING: api.login}):
                 reflow_pipeline(stages, options.force)
     except (StageFailed, ValueError, PermissionError) as error:

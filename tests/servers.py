@@ -155,6 +155,11 @@ def pipeline(project, address, *arguments):
     )
 
 
+def spelled(login):
+    """The secret as files could hold it: plain, and as requests show it."""
+    return login.partition(":")[2].encode(), base64.b64encode(login.encode())
+
+
 @contextlib.contextmanager
 def someone_else(work):
     """Runs `work(say)` as another user; gives a function that returns what it said next, None after some seconds.

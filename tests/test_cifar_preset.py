@@ -1,6 +1,5 @@
 """The preset cifar10 from data to scores: a small network and some hundred steps, on made-up images."""
 
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 import torchvision
 
-from flows.launch.runner import STAGES
+from flows.launch.stages import stage_at, started
 from flows.params import preset
 from flows.params.reading import validate
 from fmcore.disk.files import read_json
@@ -51,14 +50,13 @@ def params(tmp_path, monkeypatch):
 def test_the_preset_runs_from_data_to_scores(params):
     assert params.network.attention
     assert params.network.dropout == 0.1
-    stages = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
+    stages = ("check", "intake", "features", "base", "couple@r1", "reflow@r1", "distill")
     for stage in (*stages, "evaluate_base", "evaluate@r1", "evaluate_student"):
-        kind, _, name = stage.partition("@" if "@" in stage else "_")
-        list(getattr(import_module(STAGES[kind]), kind)(params, name))
+        list(started(params, stage_at(stage)))
     curve = pd.read_csv("curves/base.csv")
     assert curve.step.max() == STEPS
     assert curve.loss.iloc[-1] < 0.6 * curve.loss.iloc[0]
-    assert read_json(Path("couplings/r1/manifest.json"))["recipe"]["couple"]["solver"] == "heun"
+    assert read_json(Path("couplings/r1/manifest.json"))["solver"] == "heun"
     student = load_model("models/student").sample(20, 1)
     assert student.shape == (20, 3, 32, 32)
     scores = {name: pd.read_csv(f"scores/{name}/scores.csv") for name in ("base", "r1", "student")}

@@ -238,7 +238,7 @@ def test_several_lines_of_an_error_become_one(models, tmp_path, monkeypatch, cap
     def load(*args):
         raise RuntimeError("Error(s) in loading:\n\tMissing key(s): a.\n\tUnexpected: b  b.")
 
-    monkeypatch.setattr("fmcore.models.folder.load_model", load)
+    monkeypatch.setattr("fmcore.model.load", load)
     assert main(["sample", str(models / "points"), "--out", str(tmp_path / "x.png")]) == 2
     said = capsys.readouterr().err
     assert said == "fmcore sample: Error(s) in loading: Missing key(s): a. Unexpected: b  b.\n"

@@ -2,6 +2,7 @@
 
 import http.server
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import ROOT, Server, free_port, someone_else, wait_until
+from servers import ROOT, Server, free_port, make_project, pipeline, someone_else, spelled, wait_until
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -109,18 +110,43 @@ def test_mlflow_is_not_served_without_a_word_on_its_login(monkeypatch):
         gate.mlflow_app()
 
 
-def test_a_port_is_held_on_both_loopbacks():
-    sockets = gate.bound(free_port())
+@pytest.mark.parametrize("bind", [gate.bound, gate.bound_once])
+def test_a_port_is_held_on_both_loopbacks(bind):
+    """Also against who allows others to share it, as another user might."""
+    sockets = bind(free_port())
     try:
         port = sockets[0].getsockname()[1]
+        for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))[: len(sockets)]:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                with socket.socket(family) as other:
+                    other.setsockopt(socket.SOL_SOCKET, option, 1)
+                    with pytest.raises(OSError, match="in use"):
+                        other.bind((host, port)) or other.listen()
         with pytest.raises(OSError, match="in use"):
-            gate.bound(port)
-        if len(sockets) == 2:  # with IPv6
-            with pytest.raises(OSError, match="in use"):
-                gate.reserved(port)
+            bind(port)
     finally:
         for each in sockets:
             each.close()
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+@pytest.mark.parametrize(
+    ("mode", "dest", "method", "status"),
+    [
+        ("no-cors", "image", "GET", 403),
+        ("no-cors", "script", "GET", 403),
+        ("navigate", "iframe", "GET", 403),
+        ("navigate", "document", "POST", 403),
+        ("navigate", "document", "GET", 200),
+    ],
+)
+def test_other_pages_may_link_here_but_show_nothing_of_it(client, site, mode, dest, method, status):
+    """Browsers send pictures, scripts and frames without an origin, and with the login."""
+    headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode, "Sec-Fetch-Dest": dest}
+    assert client.request(method, "/", headers=headers).status_code == status
+    own = client.get("/", headers=headers | {"Sec-Fetch-Site": "same-origin"})
+    assert own.status_code == 200
+    assert own.headers["X-Frame-Options"] == "SAMEORIGIN"
 
 
 # --- the login ----------------------------------------------------------------------------------------------
@@ -160,7 +186,7 @@ def test_a_login_that_others_can_read_or_set_is_refused(settings):
         private.login()
     path.rename(settings / "elsewhere")
     path.symlink_to(settings / "elsewhere")
-    with pytest.raises(OSError, match="symbolic links"):
+    with pytest.raises(private.NotPrivate, match="login is a link; expected a file"):
         private.login()
 
 
@@ -267,6 +293,8 @@ def test_an_address_that_is_named_gets_what_belongs_to_it(alone, monkeypatch):
         assert live_api(alone) == (address, private.login(), True)
         monkeypatch.setenv(api.AUTH, "team:their-password")
         assert live_api(alone) == (address, "team:their-password", False)
+        monkeypatch.setenv(api.AUTH, private.login())  # as in what `make ui` starts
+        assert live_api(alone) == (address, private.login(), True)
     assert not private.listener_is_mine(address)
 
 
@@ -336,6 +364,29 @@ def test_a_server_that_takes_the_port_of_one_that_died_gets_no_login(alone, monk
     assert list((alone / "work/prefect").glob("*.json")), "to be told another time"
 
 
+def test_no_proxy_is_shown_the_login(alone, monkeypatch, tmp_path):
+    (tmp_path / "server").mkdir()
+    server = Server(tmp_path / "server")
+    server.start()
+    monkeypatch.setenv(api.URL, server.address)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    with harvesting() as (port, seen):
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        try:
+            with open_run(alone, stage="base", parameters={}) as run:
+                wait_until(lambda: run.tags, 20)
+            (tmp_path / "project").mkdir()
+            done = pipeline(make_project(tmp_path / "project"), server.address, "a")
+            assert done.returncode == 0, done.stdout + done.stderr
+        finally:
+            server.kill()
+    assert not seen
+    assert set(api.past_proxies()["NO_PROXY"].split(",")) == {"127.0.0.1", "localhost", "::1"}
+
+
 def test_the_login_is_in_no_file_and_no_argument(alone, monkeypatch, tmp_path):
     login = private.login()
     (tmp_path / "server").mkdir()
@@ -350,10 +401,9 @@ def test_the_login_is_in_no_file_and_no_argument(alone, monkeypatch, tmp_path):
         words = [word for process in psutil.process_iter() for word in arguments_of(process)]
     finally:
         server.kill()
-    password = login.partition(":")[2]
-    assert not [word for word in words if password in word]
-    holding = [p for p in Path(tmp_path).rglob("*") if p.is_file() and password.encode() in p.read_bytes()]
-    assert not holding
+    assert not [word for word in words if any(text.decode() in word for text in spelled(login))]
+    texts = {p: p.read_bytes() for p in Path(tmp_path).rglob("*") if p.is_file()}
+    assert not [p for p, found in texts.items() if any(text in found for text in spelled(login))]
 
 
 def arguments_of(process):

@@ -1,7 +1,5 @@
 """Distances and the flow-matching loss."""
 
-from math import erf, exp, pi
-
 import pytest
 import torch
 from hypothesis import given
@@ -9,9 +7,8 @@ from hypothesis import strategies as st
 from torch.nn.functional import mse_loss
 
 from fmcore.flow.couplings import Pairs
-from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Matching, PseudoHuber, Squared, energy, flow_matching_loss
+from fmcore.flow.losses import DISTANCES, WEIGHTINGS, PseudoHuber, Squared, flow_matching_loss
 from fmcore.flow.paths import LINEAR, PATHS, VE, Discrete, interpolate
-from fmcore.score.points import energy_distance
 
 pytestmark = pytest.mark.numerics
 
@@ -152,75 +149,3 @@ def test_a_normalised_path_compares_velocities_at_unit_size():
     t = torch.linspace(0, 1, 5, dtype=torch.float64)
     loss = flow_matching_loss(lambda x, t, label: torch.zeros_like(x), VE(), Pairs(x0, x1), t, Squared())
     torch.testing.assert_close(loss, x0.square().mean(1))
-
-
-# Samples drawn to the data.
-def test_energy_of_two_normals_is_that_of_the_closed_form():
-    """Of means 0 and m: the lengths are those of folded normals."""
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(2, 4000, 1, generator=generator, dtype=torch.float64)
-    m = 1.5
-    folded = 2 / pi**0.5 * exp(-(m**2) / 4) + m * erf(m / 2)
-    assert float(energy(x, y + m)) == pytest.approx(2 * folded - 4 / pi**0.5, abs=0.05)
-    assert float(energy(x, y)) == pytest.approx(0, abs=0.01)
-
-
-@given(seed=SEED, shape=st.sampled_from([(1,), (3,), (1, 2, 2)]))
-def test_energy_is_unbiased_per_dimension_and_blind_to_order(seed, shape):
-    generator = torch.Generator().manual_seed(seed)
-    x, y = (torch.randn(n, *shape, generator=generator, dtype=torch.float64) for n in (5, 7))
-    a, b = x.flatten(1), y.flatten(1)
-    cross = sum((a[i] - b[j]).norm() for i in range(5) for j in range(7)) / 35
-    spread = sum((a[i] - a[j]).norm() for i in range(5) for j in range(5)) / 20
-    spread += sum((b[i] - b[j]).norm() for i in range(7) for j in range(7)) / 42
-    torch.testing.assert_close(energy(x, y), (2 * cross - spread) / a.shape[1], rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(energy(x.flip(0), y.flip(0)), energy(x, y))
-
-
-def test_with_labels_energy_tells_swapped_classes_apart():
-    x = torch.cat([torch.zeros(50, 2), torch.ones(50, 2)])
-    label = torch.arange(100) // 50
-    right, swapped = energy(x, x, label, label), energy(x, x, label, 1 - label)
-    assert swapped > right + 0.3
-    torch.testing.assert_close(energy(x, x), energy(x, x, label, None))
-    torch.testing.assert_close(energy(x, x, 0 * label, 0 * label), energy(x, x))
-
-
-def test_following_energy_downhill_reaches_the_data():
-    generator = torch.Generator().manual_seed(0)
-    y = torch.cat([torch.randn(200, 2, generator=generator) * 0.1 + c for c in (-1.0, 1.0)])
-    x = (torch.randn(400, 2, generator=generator) * 0.1).requires_grad_()
-    optimizer = torch.optim.Adam([x], lr=0.05)
-    for _ in range(300):
-        optimizer.zero_grad()
-        energy(x, y).backward()
-        optimizer.step()
-    assert energy_distance(x.detach(), y).value < 0.01
-    assert abs(float((x[:, 0] > 0).float().mean()) - 0.5) < 0.1
-
-
-def test_samples_that_meet_have_a_slope():
-    x = torch.zeros(4, 3, requires_grad=True)
-    energy(x, torch.zeros(5, 3)).backward()
-    assert torch.isfinite(x.grad).all()
-
-
-def test_matching_adds_the_energy_of_the_ends():
-    pairs = Pairs(torch.randn(6, 2), torch.randn(6, 2))
-    real, t = Pairs(torch.zeros(4, 2), torch.randn(4, 2)), torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0, 0.5])
-    v = torch.randn(6, 2)
-
-    def field(x, t, label):
-        return v
-
-    plain = flow_matching_loss(field, LINEAR, pairs, t, Squared())
-    x_t = t[:, None] * pairs.x1 + (1 - t[:, None]) * pairs.x0
-    ends = x_t + (1 - t[:, None]) * v
-    matched = flow_matching_loss(field, LINEAR, pairs, t, Squared(), real=real, match=3.0)
-    torch.testing.assert_close(matched, plain + 3 * energy(ends, real.x1))
-
-
-@pytest.mark.parametrize(("weight", "start"), [(0.0, 0.5), (-1.0, 0.5), (1.0, 1.0), (1.0, -0.1)])
-def test_matching_outside_its_ranges_is_refused(weight, start):
-    with pytest.raises(ValueError, match=r"matching needs weight > 0 and start in \[0, 1\)"):
-        Matching(weight, start)

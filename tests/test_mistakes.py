@@ -35,7 +35,7 @@ def test_an_edit_while_a_stage_runs_is_not_recorded_as_what_made_it(tmp_path):
     assert "params.yaml changed while base ran" in error
     again = checkout.repro("base")
     assert "base" in again.ran
-    assert load_model(checkout.folder / "models/base").manifest["recipe"]["base"]["train"]["lr"] == 0.003
+    assert load_model(checkout.folder / "models/base").manifest["params"]["base"]["train"]["lr"] == 0.003
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect", "ignore::DeprecationWarning:pydantic")

@@ -188,16 +188,27 @@ def kill_when(checkout: Checkout, stage: str, ready) -> None:
     process.wait()
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
-    checkout = Checkout(tmp_path, "smoke")
-    work = checkout.folder / "work" / "base"
-    source = checkout.folder / "flows/train.py"
-    # Checkpoints every ten seconds are right for hours of training; this one takes five.
+def quick_to_save(checkout):
+    """Checkpoints every ten seconds are right for hours of training; this one takes five."""
+    source = checkout.folder / "flows/stages/training.py"
     text = source.read_text().replace("CHECKPOINT_AT_MOST = 10.0, 0.02,", "CHECKPOINT_AT_MOST = 0.3, 1.0,")
     assert text != source.read_text()
     source.write_text(text)
+
+
+def edit(checkout, file):
+    source = checkout.folder / file
+    source.write_text(source.read_text() + "\n# edited\n")
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    work = checkout.folder / "work" / "base"
+    quick_to_save(checkout)
     for least in (1, 2):
         kill_when(checkout, "base", lambda n=least: len(list(work.glob("*/step-*.json"))) >= n)
+        for file in ("fmcore/ode/solvers.py", "flows/stages/couple.py", "flows/report/page.html"):
+            edit(checkout, file)  # which the base does not depend on
     done = checkout.repro("base")
     assert "going on from step" in done.text
     expected = {k: v for k, v in made.outputs().items() if k.startswith(("models/base", "curves/base"))}
@@ -205,10 +216,19 @@ def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
     assert not [path for path in work.iterdir() if path.is_dir()]
 
 
+def test_a_killed_training_starts_anew_if_its_code_changed(made, tmp_path):
+    checkout = Checkout(tmp_path, "smoke")
+    work = checkout.folder / "work" / "base"
+    quick_to_save(checkout)
+    kill_when(checkout, "base", lambda: list(work.glob("*/step-*.json")))
+    edit(checkout, "fmcore/flow/training.py")
+    assert "going on from step" not in checkout.repro("base").text
+
+
 def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
     checkout = Checkout(tmp_path, "smoke")
     checkout.edit("couple.pairs", 12000)
-    source = checkout.folder / "flows/stages/couple.py"
+    source = checkout.folder / "flows/stages/shards.py"
     source.write_text(source.read_text().replace("SHARD_BYTES = 16 * 2**20", "SHARD_BYTES = 32 * 2**10"))
     checkout.repro("base")
     work = checkout.folder / "work" / "couple-r1"
@@ -232,7 +252,7 @@ def test_models_say_what_made_them(made):
     base = load_model(made.folder / "models/base")
     assert couplings["teacher"] == {"model": "base", "sha256": base.digest, "ema": None}
     assert r1.manifest["couplings"]["teacher"]["sha256"] == base.digest
-    assert student.manifest["grid"] == 1
+    assert student.k == student.manifest["k"] == 1
     assert student.manifest["init"] == {"model": "r1", "sha256": r1.digest}
     texts = [p.read_text() for p in made.folder.glob("models/*/manifest.json")]
     assert not any(re.search(r"20\d\d-\d\d-\d\d|/tmp|hostname", text) for text in texts)

@@ -19,6 +19,8 @@ from test_variants import points, run, small, tiny
 
 from benchmarks import gpu
 from fmcore.disk.pairs import open_pairs
+from fmcore.endings.match import Matching
+from fmcore.endings.regression import Regression
 from fmcore.flow.couplings import (
     Flipped,
     Independent,
@@ -31,9 +33,9 @@ from fmcore.flow.couplings import (
     Stored,
 )
 from fmcore.flow.fields import Convention, Guidance, guided, network_field
-from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Matching
+from fmcore.flow.losses import DISTANCES, WEIGHTINGS
 from fmcore.flow.paths import LINEAR, PATHS, Discrete
-from fmcore.flow.times import TIMES, KGrid, Uniform, uniform_grid
+from fmcore.flow.times import TIMES, Uniform, uniform_grid
 from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
 from fmcore.models.networks import MLP, UNet, initialised
 from fmcore.ode.reflow import generate_pairs, invert_data
@@ -160,10 +162,10 @@ def test_every_path_trains_without_a_wait(path):
 @pytest.mark.precisions
 def test_a_student_is_matched_without_a_wait():
     with cuda() as waits:
-        objective = flow_objective(
-            Stored(stored()), LINEAR, KGrid(2), DISTANCES["squared"](), batch_size=8, precision="auto",
-            matching=Matching(1.0, 0.0), real=Flipped(images()),
-        )  # fmt: skip
+        ending = Regression(2, DISTANCES["squared"](), Matching(1.0, 0.0))
+        objective = ending.objective(
+            Stored(stored()), Flipped(images()), batch_size=8, precision="auto", convention=Convention(LINEAR)
+        )
         state = new_state(network(), CONFIG)
         waits.clear()
         list(train(state, objective, CONFIG, seed=0))

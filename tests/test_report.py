@@ -33,7 +33,9 @@ from flows.report import figures, tables
 from flows.report import pictures as gallery
 from flows.report.results import training_passes
 from flows.stages.report import report
+from flows.workshop.entry import Stage
 from flows.workshop.workspace import workspace
+from fmcore.disk.dataset import save_dataset
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
 from fmcore.pictures import animation
@@ -82,6 +84,7 @@ def build(params):
     name, digest, reference = ("", "", 10_000) if points else ("cnn64", DIGEST, 1797)
     g = torch.Generator().manual_seed(0)
     data = params.data.load()
+    save_dataset(layout.DATASET, data, {})
     finest = max(section.solvers["euler"])
     others = (
         {"kid": (0.012, 0.0004), "precision": (0.81, 0.011), "recall": (0.77, 0.012)} if section.metrics else {}
@@ -230,7 +233,7 @@ def make(folder, params):
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
         build(params)
-        return Made(params, folder, list(report(params, "")))
+        return Made(params, folder, list(report(params, Stage("report", ""))))
 
 
 @pytest.fixture(scope="module", params=["images", "points"])
@@ -470,14 +473,14 @@ def test_what_a_killed_report_left_is_not_published(tmp_path, monkeypatch):
     build(params)
 
     def killed():
-        with workspace("report", {}) as work:
+        with workspace(Stage("report", ""), params) as work:
             (work / "out").mkdir()
             (work / "out/trajectories.png").write_text("of other models")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         killed()
-    list(report(params, ""))
+    list(report(params, Stage("report", "")))
     assert not (tmp_path / "reports/trajectories.png").exists()
 
 
@@ -523,7 +526,7 @@ def test_models_as_good_are_told_by_paired_errors(tmp_path, monkeypatch):
         moved = pd.read_csv(layout.scores("student") / "jackknife.csv").value - 0.01
         table.loc[row, "value"] = moved.to_numpy()
         (table if paired else table[~row]).to_csv(file, index=False)
-        list(report(params, ""))
+        list(report(params, Stage("report", "")))
         rows = rows_of_page((tmp_path / "reports/index.html").read_text())["best"]
         assert rows[1][:2] == ["1", "r2"]
         as_good[paired] = rows[1][-1]
@@ -535,7 +538,7 @@ def test_no_floor_where_it_is_not_known(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     build(params)
     write_json(layout.FEATURES / "floor.json", {})
-    list(report(params, ""))
+    list(report(params, Stage("report", "")))
     assert "floor" not in (tmp_path / "reports/index.html").read_text()
     assert "floor" not in json.loads((tmp_path / "reports/metrics.json").read_text())
 
@@ -578,7 +581,7 @@ def test_models_whose_nearest_images_are_not_known_are_left_out(tmp_path, monkey
         file = layout.scores(model) / "scores.csv"
         table = pd.read_csv(file, keep_default_na=False)
         table[table.metric != "memorisation"].to_csv(file, index=False)
-    list(report(params, ""))
+    list(report(params, Stage("report", "")))
     page = (tmp_path / "reports/index.html").read_text()
     rest = [model for model in params.models if model not in without]
     assert re.findall(r"<h4>(\w+): memorisation", page) == rest
@@ -598,7 +601,7 @@ def test_the_ceiling_is_what_as_many_pairs_as_samples_would_score(tmp_path, monk
     table.to_csv(file, index=False)
 
     def said():
-        list(report(params, ""))
+        list(report(params, Stage("report", "")))
         page = (tmp_path / "reports/index.html").read_text()
         assert rows_of_page(page)["pairs"][-1][1] == "0.420 ± 0.013"  # as measured
         ceiling = json.loads((tmp_path / "reports/metrics.json").read_text())["ceiling"]

@@ -16,6 +16,7 @@ from fmcore.analytic import gaussian_field, gaussian_flow, gaussian_rectified_fi
 from fmcore.flow import rng
 from fmcore.flow.fields import Counted, Guidance, guided
 from fmcore.flow.times import GRIDS, uniform_grid
+from fmcore.ode.sampling import optimised_grid
 from fmcore.ode.solvers import (
     SOLVERS,
     AdamsBashforth,
@@ -23,7 +24,6 @@ from fmcore.ode.solvers import (
     Tableau,
     integrate,
     integrate_adaptive,
-    optimised_grid,
     seeded,
     solver,
     step,

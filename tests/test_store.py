@@ -322,7 +322,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from fmcore.flow.couplings import Pairs
-from fmcore.store import write_shard
+from fmcore.disk.pairs import write_shard
 folder, x = Path(sys.argv[1]), torch.zeros(4, 2)
 write_shard(folder, 0, [Pairs(x, x)])
 os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)

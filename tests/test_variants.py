@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +13,7 @@ from test_teachers import saved, unet
 
 from flows import layout
 from flows.events import Note
-from flows.launch.runner import STAGES
+from flows.launch.stages import stage_at, started
 from flows.params.reading import load_yaml, validate
 from flows.stages.training import run_training
 from fmcore.disk.files import ArtifactError, read_json
@@ -62,13 +61,15 @@ def points(**changes):
 
 
 def events_of(params, stage) -> Iterator:
-    kind, _, name = stage.partition("@" if "@" in stage else "_")
-    return getattr(import_module(STAGES[kind]), kind)(params, name)
+    return started(params, stage_at(stage))
 
 
 def run(params, *stages):
+    """The events of some stages; the data are taken in after the check."""
     for stage in stages:
         yield from events_of(params, stage)
+        if stage == "check":
+            yield from events_of(params, "intake")
 
 
 ALL = ("check", "features", "base", "couple@r1", "reflow@r1", "distill", "evaluate_base", "evaluate@r1")
@@ -140,7 +141,7 @@ def test_guidance_is_baked_into_couplings_and_labels_may_be_dropped():
     assert (base.num_classes, base.null_label) == (10, 10)
     assert (r1.num_classes, r1.null_label, student.num_classes) == (None, None, None)
     pairs, manifest = open_pairs("couplings/r1")
-    assert manifest["recipe"]["couple"]["guidance"] == {"scale": 3.0, "start": 0.3, "stop": 1.0}
+    assert manifest["params"]["couple"]["guidance"] == {"scale": 3.0, "start": 0.3, "stop": 1.0}
     assert manifest["network_evaluations"] == 6, "4 steps, of which those at t = 0.5 and 0.75 cost two"
     guidance = params.couple.guidance
     again = integrate(base.field("fp32", guidance), pairs.x0, uniform_grid(4), SOLVERS["euler"], pairs.label)

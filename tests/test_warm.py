@@ -1,6 +1,7 @@
 """Stages forked from the warm process behave as the command that DVC started."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,9 +32,7 @@ def run(stage):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    (tmp_path / "flows").mkdir()
-    for name in ("__init__.py", "stages.py", "warm.py", "tracking.py", "events.py"):
-        (tmp_path / "flows" / name).write_text((ROOT / "flows" / name).read_text())
+    shutil.copytree(ROOT / "flows", tmp_path / "flows", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "flows/launch/runner.py").write_text(RUNNING)
     process = subprocess.Popen(["sleep", "120"])  # the pipeline's life is this process's
     created = psutil.Process(process.pid).create_time()

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 
 from flows.events import Event, Metrics, Note
@@ -16,6 +17,7 @@ from flows.events import Progress as Done
 from flows.launch import timing
 from flows.launch.stages import stage_at, started
 from flows.layout import WORK
+from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.params.reading import FILE, ParamsError, load_yaml, read
 from flows.watch import runs, tracking
 from flows.workshop.entry import entry_of
@@ -36,11 +38,12 @@ def run(stage: str) -> int:
         print(f"{stage}: {error}", file=sys.stderr)
         return 2
     except (ValueError, OSError, ArithmeticError, BusyError) as error:
+        print(f"{stage}: {error}", file=sys.stderr)
         trace = root() / WORK / "traceback.txt"
         with suppress(OSError):  # the disk may be what failed
             trace.parent.mkdir(exist_ok=True)
             trace.write_text(traceback.format_exc())
-        print(f"{stage}: {error}\n(where in the code: {trace})", file=sys.stderr)
+            print(f"(where in the code: {trace})", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -57,6 +60,11 @@ def _run(stage: str) -> None:
     keep_freed_memory()
     # What a stage compiles, those after it find.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root() / WORK / "inductor"))
+    if is_torn(Path.cwd()):
+        raise ValueError(
+            f"a kill has torn {LOCK_FILE}, so DVC runs what is there already; "
+            "mend it: python -m flows.local.lockfile"
+        )
     params, before = read(), entry_of(stage, load_yaml(FILE)).params
     shown = params.model_dump(mode="json")
     with ExitStack() as stack:

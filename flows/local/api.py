@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -75,7 +76,7 @@ def live_api(root: Path) -> Api | None:
     """The API to tell of the runs in this checkout, None where none answers within two seconds."""
     given, login = os.environ.get(URL), os.environ.get(AUTH)
     if given and login:
-        api = Api(given, login)
+        api = Api(given, login, own=_is_mine(login))
     elif given:
         api = Api(given, private.login(), own=True) if private.listener_is_mine(given) else Api(given)
     elif record := running(root):
@@ -87,6 +88,21 @@ def live_api(root: Path) -> Api | None:
     if given:
         print(f"no Prefect API answers at {redacted(given)} ({URL})", file=sys.stderr)
     return None
+
+
+def _is_mine(login: str) -> bool:
+    """Whether a login is the user's own, as it is in what `make ui` starts."""
+    with suppress(OSError, ValueError):
+        return login == private.login()
+    return False
+
+
+def past_proxies() -> dict[str, str]:
+    """What an environment needs, so that no client sends what is meant for this machine through a proxy."""
+    named = {"127.0.0.1", "localhost", "::1"}
+    for name in ("NO_PROXY", "no_proxy"):
+        named.update(filter(None, (part.strip() for part in os.environ.get(name, "").split(","))))
+    return dict.fromkeys(("NO_PROXY", "no_proxy"), ",".join(sorted(named)))
 
 
 def is_healthy(address: str, login: str | None = None) -> bool:

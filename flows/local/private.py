@@ -5,8 +5,10 @@ that one login serves all of them. A port of this machine may be anybody's, so b
 kernel is asked who listens there.
 """
 
+import errno
 import ipaddress
 import os
+import pwd
 import re
 import secrets
 import stat
@@ -16,7 +18,8 @@ from tempfile import mkstemp
 from urllib.parse import urlsplit
 
 USER = "fmcore"
-LOGIN = re.compile(r"[^\s:]+:\S{12,}")
+LOGIN = re.compile(rb"[!-9;-~]+:[!-~]{12,}\s*")  # what HTTP and Prefect can compare: ASCII
+LONGEST = 1000
 SOCKETS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))  # Linux's tables of them
 LISTENING = "0A"
 
@@ -27,8 +30,10 @@ class NotPrivate(PermissionError):
 
 def login_file() -> Path:
     """Where the login lies: `fmcore/login` in the user's folder for settings."""
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(given) if Path(given).is_absolute() else Path.home() / ".config") / "fmcore" / "login"
+    given, home = (Path(os.environ.get(name, "")) for name in ("XDG_CONFIG_HOME", "HOME"))
+    if not home.is_absolute():
+        home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
+    return (given if given.is_absolute() else home / ".config") / "fmcore" / "login"
 
 
 def login() -> str | None:
@@ -40,15 +45,27 @@ def login() -> str | None:
     """
     path = login_file()
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe would wait for its writer
     except FileNotFoundError:
         return None
-    with os.fdopen(handle, "rb") as file:
-        _check(path, os.fstat(file.fileno()))
-        text = file.read(1000).decode(errors="replace").strip()
-    if not LOGIN.fullmatch(text):
-        raise ValueError(f"{path} holds no login: expected NAME:PASSWORD with 12 characters or more; or remove it")
-    return text
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _linked(path) from None
+        raise
+    try:
+        state = os.fstat(handle)
+        if not stat.S_ISREG(state.st_mode):
+            raise NotPrivate(f"{path} is no file; expected one with the login: remove it")
+        _check(path, state)
+        text = os.read(handle, LONGEST + 1)
+    finally:
+        os.close(handle)
+    if not LOGIN.fullmatch(text) or len(text) > LONGEST:
+        raise ValueError(
+            f"{path} holds no login: expected NAME:PASSWORD, 12 characters or more after the colon, all of them "
+            "ASCII, no spaces; or remove it"
+        )
+    return text.decode().strip()
 
 
 def made_login() -> str:
@@ -89,11 +106,15 @@ def is_private(path: Path) -> bool:
 
 def _check(path: Path, state: os.stat_result) -> None:
     if stat.S_ISLNK(state.st_mode):
-        raise NotPrivate(f"{path} is a link; expected a file or folder of yours: remove it")
+        raise _linked(path)
     if state.st_uid != os.geteuid():
         raise NotPrivate(f"{path} belongs to another user; expected it to be yours: remove it")
     if state.st_mode & 0o077:
         raise NotPrivate(f"{path} is open to other users; expected it to be yours alone: chmod go= {path}")
+
+
+def _linked(path: Path) -> NotPrivate:
+    return NotPrivate(f"{path} is a link; expected a file or folder of yours: remove it")
 
 
 def is_loopback(address: str) -> bool:

@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -79,24 +79,41 @@ def redacted(text: str) -> str:
 
 
 def stop(processes: Iterable[subprocess.Popen[str]], grace: float = GRACE_SECONDS) -> None:
-    """End `processes` with all they have started: asked first, killed after `grace` seconds."""
+    """Ends `processes` with all they have started: asked first, killed after `grace` seconds."""
     started = list(processes)
-    doomed: dict[Process, psutil.Process] = {}
+
+    def members() -> dict[Process, psutil.Process]:
+        for process in started:
+            process.poll()  # reaps it
+        return _identified(other for process in started for other in _group(process.pid))
+
+    # A process group outlives its leader, and a child may have left the group: take both.
+    below = _identified(other for process in started for other in _descendants(process.pid))
+    _end(below | members(), members, grace)
     for process in started:
-        # A process group outlives its leader, and a child may have left the group: take both.
-        doomed |= _identified([*_descendants(process.pid), *_group(process.pid)])
+        process.wait()
+
+
+def end_groups(leaders: Iterable[Process], grace: float = GRACE_SECONDS) -> int:
+    """Ends what the leaders that still live have started, as `stop` does for children; returns how many."""
+    alive = [leader.pid for leader in leaders if leader.alive()]
+    doomed = _identified(other for pid in alive for other in (*_descendants(pid), *_group(pid)))
+    _end(doomed, dict, grace)
+    return len(doomed)
+
+
+def _end(
+    doomed: dict[Process, psutil.Process], more: Callable[[], dict[Process, psutil.Process]], grace: float
+) -> None:
+    """Asks all to end, then kills those that have not, and who has come meanwhile, as `more` tells."""
     for other in doomed.values():
         _signal(other, signal.SIGTERM)
     deadline = time.monotonic() + grace
     while any(known.alive() for known in doomed) and time.monotonic() < deadline:
-        for process in started:
-            process.poll()  # reaps it
-            doomed |= _identified(_group(process.pid))
+        doomed = doomed | more()
         time.sleep(0.05)
     for other in doomed.values():
         _signal(other, signal.SIGKILL)
-    for process in started:
-        process.wait()
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

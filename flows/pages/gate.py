@@ -1,15 +1,15 @@
 """What stands in front of the two pages: who may reach them, by which name, from which page.
 
     python -m flows.pages.gate HANDLE...     Prefect's server, on sockets that its parent has bound
+    mlflow server --app-name fmcore ...      MLflow's, by the entry point in pyproject.toml, on a socket likewise
 
 Loopback is no border. Any web page can make a browser send requests to it, also under a name of the page's own
 (DNS rebinding), and so can every user of the machine; whoever reaches Prefect's API can run commands. So a
 request must name this machine, must not come from another page, and must show the login. Prefect asks for it
 itself (`PREFECT_SERVER_API_AUTH_STRING`). In front of MLflow it is asked for here: MLflow's own login is for many
 users with rights on each model, keeps a database of them, and guards route by route what this guards as a whole.
-MLflow finds its gate by the entry point in pyproject.toml.
 
-The parent binds the sockets and keeps them, so the port is nobody else's from before the first request until after
+The parent binds the sockets and keeps them, so a port is nobody else's from before the first request until after
 the last.
 """
 
@@ -20,10 +20,10 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -41,23 +41,46 @@ class Gate:
         self.login = login
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
+        refusal = self._refusal(scope) if scope["type"] in ("http", "websocket") else None
         if refusal is None:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, _unframed(send))
         elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         else:
             await refusal(scope, receive, send)
 
-    def _refusal(self, headers: Headers) -> PlainTextResponse | None:
-        origin = headers.get("origin")
-        # By the whole name, port included: behind the next port may be another user's page.
-        if origin is not None and origin.partition("://")[2] != headers.get("host"):
+    def _refusal(self, scope: Scope) -> PlainTextResponse | None:
+        headers = Headers(scope=scope)
+        if _is_of_another_page(scope, headers):
             return PlainTextResponse("a request of another page is refused here", 403)
         if self.login is not None and not _shows(headers.get("authorization", ""), self.login):
             asks = {"WWW-Authenticate": 'Basic realm="fmcore", charset="UTF-8"'}
             return PlainTextResponse("log in as `make ui` says", 401, asks)
         return None
+
+
+def _is_of_another_page(scope: Scope, headers: Headers) -> bool:
+    """Whether a page of another origin has sent a request, or shows this one inside of itself."""
+    # By the whole name, port included: behind the next port may be another user's page.
+    origin = headers.get("origin")
+    if origin is not None and origin.partition("://")[2] != headers.get("host"):
+        return True
+    # Pictures, scripts and frames come without an origin; browsers tell of them here. A link may lead here.
+    if headers.get("sec-fetch-site") not in ("cross-site", "same-site"):
+        return False
+    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    return not (opened and scope.get("method") == "GET")
+
+
+def _unframed(send: Send) -> Send:
+    """Tells browsers to show the answer in frames of its own page only: clicks there could be another's."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message).setdefault("X-Frame-Options", "SAMEORIGIN")
+        await send(message)
+
+    return sending
 
 
 def _shows(header: str, login: str) -> bool:
@@ -104,27 +127,33 @@ def bound(port: int) -> list[socket.socket]:
     return sockets
 
 
-def reserved(port: int) -> list[socket.socket]:
-    """What keeps everybody from IPv6's half of a port whose other half a server without one will listen on.
+def bound_once(port: int) -> list[socket.socket]:
+    """The same for a server that takes one socket, the first: IPv6's half of the port then refuses everybody.
 
     Raises:
         OSError: if it is taken.
     """
-    return [_bound(socket.AF_INET6, "::1", port)] if _has_loopback6() else []
+    sockets = [_listening(socket.AF_INET, "127.0.0.1", port)]
+    port = sockets[0].getsockname()[1]
+    try:
+        if _has_loopback6():
+            sockets.append(socket.socket(socket.AF_INET6, socket.SOCK_STREAM))
+            # Not to be shared: of two that both allow it and do not listen, the second may be another user's.
+            sockets[-1].bind(("::1", port))
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise
+    return sockets
 
 
 def _listening(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
-    made = _bound(family, host, port)
-    made.listen(2048)
-    return made
-
-
-def _bound(family: socket.AddressFamily, host: str, port: int) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         # A port in its rest after a close may be taken again; one that somebody listens on may not.
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
+        made.listen(2048)
     except OSError:
         made.close()
         raise

@@ -14,20 +14,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
 import psutil
 
 from flows.local import api, private
-from flows.local.process import Process, stop
+from flows.local.process import Process, end_groups, stop
 from flows.pages import gate
 from flows.watch import database
 from flows.watch.tracking import journal_folders, lock_of_shipper, start_shipper
 
 POOL = "fmcore"
+CHILDREN = "ui-children.json"
 DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 MLFLOW_HOSTS = ",".join(f"{name},{name}:*" for name in gate.NAMES)
@@ -40,7 +41,7 @@ def environment(root: Path, prefect_port: int, login: str | None) -> dict[str, s
     page = f"http://127.0.0.1:{prefect_port}"
     caller = {key: value for key, value in os.environ.items() if key not in (api.AUTH, SERVER_AUTH)}
     shown = {api.AUTH: login, SERVER_AUTH: login} if login else {}
-    return (caller | shown) | {
+    return (caller | shown | api.past_proxies()) | {
         gate.LOGIN: login or gate.OFF,
         # prefect.yaml names the deployed folder as $PWD, which a change of folder alone does not set.
         "PWD": str(root),
@@ -70,20 +71,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mlflow-port", type=int, default=5000)
     parser.add_argument("--no-login", action="store_true", help="ask for none: on a machine that nobody shares")
     options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal may be closed
+        signal.signal(number, _leave)
+    root = Path.cwd()
     try:
-        login = None if options.no_login else private.made_login()
+        login = None if options.no_login else _login()
         with ExitStack() as stack:
-            held = [stack.enter_context(each) for each in _held(gate.bound, options.prefect_port, "prefect")]
-            for each in _held(gate.reserved, options.mlflow_port, "mlflow"):
-                stack.enter_context(each)
-            _serve(Path.cwd(), held, options.mlflow_port, login)
+            stack.enter_context(_alone(root))
+            prefect, mlflow = (
+                [stack.enter_context(each) for each in _held(bind, port, name)]
+                for bind, port, name in (
+                    (gate.bound, options.prefect_port, "prefect"),
+                    (gate.bound_once, options.mlflow_port, "mlflow"),
+                )
+            )
+            _serve(root, prefect, mlflow[0], login)
     except KeyboardInterrupt:
         print("\nstopped")
         return 0
-    except (_StartError, OSError, ValueError) as error:
+    except _StartError as error:
         print(error, file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _alone(root: Path) -> Iterator[None]:
+    """Keeps a second one from this checkout, and ends what one that was killed has left."""
+    work = root / "work"
+    try:
+        work.mkdir(exist_ok=True)
+        lock = (work / "ui.lock").open("a")
+    except OSError as error:
+        raise _StartError(f"{work} cannot be written: {error.strerror}") from None
+    with lock:
+        if not _locks(lock):
+            known = api.running(root)
+            where = f": {known.address.removesuffix('/api')}" if known else ""
+            raise _StartError(f"the pages of this checkout are up already{where}")
+        if left := end_groups(_left(root)):
+            print(f"ended what an earlier start had left: {left} processes", flush=True)
+        yield
+        (work / CHILDREN).unlink(missing_ok=True)
+
+
+def _left(root: Path) -> list[Process]:
+    """The children that were noted by one who did not take the note away."""
+    with suppress(OSError, ValueError, TypeError):
+        return [Process(*each) for each in json.loads((root / "work" / CHILDREN).read_text())]
+    return []
+
+
+def _login() -> str:
+    try:
+        return private.made_login()
+    except (OSError, ValueError) as error:
+        raise _StartError(str(error)) from None
 
 
 class _StartError(RuntimeError):
@@ -92,8 +134,6 @@ class _StartError(RuntimeError):
 
 def _held(bind: Callable[[int], list[socket.socket]], port: int, whose: str) -> list[socket.socket]:
     try:
-        if whose == "mlflow" and _is_taken(port):
-            raise OSError
         return bind(port)
     except OSError:
         raise _StartError(f"port {port} is in use; choose another with --{whose}-port") from None
@@ -103,10 +143,11 @@ def _leave(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _serve(root: Path, sockets: Sequence[socket.socket], mlflow_port: int, login: str | None) -> NoReturn:
-    prefect_port = sockets[0].getsockname()[1]
-    env = environment(root, prefect_port, login)
-    address, pages = env[api.URL], f"http://127.0.0.1:{mlflow_port}"
+def _serve(
+    root: Path, sockets: Sequence[socket.socket], mlflow_socket: socket.socket, login: str | None
+) -> NoReturn:
+    env = environment(root, sockets[0].getsockname()[1], login)
+    address, pages = env[api.URL], f"http://127.0.0.1:{mlflow_socket.getsockname()[1]}"
     logs = root / "work" / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     python = sys.executable
@@ -117,25 +158,31 @@ def _serve(root: Path, sockets: Sequence[socket.socket], mlflow_port: int, login
         # In reverse, so that the runs a worker ends can still say so to the server.
         stack.callback(_stop_reversed, children)
 
-        def start(name: str, command: list[str], handles: Sequence[int] = ()) -> None:
+        def start(
+            name: str, command: list[str], handles: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+        ) -> None:
             log = stack.enter_context((logs / f"{name}.log").open("w"))
             # Behind a shell's & interrupts are ignored, and a worker that inherits this does not end when asked.
             before = signal.signal(signal.SIGINT, signal.default_int_handler)
             children[name] = subprocess.Popen(
-                command, cwd=root, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                command, cwd=root, env=env, stdin=stdin, stdout=log, stderr=log,
                 start_new_session=True, pass_fds=handles, text=True,
             )  # fmt: skip
             signal.signal(signal.SIGINT, before)
+            known = [Process.of(psutil.Process(child.pid)) for child in children.values()]
+            (root / "work" / CHILDREN).write_text(json.dumps(known))
 
         print("starting Prefect and MLflow ...", flush=True)
         handles = [each.fileno() for each in sockets]
         start("prefect", [python, "-m", "flows.pages.gate", *map(str, handles)], handles)
         _initialise(root, env, logs / "setup.log")
+        # Its standard input is the socket: the one handle that MLflow passes on to its server.
         start(
             "mlflow",
-            [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port),
+            [python, "-m", "mlflow", "server", "--uvicorn-opts", "--fd 0", "--workers", "1",
              "--backend-store-uri", database.address(root), "--default-artifact-root", str(root / "mlartifacts"),
-             "--workers", "1", "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
+             "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
+            stdin=mlflow_socket.fileno(),
         )  # fmt: skip
         _wait(children, logs, lambda: api.is_healthy(address))
         server = Process.of(psutil.Process(children["prefect"].pid))
@@ -147,7 +194,7 @@ def _serve(root: Path, sockets: Sequence[socket.socket], mlflow_port: int, login
             for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
                 _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
         start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
-        _wait(children, logs, lambda: _is_taken(mlflow_port))
+        _wait(children, logs, lambda: api.asked(pages, "/health")[0] in (200, 401))
         _say_where(address, pages, login, logs.relative_to(root))
         while True:
             _check(children, logs)
@@ -162,13 +209,13 @@ def _say_where(address: str, pages: str, login: str | None, logs: Path) -> None:
     else:
         # A file that this is sent to may be open to others; a terminal is not.
         shown = login if sys.stdout.isatty() else "USER:PASSWORD"
-        print(f"login:       {shown} as {private.login_file()} has it; each page asks once")
+        print(f"login:       {shown} (in {private.login_file()}); each page asks once")
         print("             (Prefect for the whole text, MLflow for what is before and after the colon)")
     print(f"logs are in {logs}/; Ctrl-C stops everything", flush=True)
 
 
 def _stop_reversed(children: dict[str, subprocess.Popen[str]]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # a second Ctrl-C would leave some of them running
     for process in reversed(children.values()):
         stop([process])
@@ -206,6 +253,8 @@ def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
         try:
             with log.open("a") as output:
                 database.make(root, env, output)
+        except OSError as error:
+            raise _StartError(str(error)) from None
         except subprocess.CalledProcessError:
             raise _StartError(f"MLflow's database was not made, see {log.relative_to(root)}") from None
     if journal_folders(root):  # their stages took this process for the shipper
@@ -241,10 +290,6 @@ def _wait(children: Mapping[str, subprocess.Popen[str]], logs: Path, is_up: Call
 def _check(children: Mapping[str, subprocess.Popen[str]], logs: Path) -> None:
     for name, process in children.items():
         if process.poll() is not None:
-            raise _StartError(f"{name} ended with {process.returncode}, see {logs / name}.log")
-
-
-def _is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+            log = logs / f"{name}.log"
+            cure = database.cure(log.read_text()[-5000:]) if name == "mlflow" else ""
+            raise _StartError(f"{name} ended with {process.returncode}, see {log}{cure}")

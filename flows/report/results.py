@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flows import layout
 from flows.params.schema import Params
-from fmcore.disk.dataset import Dataset
+from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, read_tensors
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
@@ -118,7 +118,7 @@ def read_results(params: Params) -> Results:
         features=read_json(layout.FEATURES / "manifest.json"),
         accuracy=read_json(layout.FEATURES / "accuracy.json").get("held_out_accuracy"),
         headline=headline,
-        floor=_floor_of_points(params.data.load(), params.evaluate.samples)
+        floor=_floor_of_points(load_dataset(layout.DATASET), params.evaluate.samples)
         if params.is_points
         else _floor_of_images(floor, distances),
         ceiling=_ceiling(ceiling, int(distances.n_samples.iloc[0]), floor),

@@ -16,7 +16,8 @@ from tempfile import mkdtemp
 from typing import IO
 
 NAME = "mlflow.db"
-BROKEN = re.compile(r"already exists|no such (table|column)|Can't locate revision|malformed|not a database")
+BROKEN = re.compile(r"table \S+ already exists|no such (table|column)|malformed|not a database")
+NEWER = re.compile(r"Can't locate revision")
 LOCKED = re.compile(r"database is locked|attempt to write a readonly database|unable to open database")
 
 
@@ -29,9 +30,12 @@ def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEV
     """Makes the database if there is none, the caller holding the shipper's lock.
 
     Raises:
+        OSError: if something else stands there.
         subprocess.CalledProcessError: if MLflow cannot.
     """
     database, work = root / NAME, root / "work"
+    if database.exists() and not database.is_file():
+        raise OSError(f"{NAME} is no file; expected MLflow's database: move it away")
     if database.exists() and database.stat().st_size:
         return
     work.mkdir(exist_ok=True)
@@ -68,10 +72,15 @@ def told_trouble(root: Path, pipeline: str) -> str | None:
     if not problem or told == pipeline:
         return None
     _write(path, problem, pipeline)
-    return f"MLflow lacks the last records, which are kept: {problem}{_cure(problem)}"
+    return f"MLflow lacks the last records, which are kept: {problem}{cure(problem)}"
 
 
-def _cure(problem: str) -> str:
+def cure(problem: str) -> str:
+    """What helps against a problem of the database, as the end of a sentence; empty if that is not known."""
+    if os.environ.get("MLFLOW_TRACKING_URI"):  # a store of the user's, of which nothing is known here
+        return ""
+    if NEWER.search(problem):
+        return "; a newer MLflow made it: install that one"
     if BROKEN.search(problem):
         return f"; it is broken, and they go into a new one after: mv {NAME} {NAME}.broken"
     if LOCKED.search(problem):

@@ -26,12 +26,13 @@ import uuid
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import psutil
 
 from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
 from flows.local.api import Api, live_api
+from flows.local.private import is_loopback
 from flows.local.process import Process, redacted
 
 if TYPE_CHECKING:
@@ -231,7 +232,9 @@ class Run:
             PREFECT_API_AUTH_STRING: api.login,
             PREFECT_CLIENT_MAX_RETRIES: 0,
         }
-        options = {"timeout": 5.0, "event_hooks": {"request": [guarded]}}
+        options: dict[str, Any] = {"timeout": 5.0, "event_hooks": {"request": [guarded]}}
+        if is_loopback(api.address):  # a proxy would be shown the login
+            options["trust_env"] = False
         self._imported.set()
         with temporary_settings(settings), get_client(sync_client=True, httpx_settings=options) as client:
             _settle(client, self._record.parent, api.address)

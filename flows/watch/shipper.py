@@ -187,15 +187,18 @@ class Store:
         del self._runs[_clean(journals[0].start["pipeline"])]
 
 
-def dvc_digests(root: Path, stage: str, *, since: float) -> dict[str, str] | None:
-    """The digests of a stage's inputs and outputs, or None if DVC has not yet written them, `since` then."""
+def dvc_digests(root: Path, stage: str, *, since: float, over: bool = False) -> dict[str, str] | None:
+    """The digests of a stage's inputs and outputs, None if DVC has not written them `since` then.
+
+    While the pipeline is not `over`, a file that was just written may not be whole, and is left for later.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
     lock = root / "dvc.lock"
     try:
         written = lock.stat().st_mtime
-        if written < since or time.time() - written < STILL_SECONDS:
+        if written < since or (not over and time.time() - written < STILL_SECONDS):
             return None
         entry = YAML(typ="safe").load(lock)["stages"][stage]
         found = {
@@ -241,12 +244,9 @@ def ship(store: Store, journal: Journal) -> bool:
     store.client.set_terminated(run, end["status"], int(end["time"] * 1000))
     if end["status"] == "FINISHED":
         # DVC writes a stage's digests after the stage has ended, and never if DVC was killed.
-        hopeless = (
-            time.time() > end["time"] + DIGEST_SECONDS
-            or not (store.root / "dvc.yaml").exists()
-            or not journal.pipeline_alive
-        )
-        digests = dvc_digests(store.root, journal.start["stage"], since=end["time"])
+        over = not journal.pipeline_alive  # asked before the file is read: then nobody writes it any more
+        hopeless = over or time.time() > end["time"] + DIGEST_SECONDS or not (store.root / "dvc.yaml").exists()
+        digests = dvc_digests(store.root, journal.start["stage"], since=end["time"], over=over)
         if digests is None and not hopeless:
             return False
         for key, value in _tags(digests or {}).items():
@@ -301,7 +301,8 @@ def _noting(problems: list[str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        problems.append(redacted(f"{type(error).__name__}: {error}").splitlines()[0])
+        lines = redacted(f"{type(error).__name__}: {error}").splitlines()
+        problems.append(next((line for line in lines if "sqlite3." in line), lines[0]))
 
 
 def drain(store: Store, *, once: bool) -> Outcome:

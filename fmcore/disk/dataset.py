@@ -47,7 +47,7 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
     if data.label is not None:
         tensors["label"] = data.label
     if data.reference is not data.x1:
-        tensors["reference"] = data.reference
+        tensors["reference"] = data.reference.clone()  # safetensors refuses what shares memory
     write_tensors(folder / "data.safetensors", tensors)
     about: dict[str, Any] = {
         "num_classes": data.num_classes,
