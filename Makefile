@@ -12,13 +12,13 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install private repro test lint types unit smoke bench ui timing preset clean
+.PHONY: help install private repro test lint types unit smoke bench ui timing preset upgrade clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmcore needs Python 3.11 or newer; say which: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmcore needs Python 3.11 or newer; say which: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some gigabytes, several minutes"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -35,9 +35,8 @@ install: $(READY) ## make .venv with the tested versions
 
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
 	@test -z "$$(tail -c 1 dvc.lock 2>/dev/null)" || python -m flows.local.lockfile || true
-	dvc repro || { python -m flows.local.lockfile && dvc repro; }
-	@echo; python -m flows.launch.timing
-	@echo "report: reports/index.html"
+	@since=$$(date +%s); dvc repro || { python -m flows.local.lockfile && dvc repro; } && \
+		echo && python -m flows.launch.timing --since $$since && echo "report: reports/index.html"
 
 test: lint types unit ## lint, types, all tests
 
@@ -72,6 +71,9 @@ timing: $(READY) ## where the last run's time went
 
 preset: $(READY) ## params.yaml := the defaults overlaid with presets/NAME.yaml
 	@python -m flows.params.preset $(NAME)
+
+upgrade: $(READY) ## params.yaml and presets of an older version, brought up to date
+	@python -m flows.params.upgrade
 
 clean: ## remove what the pipeline made; DVC's cache, MLflow's and Prefect's records stay
 	rm -rf features models couplings curves scores reports params.checked.json dvc_plots

@@ -102,7 +102,7 @@ def test_a_kill_while_dvc_lock_is_written_loses_nothing(project, again, number):
     assert done.returncode == 0, done.stdout + done.stderr
     if (project / "dvc.lock.broken").exists():
         assert "dvc.lock cannot be used" in done.stdout + done.stderr
-        assert "it is kept as dvc.lock.broken" in done.stdout + done.stderr
+        assert "It is kept as dvc.lock.broken" in done.stdout + done.stderr
     assert sorted((project / "ran").read_text().split()) == ["a", "b", "c"], "each once"
     assert (project / "c.txt").read_text() == "a\n"
 

@@ -32,7 +32,10 @@ def run(stage: str) -> int:
     try:
         _run(stage)
     except KeyboardInterrupt:
-        print(f"{stage}: interrupted; the same command goes on from here", file=sys.stderr)
+        print(
+            f"{stage}: interrupted; the same command goes on from its last checkpoint, shard or score",
+            file=sys.stderr,
+        )
         return 130
     except ParamsError as error:
         print(f"{stage}: {error}", file=sys.stderr)

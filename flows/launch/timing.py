@@ -5,9 +5,11 @@ Work is training, sampling and scoring, as their progress bars count it; the res
 starting processes, imports, data loading, hashing, records for Prefect and MLflow.
 """
 
+import argparse
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -38,13 +40,16 @@ def record(root: Path, stage: str, worked: float) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def table(path: Path) -> str:
-    """The split of the last pipeline run, a line per stage."""
-    lines = list(_lines(path))
+def table(path: Path, since: float = 0.0) -> str:
+    """The split of the last pipeline run, a line per stage; of one that ended before `since`, that nothing ran."""
+    lines = [line for line in _lines(path) if line["ended"] >= since]
     if not lines:
-        return "no stage has run here yet; DVC had everything"
+        return "nothing ran: all is as it was" if since else "no stage has run here yet"
     last = [line for line in lines if line["pipeline"] == lines[-1]["pipeline"]]
-    rows = [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}{'peak MB':>9}"]
+    rows = (
+        [] if since else [f"the last run, of {time.strftime('%d %B, %H:%M', time.localtime(last[-1]['ended']))}:"]
+    )
+    rows += [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}{'peak MB':>9}"]
     for line in last:
         wall = line["ended"] - line["started"]
         times = f"{wall:>9.1f}{line['worked']:>9.1f}{wall - line['worked']:>9.1f}"
@@ -64,5 +69,13 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
+def main() -> int:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(prog="python -m flows.launch.timing", description=__doc__.partition("\n")[0])
+    parser.add_argument("--since", type=float, default=0.0, help="seconds since the epoch: of runs after it only")
+    print(table(root() / WORK / "timing.jsonl", parser.parse_args().since))
+    return 0
+
+
 if __name__ == "__main__":
-    print(table(root() / WORK / "timing.jsonl"))
+    sys.exit(main())

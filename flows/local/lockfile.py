@@ -52,7 +52,8 @@ def mend(root: Path) -> str | None:
         if reason:
             aside = _aside(path)
             path.replace(aside)
-            return f"{LOCK_FILE} cannot be used ({reason}); it is kept as {aside.name}, DVC restores what it held"
+            what = f"{LOCK_FILE} cannot be used ({reason}); DVC restores what it held"
+            return f"{what}. It is kept as {aside.name}; delete that when all is well"
     return None
 
 

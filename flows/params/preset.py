@@ -23,7 +23,7 @@ def overlaid(name: str) -> Any:
     """The defaults with preset `name` laid over them, comments kept; a ParamsError if there is none."""
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
     if name not in names:
-        raise ParamsError(f"NAME: expected one of {', '.join(names)}, got {name!r}")
+        raise ParamsError(f"make preset NAME=...: expected one of {', '.join(names)}, got {name!r}")
     whole = YAML().load(PRESETS / f"{DEFAULT}.yaml")
     if name != DEFAULT:
         _overlay(whole, load_yaml(PRESETS / f"{name}.yaml"), "")
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> int:
         FILE.replace(FILE.with_suffix(".yaml.bak"))
         print(f"your {FILE} is kept as {FILE}.bak")
     part.replace(FILE)
-    print(f"{FILE} now holds preset {arguments[0]}; run: dvc repro")
+    print(f"{FILE} now holds preset {arguments[0]}; run: make repro")
     return 0
 
 

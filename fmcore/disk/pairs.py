@@ -77,6 +77,8 @@ def map_pairs(folder: str | Path) -> tuple[tuple[Pairs, ...], dict[str, Any]]:
     """
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json")
+    if "solver" not in manifest:  # version 0.1 kept it elsewhere
+        manifest["solver"] = manifest.get("recipe", {}).get("couple", {}).get("solver")
     parts: list[Pairs] = []
     expected = 0
     try:

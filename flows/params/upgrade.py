@@ -1,0 +1,148 @@
+"""`make upgrade`: brings params.yaml and the presets of an older version up to date, and says each change.
+
+What was renamed or takes another form now is changed as `STEPS` say, oldest first. Keys that are missing are added
+as presets/digits.yaml has them, or so that the old file still means what it meant. Comments stay.
+"""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from flows.params.preset import DEFAULT, PRESETS
+from flows.params.reading import FILE, ParamsError, load_yaml, validate
+from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
+
+# A key that is new and whose usual value would change what a file of before it did.
+AS_BEFORE: dict[str, Any] = {"distill.match": None, "couple.batch": 1000}
+NAMES_OF_THE_USER = ("reflow.rounds", "evaluate.solvers")
+
+Step = Callable[[Any], Iterator[str]]
+
+
+def _at(whole: Any, path: str) -> Any:
+    """The mapping at a dotted path, None if there is none."""
+    for part in path.split(".") if path else ():
+        whole = whole.get(part) if isinstance(whole, Mapping) else None
+    return whole if isinstance(whole, Mapping) else None
+
+
+def renamed(old: str, new: str, change: Callable[[Any], Any] = lambda value: value) -> Step:
+    """A key that has another name now, and perhaps another form."""
+    section, _, key = old.rpartition(".")
+
+    def step(whole: Any) -> Iterator[str]:
+        found = _at(whole, section)
+        if found is not None and key in found:
+            place, value = list(found).index(key), found.pop(key)
+            found.insert(place, new.rpartition(".")[2], change(value))
+            yield f"{old} is called {new} now: {_shown(change(value))}"
+
+    return step
+
+
+def changed(path: str, change: Callable[[Any], Any], applies: Callable[[Any], bool]) -> Step:
+    """A key, in whatever section it stands if `path` has none, whose value is written otherwise now."""
+    section, _, key = path.rpartition(".")
+
+    def step(whole: Any, at: str = "") -> Iterator[str]:
+        found = _at(whole, section)
+        if found is None:
+            return
+        if key in found and applies(found[key]):
+            found[key] = change(found[key])
+            yield f"{at}{path} is written {_shown(found[key])} now"
+        if not section:
+            for name, inner in found.items():
+                if isinstance(inner, Mapping):
+                    yield from step(inner, f"{at}{name}.")
+
+    return step
+
+
+STEPS: tuple[Step, ...] = (
+    changed("base.path", lambda name: asdict(CONTINUOUS_PATHS[name]()), lambda value: isinstance(value, str)),
+    changed("ema_halflife_images", lambda value: [value], lambda value: not isinstance(value, list)),
+    renamed("evaluate.grid", "evaluate.grids", lambda value: [value]),
+    changed("features.extractor", lambda _: "inception-v3-compat", lambda value: value == "inception"),
+)
+
+
+def stepped(whole: Any) -> list[str]:
+    """Changes a file in place as the steps say; returns a line for each change."""
+    return [line for step in STEPS for line in step(whole)]
+
+
+def filled(whole: Any, usual: Any, at: str = "") -> list[str]:
+    """Adds the keys that a file lacks, in place and with their comments; returns a line for each."""
+    lines: list[str] = []
+    place = 0
+    for key, value in usual.items():
+        path = f"{at}{key}"
+        if key not in whole:
+            whole.insert(place, key, AS_BEFORE.get(path, value))
+            if key in usual.ca.items:
+                whole.ca.items[key] = usual.ca.items[key]
+            lines.append(f"{path} is new: {_shown(whole[key])}")
+        elif path not in NAMES_OF_THE_USER and isinstance(whole[key], Mapping) and isinstance(value, Mapping):
+            same = whole[key].get("name") == value.get("name")
+            lines += filled(whole[key], value, f"{path}.") if same else _filled_choice(whole[key], f"{path}.")
+        place = list(whole).index(key) + 1
+    return lines
+
+
+def _filled_choice(section: Any, at: str) -> list[str]:
+    """Adds what the chosen member of a family has a default for."""
+    kind = next((family[section["name"]] for family in FAMILIES if section.get("name") in family), None)
+    lines = []
+    for field in fields(kind) if kind else ():
+        if field.name not in section and field.default is not MISSING:
+            section[field.name] = field.default
+            lines.append(f"{at}{field.name} is new: {_shown(field.default)}")
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, default=list)
+
+
+def upgraded(path: Path, *, whole: bool) -> tuple[bytes, list[str]]:
+    """The file as this version has it, and a line for each change; a `whole` file gets the keys it lacks."""
+    load_yaml(path)  # refuses what is no such file
+    yaml = YAML()
+    yaml.width = 4096
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    found = yaml.load(path)
+    lines = stepped(found)
+    if whole:
+        lines += filled(found, YAML().load(PRESETS / f"{DEFAULT}.yaml"))
+    text = io.BytesIO()
+    yaml.dump(found, text)
+    return text.getvalue(), lines
+
+
+def main() -> int:
+    """Upgrades params.yaml and the presets; what changed is kept as it was in a file .bak beside."""
+    try:
+        for path in [FILE, *sorted(PRESETS.glob("*.yaml"))]:
+            text, lines = upgraded(path, whole=path == FILE)
+            if lines:
+                path.with_suffix(".yaml.bak").write_bytes(path.read_bytes())
+                path.write_bytes(text)
+            for line in lines:
+                print(f"{path}: {line}")
+        validate(load_yaml(FILE), str(FILE))
+    except ParamsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{FILE} is up to date")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
