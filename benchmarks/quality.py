@@ -30,7 +30,7 @@ from fmcore.flow.paths import LINEAR  # noqa: E402
 from fmcore.flow.pixels import quantise  # noqa: E402
 from fmcore.flow.speed import keep_freed_memory, prepare  # noqa: E402
 from fmcore.flow.times import uniform_grid  # noqa: E402
-from fmcore.flow.training import TrainConfig, averaged, flow_objective, new_state, train  # noqa: E402
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, take_average, train  # noqa: E402
 from fmcore.models.networks import initialised  # noqa: E402
 from fmcore.ode.reflow import draw  # noqa: E402
 from fmcore.ode.solvers import SOLVERS, integrate  # noqa: E402
@@ -57,7 +57,7 @@ def fit_extractor(folder: Path) -> None:
     state = new_state(fitted.network, section.train)
     for _ in train(state, fitted.objective, section.train, seed=0):
         pass
-    averaged(state)
+    take_average(state)
     save_extractor(folder, "classifier", fitted, pixels)
 
 
@@ -99,7 +99,7 @@ def run(how: str, seed: int, seconds: float, folder: Path) -> None:
             continue
         spent += time.process_time() - start
         twin = copy.deepcopy(state)
-        field = network_field(averaged(twin).requires_grad_(False), "fp32")
+        field = network_field(take_average(twin).requires_grad_(False), "fp32")
         x1 = torch.cat([integrate(field, x, uniform_grid(NFE), SOLVERS["euler"]) for x in torch.split(x0, 1000)])
         score = frechet_distance(stats(extractor(quantise(x1))), real)
         print(f"{spent:.2f} {record.images} {score:.6f}", flush=True)

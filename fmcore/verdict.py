@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     pays: bool | None
 
 
-class Run(NamedTuple):
+class Sampled(NamedTuple):
     """A model's score at a number of evaluations, and how it was sampled, in words."""
 
     name: str
@@ -57,7 +57,7 @@ class Choice(NamedTuple):
     """The best run that needs at most `budget` evaluations, and the other models that are as good there."""
 
     budget: int
-    run: Run
+    run: Sampled
     as_good: tuple[str, ...]
 
 
@@ -100,7 +100,7 @@ def _times(factor: float, a: Estimate) -> Estimate:
     return Estimate(factor * a.value, abs(factor) * a.std, a.samples, tuple(factor * v for v in a.left_out))
 
 
-def choices(runs: Sequence[Run]) -> tuple[Choice, ...]:
+def choices(runs: Sequence[Sampled]) -> tuple[Choice, ...]:
     """For each number of evaluations, the best of the runs that need no more."""
     found = []
     for budget in sorted({run.nfe for run in runs}):

@@ -18,7 +18,7 @@ from fmcore.flow.losses import Squared, flow_matching_loss
 from fmcore.flow.paths import LINEAR
 from fmcore.flow.rng import generator
 from fmcore.flow.times import Uniform, uniform_grid
-from fmcore.flow.training import TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.flow.training import TrainConfig, flow_objective, new_state, take_average, train
 from fmcore.models.networks import MLP
 from fmcore.ode.solvers import SOLVERS, integrate, trajectory
 from fmcore.score.straightness import straightness, transport_cost
@@ -198,7 +198,7 @@ def test_a_network_approaches_the_loss_of_the_exact_field_and_never_beats_it():
     objective = flow_objective(Independent(data), LINEAR, Uniform(), Squared(), batch_size=512, precision="fp32")
     for _ in train(state, objective, config, seed=0, every=1000):
         pass
-    field = network_field(averaged(state), "fp32")
+    field = network_field(take_average(state), "fp32")
 
     fresh = sample_mixture(weights, means, stds, 100_000, generator(0, "test data"))
     pairs, t = (

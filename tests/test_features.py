@@ -11,7 +11,7 @@ import torch
 from flows import layout
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.flow.pixels import dequantise, quantise
-from fmcore.flow.training import TrainConfig, averaged, new_state, train
+from fmcore.flow.training import TrainConfig, new_state, take_average, train
 from fmcore.intake.known import Digits
 from fmcore.score.extractors import FITTED, Extractor, adopt, digest_of, dims_of, load_extractor, save_extractor
 from fmcore.score.feature_net import FIT_DIMS, FeatureNet, fitting
@@ -33,7 +33,7 @@ def fit(kind, pixels, label, classes, config, *, seed, folder):
     found = fitting(kind, pixels, label, classes, batch_size=config.batch_size, seed=seed)
     state = new_state(found.network, config)
     yield from train(state, found.objective, config, seed=seed)
-    averaged(state)
+    take_average(state)
     save_extractor(folder, kind, found, pixels)
 
 

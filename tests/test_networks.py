@@ -7,7 +7,7 @@ import torch
 
 from fmcore.flow.fields import PRECISIONS, autocast_dtype, network_field
 from fmcore.models.folder import network_from
-from fmcore.models.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transferred
+from fmcore.models.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transfer
 
 pytestmark = pytest.mark.numerics
 
@@ -238,7 +238,7 @@ def copied(network):
 def test_weights_transfer_within_an_architecture_whatever_the_dropout(name, changes, classes):
     network, source, _ = pair(name, classes=classes, **changes)
     given = copied(source)
-    assert transferred(network, source)
+    assert transfer(network, source)
     assert all(torch.equal(value, given[key]) for key, value in network.state_dict().items())
     x, t, label = inputs(SMALL[name][1])
     label = None if classes[0] is None else label
@@ -255,7 +255,7 @@ def test_weights_transfer_within_an_architecture_whatever_the_dropout(name, chan
 def test_other_classes_transfer_all_but_their_embedding(name, classes):
     network, source, embedding = pair(name, classes=classes)
     own, given = copied(network), copied(source)
-    assert transferred(network, source)
+    assert transfer(network, source)
     after = network.state_dict()
     assert after.keys() == own.keys()
     for key, value in after.items():
@@ -279,7 +279,7 @@ def test_other_classes_transfer_all_but_their_embedding(name, classes):
 def test_another_architecture_transfers_nothing(name, changes):
     network, source, _ = pair(name, **changes)
     own, given = copied(network), copied(source)
-    assert not transferred(network, source)
+    assert not transfer(network, source)
     assert all(torch.equal(value, own[key]) for key, value in network.state_dict().items())
     assert all(torch.equal(value, given[key]) for key, value in source.state_dict().items())
 
@@ -290,5 +290,5 @@ def test_a_diffusion_models_network_transfers_to_none_of_ours():
     theirs = Diffusers(dict(ours.unet.config)).build((1, 8, 8), None)
     own = copied(ours)
     assert own.keys() == theirs.state_dict().keys()
-    assert not transferred(ours, theirs)
+    assert not transfer(ours, theirs)
     assert all(torch.equal(value, own[key]) for key, value in ours.state_dict().items())

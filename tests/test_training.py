@@ -15,7 +15,15 @@ from fmcore.flow.losses import Squared
 from fmcore.flow.paths import LINEAR, PATHS, ContinuousPath
 from fmcore.flow.speed import prepare
 from fmcore.flow.times import Uniform, uniform_grid
-from fmcore.flow.training import NonFiniteLoss, Objective, TrainConfig, averaged, flow_objective, new_state, train
+from fmcore.flow.training import (
+    NonFiniteLoss,
+    Objective,
+    TrainConfig,
+    flow_objective,
+    new_state,
+    take_average,
+    train,
+)
 from fmcore.intake.points import EightGaussians
 from fmcore.models.networks import MLP, UNet
 from fmcore.ode.solvers import SOLVERS, integrate
@@ -281,7 +289,7 @@ def test_a_conditional_network_learns_its_classes():
     state = new_state(MLP(width=32, depth=1).build((2,), 3), config)
     list(train(state, objective_on(x1, label, batch_size=128), config, seed=0))
     noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
-    field = network_field(averaged(state), "fp32")
+    field = network_field(take_average(state), "fp32")
     ends = integrate(field, noise, uniform_grid(8), SOLVERS["euler"], label).detach()
     assert (ends - x1).square().sum(1).mean().sqrt() < 0.5
 
@@ -303,7 +311,7 @@ def test_averaged_holds_the_average_in_evaluation_mode():
     state = fresh("unet with dropout")
     list(train(state, objective_on(DIGITS), CONFIG, seed=0))
     parameters, average = weights(state)
-    network = averaged(state)
+    network = take_average(state)
     assert not network.training
     assert same([p.detach() for p in network.parameters()], average)
     assert not same(parameters, average)
@@ -388,7 +396,7 @@ def test_every_path_is_learnt_and_sampled_on_the_linear_one(name):
     state = new_state(MLP(width=64, depth=1, fourier=2).build((1,), None), config)
     objective = flow_objective(Independent(x1), path, Uniform(), Squared(), batch_size=500, precision="fp32")
     list(train(state, objective, config, seed=0))
-    field = network_field(averaged(state), "fp32", Convention(path))
+    field = network_field(take_average(state), "fp32", Convention(path))
     ends = integrate(field, torch.randn(2000, 1, generator=g), uniform_grid(64), SOLVERS["heun"])
     assert (ends < -0.25).float().mean() == pytest.approx(0.3, abs=0.05)
     assert ends[ends < -0.25].mean() == pytest.approx(-1.5, abs=0.1)

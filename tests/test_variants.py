@@ -232,7 +232,7 @@ def test_a_compiled_model_is_scored_looked_at_and_has_a_likelihood(folder, monke
         return Note("compiled")
 
     for stage, stage_sizes in (("couple@r1", {150}), ("evaluate_base", {80, 40})):
-        monkeypatch.setattr(f"flows.stages.{stage.replace('@', '_').split('_')[0]}.prepared", compiled)
+        monkeypatch.setattr(f"flows.stages.{stage.replace('@', '_').split('_')[0]}.set_up", compiled)
         sizes.clear()
         assert "compiled" in notes(run(tiny(**choices, couple__pairs=301), stage))
         assert sizes == stage_sizes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fmcore.score.estimates import Estimate, jackknife
-from fmcore.verdict import RATIO, SURE, Run, choices, sentences, verdict
+from fmcore.verdict import RATIO, SURE, Sampled, choices, sentences, verdict
 
 
 def estimate(value, left_out=(), std=0.01):
@@ -108,15 +108,15 @@ def test_rounds_may_have_one_teacher():
 
 def test_at_each_budget_the_best_run_is_named_and_models_as_good():
     scores = curves(base=BASE, r1={1: 1.2, 4: 0.9, 64: 0.7}, student={1: 0.88})
-    runs = [Run(name, "euler", nfe, score) for name, by_nfe in scores.items() for nfe, score in by_nfe.items()]
-    runs.append(Run("r1", "heun", 4, estimate(0.95)))
+    runs = [Sampled(name, "euler", nfe, score) for name, by_nfe in scores.items() for nfe, score in by_nfe.items()]
+    runs.append(Sampled("r1", "heun", 4, estimate(0.95)))
     found = [(one.budget, one.run.name, one.run.nfe, one.as_good) for one in choices(runs)]
     assert found == [
         (1, "student", 1, ()),
         (4, "student", 1, ("r1",)),  # who may take four evaluations may take one: 0.88 against 0.9
         (64, "base", 64, ()),
     ]
-    assert choices([*runs, Run("base", "heun", 64, estimate(0.3))])[-1].run.how == "heun"
+    assert choices([*runs, Sampled("base", "heun", 64, estimate(0.3))])[-1].run.how == "heun"
 
 
 def test_errors_of_differences_are_paired():

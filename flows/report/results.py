@@ -18,7 +18,7 @@ from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, read_tensors
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
-from fmcore.verdict import Choice, Run, Verdict, choices, verdict
+from fmcore.verdict import Choice, Sampled, Verdict, choices, verdict
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
 # One number a model, none of a student but the last.
@@ -265,7 +265,7 @@ def choices_of(results: Results) -> tuple[Choice, ...]:
     rows = table[table.metric == results.headline]
     names = [run_name(solver, grid, rows) for solver, grid in zip(rows.solver, rows.grid, strict=True)]
     found = zip(_estimates(results, rows), names, strict=True)
-    return choices([Run(model, how, nfe, score) for (model, nfe, score), how in found])
+    return choices([Sampled(model, how, nfe, score) for (model, nfe, score), how in found])
 
 
 def verdict_of(results: Results) -> Verdict | None:

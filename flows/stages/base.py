@@ -5,7 +5,7 @@ from flows.events import Events, Note
 from flows.params.schema import Params
 from flows.stages.training import finish, publish_model, run_training
 from flows.workshop.entry import Stage
-from flows.workshop.setup import classes_of, device_of, fresh, prepared
+from flows.workshop.setup import classes_of, device_of, fresh, set_up
 from flows.workshop.workspace import made_by, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.flow.couplings import COUPLINGS, Coupling, Flipped, LabelDropout
@@ -37,7 +37,7 @@ def base(params: Params, stage: Stage) -> Events:
     with workspace(stage, params) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
         like = Trained(network, params.network, data.shape, classes, {}, "", Convention(section.path), null_label)
-        yield prepared(params, like, section.train.images, training=True)
+        yield set_up(params, like, section.train.images, training=True)
         state = new_state(network, section.train)
         yield from run_training("base", work, state, objective, section.train, params.seed)
         about = {"rounds": 0, "coupling": section.coupling}

@@ -12,7 +12,7 @@ from flows.events import Event, Events, Metrics, Note
 from flows.params.schema import Couple, Params
 from flows.stages.shards import shard_size, write_shards
 from flows.workshop.entry import Stage
-from flows.workshop.setup import classes_of, device_of, eager, prepared
+from flows.workshop.setup import classes_of, device_of, eager, set_up
 from flows.workshop.workspace import made_by, publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import ArtifactError, read_json, write_json
@@ -83,7 +83,7 @@ def couple(params: Params, stage: Stage) -> Events:
         integrate(of.field, first, grid, of.how.method, label)  # an interval of guidance saves some
         batch = yield from _batch(of, work)
         # After the above: what is compiled is compiled for one size of batch.
-        yield prepared(params, teacher, section.nfe * (section.pairs + section.inverted))
+        yield set_up(params, teacher, section.nfe * (section.pairs + section.inverted))
         manifest = made_by(params, stage) | {
             "teacher": {"model": teacher_name, "sha256": teacher.digest, "ema": section.ema},
             "shape": list(teacher.shape),

@@ -26,7 +26,7 @@ from flows.scores.probes import (
 from flows.scores.sweep import Batch, Noise, finest, noise_of, sampled, samplings_for
 from flows.scores.table import Row, Scored, keep, kept, rows_of, write_scores
 from flows.workshop.entry import Stage
-from flows.workshop.setup import device_of, eager, prepared
+from flows.workshop.setup import device_of, eager, set_up
 from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_tensors, write_json, write_tensors
@@ -82,7 +82,7 @@ def evaluate(params: Params, stage: Stage) -> Events:
     with workspace(stage, params) as work:
         of = Scoring(params, stage.name, work, model, data, judge, noise, finest(samplings))
         total = section.repeats * sum(map(of.cost, samplings))
-        yield prepared(params, model, total)
+        yield set_up(params, model, total)
         # In evaluations, since a run of many takes that much longer: else the time left would be far off.
         bar = partial(Progress, f"score {stage.name}", total=total, unit="evaluations")
         there = [how for how in samplings for repeat in range(section.repeats) if of.kept(how, repeat).exists()]

@@ -17,7 +17,7 @@ from flows.workshop.workspace import publish, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, write_json, write_tensors
 from fmcore.flow.pixels import quantise
-from fmcore.flow.training import averaged, new_state
+from fmcore.flow.training import new_state, take_average
 from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
 from fmcore.score.feature_net import fitting
 from fmcore.score.frechet import frechet_floor
@@ -69,7 +69,7 @@ def _fit(params: Params, data: Dataset, pixels: Tensor, work: Path) -> Generator
     )
     state = new_state(fitted.network, section.train)
     yield from run_training("features", work, state, fitted.objective, section.train, params.seed)
-    averaged(state)
+    take_average(state)
     held_out = save_extractor(work / "out", section.extractor, fitted, pixels.to(device))
     accuracy = {"held_out_accuracy": round(held_out, 6)}
     yield Metrics(0, accuracy)

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from flows import layout
 from flows.events import Event, Note
 from flows.params.schema import Distill, Params, Reflow
-from flows.workshop.setup import device_of, prepared
+from flows.workshop.setup import device_of, set_up
 from fmcore.disk.files import ArtifactError
 from fmcore.disk.pairs import map_pairs
 from fmcore.flow.couplings import Coupling, Pairs, Sharded, Stored, joined, without_longest
 from fmcore.flow.fields import OURS, Convention
 from fmcore.flow.speed import room
 from fmcore.models.folder import Trained, load_model
-from fmcore.models.networks import Diffusers, initialised, transferred
+from fmcore.models.networks import Diffusers, initialised, transfer
 
 
 class Lesson(NamedTuple):
@@ -57,7 +57,7 @@ def lesson(
         )
     start, note = _student(teacher, section, params.seed)
     yield Note(f"{name}: {note}")
-    yield prepared(params, start, images, training=True)
+    yield set_up(params, start, images, training=True)
     if start.num_classes is not None and parts[0].label is None:
         raise ArtifactError(f"{folder} holds no labels, but {name} is conditional: set its labels to drop")
     parts = tuple(labelled_for(start, part) for part in parts)
@@ -85,7 +85,7 @@ def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Tr
     if isinstance(config, Diffusers):
         config = replace(config, config={**config.config, "num_class_embeds": classes})
     network = initialised(config, teacher.shape, classes, seed).to(teacher.device)
-    if transferred(network, teacher.network):
+    if transfer(network, teacher.network):
         convention, note = teacher.convention, "starts from its teacher's weights, in a network that differs"
     else:
         convention, note = OURS, "starts anew: its network has another architecture than its teacher's"

@@ -22,7 +22,7 @@ from fmcore.flow.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, St
 from fmcore.flow.fields import network_field
 from fmcore.flow.paths import LINEAR
 from fmcore.flow.pixels import floats
-from fmcore.flow.training import Objective, TrainState, averaged, flow_objective, new_state
+from fmcore.flow.training import Objective, TrainState, flow_objective, new_state, take_average
 from fmcore.ode.reflow import invert_data
 from fmcore.ode.solvers import SOLVERS
 
@@ -90,7 +90,7 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
 
 def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pairs, kept: Path) -> Events:
     """Keeps the noise that the averaged weights of this moment carry real data to."""
-    network = averaged(replace(state, network=copy.deepcopy(state.network)))
+    network = take_average(replace(state, network=copy.deepcopy(state.network)))
     pairs = invert_data(
         network_field(network, params.precision, of.start.convention),
         floats(real.x1),

@@ -17,7 +17,7 @@ from fmcore.flow.training import (
     Record,
     TrainConfig,
     TrainState,
-    averaged,
+    take_average,
     train,
 )
 from fmcore.models.folder import Trained, save_model
@@ -72,13 +72,13 @@ def finish(
 ) -> Events:
     """Publishes the averaged weights as a model folder, and the curve."""
     further = {
-        halflife: {key: value.clone() for key, value in averaged(state, which).state_dict().items()}
+        halflife: {key: value.clone() for key, value in take_average(state, which).state_dict().items()}
         for which, halflife in enumerate(config.ema_halflife_images)
         if which
     }
     save_model(
         work / "out",
-        averaged(state),
+        take_average(state),
         network_config=like.network_config,
         shape=like.shape,
         num_classes=like.num_classes,

@@ -25,7 +25,7 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda" if there and params.device != "cpu" else "cpu")
 
 
-def prepared(params: Params, model: Trained, samples: float, *, training: bool = False) -> Note:
+def set_up(params: Params, model: Trained, samples: float, *, training: bool = False) -> Note:
     """Sets the model's network up for that many evaluations, or samples to train on, and says how.
 
     Raises:

@@ -269,7 +269,7 @@ def _check_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:
 
 
 @torch.no_grad()
-def averaged(state: TrainState, which: int = 0) -> nn.Module:
+def take_average(state: TrainState, which: int = 0) -> nn.Module:
     """The network in evaluation mode with the EMA weights of one half-life; do not train the state after."""
     for parameter, mean in zip(state.network.parameters(), state.averages[which], strict=True):
         parameter.copy_(mean)

@@ -243,7 +243,7 @@ class DiffusersUNet(_AnyLayout):
         return (data / norm) ** 2 * x + sign * (sigma * data / norm) * out
 
 
-def transferred(network: nn.Module, source: nn.Module) -> bool:
+def transfer(network: nn.Module, source: nn.Module) -> bool:
     """Copies the source's weights into a network of the same architecture; False, and nothing, if it is another.
 
     Dropout may differ, and so may the classes: rows of the class embedding are copied only if all of them fit.
