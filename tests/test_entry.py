@@ -10,7 +10,7 @@ from dvc.repo import Repo
 from flows.params import preset
 from flows.params.reading import load_yaml, validate
 from flows.workshop import entry as entries
-from flows.workshop.entry import digest_of, entry_of, sources
+from flows.workshop.entry import addresses, digest_of, entry_of, sources
 
 ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
@@ -47,6 +47,18 @@ def test_entries_are_resolved_as_dvc_resolves_them(checkout, monkeypatch, name):
                 if hasattr(dep, "params") and dep.params:
                     read = dep.read_params()
                     assert {key: entry.params[key] for key in read} == read
+
+
+def test_stages_come_after_what_they_read():
+    raw = load_yaml(ROOT / "presets/digits.yaml")
+    found = addresses(raw)
+    assert len(found) == len(set(found)) == 16
+    for before, after in (
+        *(("check", "intake"), ("intake", "features"), ("intake", "base"), ("base", "couple@r1")),
+        *(("couple@r1", "reflow@r1"), ("reflow@r1", "couple@r2"), ("couple@r1", "distill")),
+    ):
+        assert found.index(before) < found.index(after)
+    assert found[-1] == "report"
 
 
 def test_only_sources_count_to_dvc_and_to_the_key(checkout):

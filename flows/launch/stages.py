@@ -16,31 +16,28 @@ class Code(NamedTuple):
     model: str = ""
 
 
-# Reached by name: a stage's own imports begin when it runs.
-STAGES = {
-    "check": Code("check"),
-    "intake": Code("intake"),
-    "features": Code("features"),
+# A stage's file has its name, but for these.
+OTHERS = {
     "base": Code("base", "base"),
-    "couple": Code("couple"),
-    "reflow": Code("reflow"),
     "distill": Code("distill", "student"),
     "evaluate_base": Code("evaluate", "base"),
-    "evaluate": Code("evaluate"),
     "evaluate_student": Code("evaluate", "student"),
-    "evaluate_pairs": Code("evaluate_pairs"),
-    "report": Code("report"),
 }
+
+
+def code_of(kind: str) -> Code:
+    """What runs the entry of that name; reached by name, so a stage's own imports begin when it runs."""
+    return OTHERS.get(kind, Code(kind))
 
 
 def stage_at(address: str) -> Stage:
     """The stage at an address in dvc.yaml, as `base` or `couple@r1`."""
     kind, _, key = address.partition("@")
-    return Stage(address, key or STAGES[kind].model)
+    return Stage(address, key or code_of(kind).model)
 
 
 def started(params: Params, stage: Stage) -> Events:
     """The stage's events; taking them runs it."""
-    file = STAGES[stage.address.partition("@")[0]].file
+    file = code_of(stage.address.partition("@")[0]).file
     function: Callable[[Params, Stage], Events] = getattr(import_module(f"flows.stages.{file}"), file)
     return function(params, stage)

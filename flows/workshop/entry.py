@@ -8,8 +8,9 @@ params.yaml, as it does for DVC.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,17 +35,19 @@ class Entry(NamedTuple):
         params: the values the stage depends on, by dotted key; None where params.yaml lacks the key.
         inputs: files and folders, relative to the repository's root.
         code: source files.
+        outs: what the stage makes, relative to the repository's root.
     """
 
     params: dict[str, Any]
     inputs: tuple[Path, ...]
     code: tuple[Path, ...]
+    outs: tuple[Path, ...]
 
 
 def entry_of(address: str, params: Mapping[str, Any]) -> Entry:
     """The entry of the stage at that address, for those parameters."""
     kind, _, key = address.partition("@")
-    body = _graph(ROOT / "dvc.yaml", (ROOT / "dvc.yaml").stat().st_mtime_ns)[kind]
+    body = graph()[kind]
     names: dict[str, Any] = dict(params)
     if "foreach" in body:
         items = _value(body["foreach"].removeprefix("${").removesuffix("}"), params)
@@ -53,7 +56,27 @@ def entry_of(address: str, params: Mapping[str, Any]) -> Entry:
     values = {name: _value(name, params) for name in _keys(body["params"], names)}
     deps = [Path(resolved(dep, names)) for dep in body["deps"]] if "deps" in body else []
     code = [file for dep in deps if dep.parts[0] in CODE for file in sources(ROOT / dep)]
-    return Entry(values, tuple(dep for dep in deps if dep.parts[0] not in CODE), tuple(code))
+    inputs = tuple(dep for dep in deps if dep.parts[0] not in CODE)
+    return Entry(values, inputs, tuple(code), tuple(Path(resolved(out, names)) for out in body["outs"]))
+
+
+def addresses(params: Mapping[str, Any]) -> list[str]:
+    """All stages, each after those that make what it reads."""
+    entries = {}
+    for kind, body in graph().items():
+        keys = _value(body["foreach"].removeprefix("${").removesuffix("}"), params) if "foreach" in body else None
+        for address in [kind] if keys is None else [f"{kind}@{key}" for key in keys]:
+            entries[address] = entry_of(address, params)
+    before = {
+        address: [other for other, made in entries.items() if _reads(entry.inputs, made.outs)]
+        for address, entry in entries.items()
+    }
+    return list(TopologicalSorter(before).static_order())
+
+
+def _reads(inputs: Iterable[Path], outs: Iterable[Path]) -> bool:
+    """Whether an input is an output, or a folder of outputs."""
+    return any(out == path or path in out.parents for path in inputs for out in outs)
 
 
 def digest_of(entry: Entry, folder: Path) -> str:
@@ -98,6 +121,12 @@ def _telling(path: Path) -> list[Path]:
     if manifest.exists() or path.is_file():
         return [manifest if manifest.exists() else path]
     return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def graph() -> dict[str, Any]:
+    """The stages of dvc.yaml as they stand there."""
+    path = ROOT / "dvc.yaml"
+    return _graph(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=4)
