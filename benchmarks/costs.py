@@ -37,20 +37,19 @@ from torch import Tensor, nn
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-import flows.train  # noqa: E402
-
+import flows.stages.training  # noqa: E402
 from benchmarks import machine  # noqa: E402
-from flows import params  # noqa: E402
 from flows.events import Events  # noqa: E402
 from flows.launch.runner import Bars  # noqa: E402
-from flows.stages.couple import SHARD_BYTES, shard_size, write_shards  # noqa: E402
-from flows.watch import tracking  # noqa: E402
+from flows.params.reading import read  # noqa: E402
+from flows.stages.shards import SHARD_BYTES, shard_size, write_shards  # noqa: E402
+from flows.watch import journal  # noqa: E402
 from flows.workshop.workspace import need_space  # noqa: E402
 from fmcore.disk import checkpoint  # noqa: E402
 from fmcore.disk.files import write_file  # noqa: E402
 from fmcore.disk.pairs import map_pairs, seal_pairs, write_shard  # noqa: E402
 from fmcore.flow import ema, rng  # noqa: E402
-from fmcore.flow.couplings import Independent, MinibatchOT, Sharded, Stored, joined  # noqa: E402
+from fmcore.flow.couplings import Independent, MinibatchOT, Pairs, Sharded, Stored, joined  # noqa: E402
 from fmcore.flow.fields import network_field  # noqa: E402
 from fmcore.flow.losses import Squared  # noqa: E402
 from fmcore.flow.paths import LINEAR, interpolate  # noqa: E402
@@ -149,9 +148,11 @@ def write_pairs(folder: Path, count: int, threads: int) -> tuple[float, str]:
 
     def events() -> Events:
         rows = shard_size(CIFAR, "uint8", PAIR_BATCH)
-        shards = yield from write_shards(
-            folder, "couple", lambda start, stop: made(stop, start=start, batch=PAIR_BATCH), count, rows
-        )
+
+        def part(start: int, stop: int) -> Iterator[Pairs]:
+            return made(stop, start=start, batch=PAIR_BATCH)
+
+        shards = yield from write_shards(folder, "couple", part, count, rows, metric="transport_cost")
         seal_pairs(folder, shards.values(), {"pairs": count})
 
     for pairs in made(1, batch=1):  # what is loaded at first use
@@ -312,7 +313,7 @@ def sampling_curve(
 
 def round_costs() -> list[list[str]]:
     """Forward passes of each model of params.yaml; a training step on an image counts as three."""
-    wanted = params.read(ROOT / "params.yaml")
+    wanted = read(ROOT / "params.yaml")
     passes: dict[str, tuple[int, int]] = {}
     if wanted.base.teacher is None:
         passes["base"] = (3 * wanted.base.train.images, 0)
@@ -434,8 +435,8 @@ def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: i
         root, work = Path(place), Path(place) / "work"
         with (
             mock.patch.object(checkpoint, "save", clock.around("checkpoints", checkpoint.save)),
-            mock.patch.object(flows.train, "write_file", clock.around("checkpoints", write_file)),
-            tracking.open_run(root, stage="base", params={}, tags={}) as mlflow,
+            mock.patch.object(flows.stages.training, "write_file", clock.around("checkpoints", write_file)),
+            journal.open_journal(root, stage="base", params={}, tags={}) as mlflow,
             Bars() as bars,
         ):
             shown, kept = clock.around("bar", bars), clock.around("journal", mlflow)
@@ -446,12 +447,12 @@ def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: i
                 for said in (event, *shown(event)):
                     kept(said)
             whole = time.perf_counter() - start
-        shipping = seconds_of_shipper(root)
+        shipping = seconds_of_postman(root)
     shares = [of_whole(clock.seconds.get(part, 0.0), whole) for part in ("bar", "journal", "checkpoints")]
     return [name, str(batch), f"{whole:.1f}", *shares, f"{shipping:.1f}"]
 
 
-def seconds_of_shipper(root: Path) -> float:
+def seconds_of_postman(root: Path) -> float:
     """CPU-seconds of the process that sends the journals of this folder, seen until it leaves."""
     mine = [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [""])[-1] == str(root)]
     spent = 0.0

@@ -29,7 +29,8 @@ from fmcore.flow.couplings import Independent, MinibatchOT
 from fmcore.flow.fields import Convention, reparametrised
 from fmcore.flow.paths import VE, ContinuousPath, half_log_snr
 from fmcore.flow.times import GRIDS, uniform_grid
-from fmcore.ode.solvers import SOLVERS, integrate, optimised_grid, steps_for, trajectory
+from fmcore.ode.sampling import optimised_grid
+from fmcore.ode.solvers import SOLVERS, integrate, steps_for, trajectory
 from fmcore.score.straightness import transport_cost
 
 OUT = Path("docs/pictures")

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flows import layout  # noqa: E402
-from flows.launch.runner import STAGES  # noqa: E402
+from flows.launch.stages import stage_at, started  # noqa: E402
 from flows.params.preset import overlaid  # noqa: E402
 from flows.params.reading import validate  # noqa: E402
 from fmcore.score.estimates import Estimate, difference  # noqa: E402
@@ -71,8 +70,7 @@ def run(stage: str, raw: dict[str, Any]) -> None:
     done = Path("done") / stage
     if done.exists():
         return
-    kind, _, name = stage.partition("@" if "@" in stage else "_")
-    for _ in getattr(import_module(STAGES[kind]), kind)(validate(raw, stage), name):
+    for _ in started(validate(raw, stage), stage_at(stage)):
         pass
     done.parent.mkdir(exist_ok=True)
     done.touch()
@@ -167,7 +165,7 @@ def main() -> int:
         os.chdir(ROOT)
         raw = settings(preset, changes)
         os.chdir(place)
-        for stage in ("check", "features", "base", "evaluate_base"):
+        for stage in ("check", "intake", "features", "base", "evaluate_base"):
             run(stage, raw)
         for name in FLOWS[1:]:
             for stage in ("couple", "reflow", "evaluate"):

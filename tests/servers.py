@@ -18,6 +18,7 @@ from flows.local import private
 from flows.local.api import is_healthy
 from flows.pages.gate import bound
 from flows.pages.servers import environment
+from flows.watch.to_prefect import PrefectBox
 
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
@@ -27,14 +28,15 @@ STAGE = """
 import os, sys, time
 from pathlib import Path
 from flows.events import Progress
-from flows.watch.runs import open_run
+from flows.watch.journal import open_journal
 
 name, seconds = sys.argv[1], float(sys.argv[2])
 with open("pipelines", "a") as file:
     print(os.environ.get("FMCORE_PIPELINE"), file=file)
 if Path("broken").exists() and name == "b":
     sys.exit("the stage says why")
-with open_run(Path(os.environ["DVC_ROOT"]), stage=os.environ["DVC_STAGE"], parameters={"name": name}) as run:
+root, stage = Path(os.environ["DVC_ROOT"]), os.environ["DVC_STAGE"]
+with open_journal(root, stage=stage, params={"name": name}, tags={}) as run:
     Path("pid").write_text(str(os.getpid()))
     for done in range(11):
         run(Progress("train", done, 10))
@@ -153,6 +155,15 @@ def pipeline(project, address, *arguments):
     return subprocess.run(
         command, cwd=project, env=child_environment(address), capture_output=True, text=True, check=False
     )
+
+
+def told(root, seconds=30.0):
+    """Tells Prefect what the journals of a folder hold, as the postman does; nothing is left then."""
+    deadline = time.monotonic() + seconds
+    with contextlib.closing(PrefectBox(root)) as box:
+        while (outcome := box.tick(leaving=True)).waiting or outcome.problems:
+            assert time.monotonic() < deadline, outcome
+            time.sleep(0.1)
 
 
 def spelled(login):

@@ -165,7 +165,8 @@ def assert_no_circle(graph):
 
 def test_one_importer_each():
     for tool, owners in {
-        "mlflow": {"flows.watch.shipper", "flows.pages.gate"},
+        "mlflow": {"flows.watch.to_mlflow", "flows.pages.gate"},
+        "prefect": {"flows.watch.to_prefect", "flows.pages.gate", "flows.pipeline"},
         "pydantic": {"flows.params.schema", "flows.params.reading", "flows.params.messages", "flows.params.rules"},
         "tqdm": {"fmcore.progress"},
     }.items():

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from servers import ROOT, Server, free_port, make_project, pipeline, someone_else, spelled, wait_until
+from servers import ROOT, Server, free_port, make_project, pipeline, someone_else, spelled, told
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -26,7 +26,9 @@ from flows.local import api, private
 from flows.local.api import Record, live_api, running, write_record
 from flows.local.process import Process
 from flows.pages import gate
-from flows.watch.runs import open_run
+from flows.watch import journal
+from flows.watch.journal import open_journal
+from flows.watch.to_prefect import PrefectBox
 
 LOGIN = "fmcore:a-long-password"
 other_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")
@@ -343,64 +345,59 @@ def test_another_users_server_gets_no_login(alone, monkeypatch, named):
             assert live_api(alone) is None
 
 
+@pytest.fixture
+def server(alone, monkeypatch, tmp_path):
+    """A server of this user's, and a postman that works when it is told to."""
+    (tmp_path / "server").mkdir()
+    found = Server(tmp_path / "server")
+    found.start()
+    monkeypatch.setenv(api.URL, found.address)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+    monkeypatch.setattr(journal, "start_postman", lambda root: None)
+    yield found
+    found.kill()
+
+
 @other_user
-def test_a_server_that_takes_the_port_of_one_that_died_gets_no_login(alone, monkeypatch, tmp_path):
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
-    server.start()
-    monkeypatch.setenv(api.URL, server.address)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
-    try:
-        run = open_run(alone, stage="base", parameters={})
-        wait_until(lambda: run.tags, 20)
-    finally:
+def test_a_server_that_takes_the_port_of_one_that_died_gets_no_login(alone, server):
+    with open_journal(alone, stage="base", params={}, tags={}) as run, closing(PrefectBox(alone)) as box:
+        run(Note("one"))
+        assert not box.tick(leaving=False).problems
         server.kill()
-    with listens_as_someone_else(server.port) as said:
-        assert said() == "listening"
-        for number in range(20):
-            run(Note(str(number)))
-        run.close(None)
-        assert said(seconds=1) is None, "nothing is asked of it at all"
-    assert list((alone / "work/prefect").glob("*.json")), "to be told another time"
+        with listens_as_someone_else(server.port) as said:
+            assert said() == "listening"
+            run(Note("two"))
+            assert box.tick(leaving=False).problems
+            assert PrefectBox(alone).tick(leaving=False).problems
+            assert said(seconds=1) is None, "nothing is asked of it at all"
+    assert journal.journal_folders(alone), "to be told another time"
 
 
-def test_no_proxy_is_shown_the_login(alone, monkeypatch, tmp_path):
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
-    server.start()
-    monkeypatch.setenv(api.URL, server.address)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
+def test_no_proxy_is_shown_the_login(alone, server, monkeypatch, tmp_path):
     with harvesting() as (port, seen):
         for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
             monkeypatch.setenv(name, f"http://127.0.0.1:{port}")
         for name in ("no_proxy", "NO_PROXY"):
             monkeypatch.delenv(name, raising=False)
-        try:
-            with open_run(alone, stage="base", parameters={}) as run:
-                wait_until(lambda: run.tags, 20)
-            (tmp_path / "project").mkdir()
-            done = pipeline(make_project(tmp_path / "project"), server.address, "a")
-            assert done.returncode == 0, done.stdout + done.stderr
-        finally:
-            server.kill()
+        with open_journal(alone, stage="base", params={}, tags={}):
+            pass
+        told(alone)
+        (tmp_path / "project").mkdir()
+        done = pipeline(make_project(tmp_path / "project"), server.address, "a")
+        assert done.returncode == 0, done.stdout + done.stderr
     assert not seen
     assert set(api.past_proxies()["NO_PROXY"].split(",")) == {"127.0.0.1", "localhost", "::1"}
 
 
-def test_the_login_is_in_no_file_and_no_argument(alone, monkeypatch, tmp_path):
+def test_the_login_is_in_no_file_and_no_argument(alone, server, tmp_path):
     login = private.login()
-    (tmp_path / "server").mkdir()
-    server = Server(tmp_path / "server")
-    server.start()
-    monkeypatch.setenv(api.URL, server.address)
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "client"))
-    try:
-        with open_run(alone, stage="base", parameters={"seed": 0}) as run:
-            wait_until(lambda: run.tags, 20)
-            run(Note("at work"))
+    with open_journal(alone, stage="base", params={"seed": 0}, tags={}) as run:
+        run(Note("at work"))
+        with closing(PrefectBox(alone)) as box:
+            assert not box.tick(leaving=False).problems
         words = [word for process in psutil.process_iter() for word in arguments_of(process)]
-    finally:
-        server.kill()
+    told(alone)
+    server.kill()
     assert not [word for word in words if any(text.decode() in word for text in spelled(login))]
     texts = {p: p.read_bytes() for p in Path(tmp_path).rglob("*") if p.is_file()}
     assert not [p for p, found in texts.items() if any(text in found for text in spelled(login))]

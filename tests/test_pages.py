@@ -26,7 +26,7 @@ from websockets.sync.client import connect
 
 from flows.local import api, private
 from flows.pages import servers as ui
-from flows.watch import database, tracking
+from flows.watch import database, journal
 
 pytestmark = [
     pytest.mark.slow,
@@ -262,17 +262,17 @@ def test_the_page_deploys_runs_and_cancels(pages, tmp_path):
     assert not ui._is_deployed(project, 404, b"")
 
 
-def test_initialising_starts_the_shipper_it_kept_away(tmp_path, monkeypatch):
+def test_initialising_starts_the_postman_it_kept_away(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(ui, "start_shipper", started.append)
+    monkeypatch.setattr(ui, "start_postman", started.append)
 
     def open_journal(*arguments):
-        assert tracking.is_locked(tracking.lock_of_shipper(tmp_path))
-        with tracking.open_run(tmp_path, stage="early", params={}, tags={}):
+        assert journal.is_locked(journal.lock_of_postman(tmp_path))
+        with journal.open_journal(tmp_path, stage="early", params={}, tags={}):
             pass
 
     monkeypatch.setattr(database, "make", open_journal)
     (tmp_path / "work").mkdir()
     ui._initialise(tmp_path, {}, tmp_path / "work" / "setup.log")
     assert started == [tmp_path]
-    assert not tracking.is_locked(tracking.lock_of_shipper(tmp_path))
+    assert not journal.is_locked(journal.lock_of_postman(tmp_path))

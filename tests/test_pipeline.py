@@ -100,7 +100,7 @@ def test_dvc_commands_say_something(made):
 
 
 def test_mlflow_holds_every_stage_once(made):
-    made.run(sys.executable, "-m", "flows.watch.shipper", str(made.folder), "--once")
+    made.run(sys.executable, "-m", "flows.watch.postman", str(made.folder), "--once")
     with sqlite3.connect(made.folder / "mlflow.db") as base:
         runs = dict(base.execute("select run_uuid, name from runs").fetchall())
         tags: dict[str, dict[str, str]] = {}

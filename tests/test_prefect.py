@@ -1,5 +1,6 @@
 """Prefect watches and never decides: against real servers, real workers and real DVC projects."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -20,12 +21,16 @@ from servers import (
     make_project,
     pipeline,
     runs_named,
+    told,
     wait_until,
 )
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
-from flows.local.api import Api, is_healthy
-from flows.watch.runs import open_run
+from flows.local.api import is_healthy
+from flows.watch import journal, postman, waiting
+from flows.watch.journal import open_journal
+from flows.watch.letterbox import Outcome
+from flows.watch.to_prefect import PrefectBox, _pages
 
 # Prefect and what it imports warn about each other; what is ours is tested in the child processes too.
 pytestmark = [
@@ -69,113 +74,96 @@ def dead_address(monkeypatch):
     return address
 
 
-def test_no_server_costs_nothing(dead_address, tmp_path):
+def opened(root, stage="base", **params):
+    return open_journal(root, stage=stage, params=params, tags={})
+
+
+def test_a_stage_asks_no_server(dead_address, tmp_path):
     code = """
 import sys, time
 from pathlib import Path
-from flows.watch.runs import open_run
+from flows.watch import journal
 from flows.events import Progress
+journal.start_postman = lambda root: None
 start = time.perf_counter()
-with open_run(Path(sys.argv[1]), stage="base", parameters={}) as run:
-    run(Progress("train", 0, 10))
-    assert run.tags == {}
+with journal.open_journal(Path(sys.argv[1]), stage="base", params={}, tags={}) as run:
+    for done in range(11):
+        run(Progress("train", done, 10))
 assert time.perf_counter() - start < 0.05, time.perf_counter() - start
-assert "prefect" not in sys.modules
+assert not {"prefect", "httpx", "mlflow"} & set(sys.modules)
 """
     done = subprocess.run(
         [PYTHON, "-c", code, str(tmp_path)],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "no Prefect API answers at http://127.0.0.1" in done.stderr
-    assert "secret" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    assert (done.returncode, done.stderr) == (0, "")
+    (folder,) = journal.journal_folders(tmp_path)
+    text = (folder / journal.RECORDS).read_text()
+    assert "http://127.0.0.1" in text
+    assert "secret" not in text
+    assert text.count('"progress"') == 2, "the first and the last: nobody looks more often"
 
 
-@pytest.mark.parametrize("healthy", [False, True])
-def test_hanging_server_is_not_waited_for(healthy, tmp_path, monkeypatch):
-    class Hanging(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            if not healthy or not self.path.endswith("/health"):
-                time.sleep(60)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"true")
-
-        do_POST = do_GET
-
-        def log_message(self, *arguments):
-            pass
-
-    import prefect.client.orchestration  # noqa: F401  its import is waited for, whatever the server does
-
-    hanging = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hanging)
-    threading.Thread(target=hanging.serve_forever, daemon=True).start()
-    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{hanging.server_address[1]}/api")
-    start = time.monotonic()
-    run = open_run(tmp_path, stage="base", parameters={})
-    assert run.tags == {}
-    assert time.monotonic() - start < 2.0
-    start = time.monotonic()
-    for step in range(3000):
-        run(Note(str(step)))
-    assert time.monotonic() - start < 0.5
-    start = time.monotonic()
-    run.close(None)
-    assert time.monotonic() - start < 5.0
-    hanging.shutdown()
-    hanging.server_close()
+def test_a_dead_server_is_told_of_and_the_journal_kept(dead_address, tmp_path):
+    with opened(tmp_path):
+        pass
+    with contextlib.closing(PrefectBox(tmp_path)) as box:
+        problems = postman.once(tmp_path, [box])
+    assert problems[0].startswith("Prefect: ConnectionError: no Prefect API answers at http://127.0.0.1")
+    assert "secret" not in problems[0]
+    assert len(journal.journal_folders(tmp_path)) == 1
+    (line,) = waiting.told(tmp_path, "a")
+    assert line.startswith("Prefect lacks the last records, which are kept: ConnectionError")
 
 
-def test_the_end_waits_for_the_import(tmp_path):
-    """An interpreter that leaves while a thread is inside pydantic's compiled code aborts, exit code and all."""
-    package = tmp_path / "prefect" / "client"
-    package.mkdir(parents=True)
-    for folder in (package.parent, package):
-        (folder / "__init__.py").touch()
-    (package / "orchestration.py").write_text(
-        "import typing, pydantic\n"
-        "def slow(value): return sum(range(5_000_000)) * 0 + value\n"
-        "adapter = pydantic.TypeAdapter(list[typing.Annotated[int, pydantic.AfterValidator(slow)]])\n"
-        "print('importing', flush=True)\n"
-        "adapter.validate_python([1] * 5)\n"
-        "raise ImportError('imported')\n"
-    )
-    code = """
-import sys
-from pathlib import Path
-from flows import runs
-from flows.local.api import Api
-runs.live_api = lambda root: Api("http://127.0.0.1:9/api")
-runs.CLOSE_SECONDS = runs.LAST_SECONDS = 0
-with runs.open_run(Path(sys.argv[1]), stage="base", parameters={}):
-    assert sys.stdin.readline()
-"""
-    stage = subprocess.Popen(
-        [PYTHON, "-c", code, str(tmp_path)], cwd=ROOT, text=True,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    assert stage.stdout.readline() == "importing\n"
-    _, said = stage.communicate("go on\n", timeout=60)
-    assert stage.returncode == 0, said
-    assert said == "Prefect does not record base: ImportError: imported\n"
+class Hanging:
+    """A letterbox whose server answers after half a minute."""
+
+    reader = "prefect"
+    pause_seconds = 0.01
+
+    def __init__(self):
+        self.answer = threading.Event()
+
+    def tick(self, *, leaving):
+        self.answer.wait(30)
+        return Outcome(live=False, waiting=False, problems=[])
 
 
-def test_the_end_does_not_wait_for_a_server_that_is_still_looked_for(tmp_path, monkeypatch):
-    """As where a name is not resolved: nothing bounds that."""
-    found = threading.Event()
-    monkeypatch.setattr("flows.watch.runs.live_api", lambda root: found.wait(60) and Api("http://127.0.0.1:9/api"))
-    talked = []
-    monkeypatch.setattr("flows.watch.runs.Run._talk", lambda run, api: talked.append(run))
-    run = open_run(tmp_path, stage="base", parameters={})
-    start = time.monotonic()
-    run.close(None)
-    assert time.monotonic() - start < 5.0
-    found.set()
-    run._thread.join(5)
-    assert run.checked.is_set()
-    assert not talked, "it was too late to begin"
+def test_a_server_that_hangs_delays_the_other_by_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(postman, "JOIN_SECONDS", 0.1)
+    looked = threading.Event()
+
+    class Well:
+        reader = "mlflow"
+        pause_seconds = 0.01
+
+        def tick(self, *, leaving):
+            looked.set()
+            return Outcome(live=False, waiting=False, problems=[])
+
+    with opened(tmp_path):
+        pass
+    hanging = Hanging()
+    monkeypatch.setattr(postman, "LINGER_SECONDS", 0)
+    thread = threading.Thread(target=postman.stay, args=(tmp_path, [hanging, Well()]))
+    thread.start()
+    assert looked.wait(1)
+    hanging.answer.set()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("status", "again"), [(422, False), (404, False), (403, True), (429, True), (503, True)])
+def test_what_a_server_refuses_for_good_is_left_out(status, again):
+    import httpx
+
+    from flows.watch.to_prefect import _refused
+
+    request = httpx.Request("POST", "http://127.0.0.1/x")
+    error = httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
+    with pytest.raises(httpx.HTTPStatusError) if again else contextlib.nullcontext(), _refused():
+        raise error
 
 
 def test_refusal_is_an_answer_to_who_has_a_login():
@@ -194,37 +182,109 @@ def test_refusal_is_an_answer_to_who_has_a_login():
         refusing.shutdown()
 
 
-def test_stage_is_recorded(server, tmp_path):
-    picture = tmp_path / "grid.png"
+def of_run(client, what, flow_run):
+    """All logs or artifacts of a run; the client's own functions return 200."""
+    return _pages(client, f"/{what}/filter", {what: {"flow_run_id": {"any_": [str(flow_run.id)]}}})
+
+
+def lines_of(client, flow_run):
+    return [line["message"] for line in of_run(client, "logs", flow_run)]
+
+
+def play(root, stage="reflow@r1"):
+    """A stage that yields every kind of event."""
+    picture = root / "grid.png"
     picture.write_bytes(b"\x89PNG" + bytes(100))
-    with open_run(tmp_path, stage="reflow@r1", parameters={"lr": 1e-4, "bad": float("nan"), "p": picture}) as run:
+    (root / "r1").mkdir(exist_ok=True)
+    with opened(root, stage, lr=1e-4, bad=float("nan"), p=picture) as run:
         for done in (0, 30, 60, 100):
             run(Progress("Train it", done, 100))
         run(Metrics(0, {"loss": 2.0}))
         run(Metrics(7, {"loss": 0.5}))
         run(Picture("samples-nfe-004", picture))
-        run(Picture("lost", tmp_path / "none.png"))
         run(Table("scores", [{"nfe": 1, "fid": 3.25}, {"nfe": 2, "fid": float("inf")}]))
         run(Note("a note"))
-        run(ModelReady("r1", tmp_path))
-        wait_until(lambda: run.tags, 20)
-    assert not list((tmp_path / "work" / "prefect").glob("*"))
+        run(ModelReady("r1", root / "r1"))
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch, request):
+    """The postman works when a test tells it to, but for those that start processes."""
+    monkeypatch.setattr(journal, "start_postman", lambda root: None)
+
+
+def test_stage_is_recorded(server, tmp_path):
+    play(tmp_path)
+    told(tmp_path)
+    (folder,) = journal.journal_folders(tmp_path)
+    tags = journal.read_state(folder, "prefect")["tags"]
     with client_of(server.address) as client:
         (flow_run,) = runs_named(client, "reflow@r1")
-        assert run.tags["prefect.flow_run_id"] == str(flow_run.id)
-        assert run.tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{flow_run.id}")
+        assert tags["prefect.flow_run_id"] == str(flow_run.id)
+        assert tags["prefect.flow_run_url"].endswith(f"/runs/flow-run/{flow_run.id}")
         assert client.read_flow(flow_run.flow_id).name == "reflow"
         assert flow_run.state.is_completed()
         assert flow_run.tags == ["dvc:reflow@r1"]
-        assert flow_run.parameters == {"lr": 1e-4, "bad": "nan", "p": str(picture)}
+        assert flow_run.parameters == {"lr": 1e-4, "bad": "nan", "p": str(tmp_path / "grid.png")}
         shown = {artifact.key: artifact for artifact in client.read_artifacts()}
         assert shown["reflow-r1-train-it"].data == 100
         assert shown["reflow-r1-samples-nfe-004"].data.startswith("![samples-nfe-004](data:image/png;base64,")
-        assert "cannot be read" in shown["reflow-r1-lost"].data
         assert json.loads(shown["reflow-r1-scores"].data)[1] == {"nfe": 2, "fid": "inf"}
         assert {artifact.flow_run_id for artifact in shown.values()} == {flow_run.id}
-        text = [line.message for line in client.read_logs() if line.flow_run_id == flow_run.id]
-        assert {"a note", f"model r1 is ready in {tmp_path}", "step 0: loss 2", "step 7: loss 0.5"} <= set(text)
+        text = lines_of(client, flow_run)
+        model = f"model r1 is ready in {tmp_path / 'r1'}"
+        assert {"a note", model, "step 0: loss 2", "step 7: loss 0.5"} <= set(text)
+    postman.sweep(tmp_path)
+    assert journal.journal_folders(tmp_path), "MLflow has not had it yet"
+
+
+class Killed(BaseException):
+    """Ends a postman as abruptly as a signal does."""
+
+
+def mortal(client, lives):
+    """Makes a client die after its `lives`-th call, or not if there is no such; returns what counts the calls."""
+    calls = []
+
+    def counted(call):
+        def one(*arguments, **options):
+            answer = call(*arguments, **options)
+            calls.append(call)
+            if len(calls) == lives:
+                raise Killed
+            return answer
+
+        return one
+
+    for name in ("request", "create_logs", "create_flow_from_name", "set_flow_run_state"):
+        setattr(client, name, counted(getattr(client, name)))
+    return calls
+
+
+@pytest.mark.slow
+def test_a_postman_killed_after_any_call_doubles_nothing(server, tmp_path):
+    """One that dies after its k-th call, for all k, and a second one that does the rest."""
+
+    def delivered(lives):
+        root = tmp_path / str(lives)
+        root.mkdir()
+        play(root, stage=f"killed-{lives}")
+        with contextlib.closing(PrefectBox(root)) as box:
+            calls = mortal(box._client(server.address), lives)
+            with contextlib.suppress(Killed):
+                assert not box.tick(leaving=True).problems
+        told(root)
+        with client_of(server.address) as client:
+            (flow_run,) = runs_named(client, f"killed-{lives}")
+            assert flow_run.state.is_completed()
+            lines = sorted(line.partition(" is ready")[0] for line in lines_of(client, flow_run))
+            keys = sorted(found["key"].split("-", 2)[2] for found in of_run(client, "artifacts", flow_run))
+        return len(calls), lines, keys
+
+    calls, *expected = delivered(0)
+    assert calls > 8
+    for lives in range(1, calls + 1):
+        assert list(delivered(lives)[1:]) == expected, lives
 
 
 @pytest.mark.parametrize(
@@ -237,50 +297,67 @@ def test_stage_is_recorded(server, tmp_path):
     ],
 )
 def test_ends_are_told_apart(error, state, message, server, tmp_path):
-    run = open_run(tmp_path, stage="ends", parameters={})
-    wait_until(lambda: run.tags, 20)
-    run.close(error)
+    with pytest.raises(type(error)), opened(tmp_path, "ends"):
+        raise error
+    told(tmp_path)
+    (folder,) = journal.journal_folders(tmp_path)
+    run = journal.read_state(folder, "prefect")["run"]
     with client_of(server.address) as client:
-        (flow_run,) = [found for found in runs_named(client, "ends") if str(found.id) in run.tags.values()]
+        (flow_run,) = [found for found in runs_named(client, "ends") if str(found.id) == run]
         assert (flow_run.state.type.value, flow_run.state.message) == (state, message)
 
 
-def test_killed_stage_is_marked_crashed_by_the_next(server, project):
+def test_a_killed_stage_is_told_from_a_silent_one(server, project):
     env = child_environment(server.address) | {"DVC_ROOT": str(project), "DVC_STAGE": "killed"}
     stage = subprocess.Popen([PYTHON, "stage.py", "killed", "60"], cwd=project, env=env)
-    record = project / "work" / "prefect" / "killed.json"
-    wait_until(record.exists)
-    stage.kill()
-    stage.wait()
-    with open_run(project, stage="other", parameters={}) as run:
-        wait_until(lambda: run.tags, 20)
-        assert not record.exists()
     with client_of(server.address) as client:
-        (flow_run,) = runs_named(client, "killed")
-        assert flow_run.state.is_crashed()
+        wait_until(lambda: runs_named(client, "killed"))
+        assert runs_named(client, "killed")[0].state.is_running()
+        stage.kill()
+        stage.wait()
+        wait_until(lambda: runs_named(client, "killed")[0].state.is_crashed(), 30)
+        assert runs_named(client, "killed")[0].state.message == "its process was killed"
 
 
 @pytest.mark.slow
-def test_server_that_dies_changes_nothing(server, tmp_path):
-    """Running the stage inside Prefect's engine ended it with exit 1 after 200 seconds."""
-    run = open_run(tmp_path, stage="bereft", parameters={})
-    wait_until(lambda: run.tags, 20)
-    server.kill()
-    try:
-        for done in range(2000):
-            run(Progress("train", done, 2000))
-            run(Note(str(done)))
-        start = time.monotonic()
-        run.close(None)
-        assert time.monotonic() - start < 5.0
-    finally:
-        server.start()
-    with open_run(tmp_path, stage="later", parameters={}) as later:
-        wait_until(lambda: later.tags, 20)
+def test_server_that_dies_loses_nothing(server, tmp_path):
+    with opened(tmp_path, "bereft") as run, contextlib.closing(PrefectBox(tmp_path)) as box:
+        run(Note("before"))
+        assert not box.tick(leaving=False).problems
+        server.kill()
+        try:
+            for number in range(300):
+                run(Note(str(number)))
+            assert box.tick(leaving=False).problems
+        finally:
+            server.start()
+    told(tmp_path)
     with client_of(server.address) as client:
-        for name in ("bereft", "later"):
-            (found,) = runs_named(client, name)
-            assert found.state.is_completed()  # told late, but told as it was
+        (found,) = runs_named(client, "bereft")
+        assert found.state.is_completed()
+        said = lines_of(client, found)
+        assert sorted(said) == sorted(["before", *map(str, range(300))])
+
+
+@pytest.mark.slow
+def test_progress_is_seen_within_seconds_while_all_cores_work(server, tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setenv("PREFECT_API_URL", server.address)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    busy = [subprocess.Popen([PYTHON, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    try:
+        with opened(tmp_path, "busy") as run, client_of(server.address) as client:
+            wait_until(lambda: runs_named(client, "busy"), 120)
+            for done in (20, 60):
+                time.sleep(2.1)  # of progress that comes thicker some is left out
+                run(Progress("train", done, 100))
+                since = time.monotonic()
+                wait_until(lambda done=done: [a for a in client.read_artifacts() if a.data == done], 20)
+                assert time.monotonic() - since < 5
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def test_schedules_make_runs(server):
@@ -324,6 +401,7 @@ def test_pipeline_follows_dvc(server, project):
         assert {name: task.state.name for name, task in tasks.items()} == dict.fromkeys(
             ["a", "b", "c@r1"], "Completed"
         )
+        wait_until(lambda: [run for run in runs_named(client, "c@r1") if run.state.is_final()], 60)
         (nested,) = runs_named(client, "c@r1")
         assert nested.parent_task_run_id == tasks["c@r1"].id
         assert nested.state.is_completed()

@@ -19,7 +19,7 @@ from flows.events import Metrics, Note
 from flows.launch.runner import run
 from flows.local import lockfile
 from flows.local.process import PIPELINE
-from flows.watch import database, shipper, tracking
+from flows.watch import database, journal, to_mlflow, waiting
 
 pytestmark = pytest.mark.slow
 MANY = 500  # dependencies: they make DVC write for a while
@@ -190,16 +190,16 @@ def test_dvc_keeps_its_pickles_where_nobody_else_can_write(project, tmp_path):
 
 def test_a_dvc_lock_in_the_making_tells_no_digests(tmp_path):
     lock, digest = tmp_path / "dvc.lock", f"{'ab' * 16}.dir"
-    assert shipper.dvc_digests(tmp_path, "base", since=0.0) is None
+    assert to_mlflow.dvc_digests(tmp_path, "base", since=0.0) is None
     whole = f"schema: '2.0'\nstages:\n  base:\n    outs:\n    - path: models/base\n      md5: {digest}\n"
 
     def found(text, seconds):
         lock.write_text(text)
         os.utime(lock, (time.time() - seconds,) * 2)
-        return shipper.dvc_digests(tmp_path, "base", since=0.0)
+        return to_mlflow.dvc_digests(tmp_path, "base", since=0.0)
 
     assert found(whole, 0) is None, "DVC may still be at it"
-    assert shipper.dvc_digests(tmp_path, "base", since=0.0, over=True), "nobody is any more"
+    assert to_mlflow.dvc_digests(tmp_path, "base", since=0.0, over=True), "nobody is any more"
     assert found(whole, 2) == {"dvc.out.models/base": digest}
     for cut in range(len(whole) - 5):
         assert not found(whole[:cut], 2)
@@ -211,22 +211,23 @@ def test_a_dvc_lock_in_the_making_tells_no_digests(tmp_path):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A folder with one journal and no database."""
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(PIPELINE, "4194304-1000000000.00")  # a process that is gone
-    monkeypatch.setattr(tracking, "start_shipper", lambda root: None)
+    monkeypatch.setattr(journal, "start_postman", lambda root: None)
     record(tmp_path)
     return tmp_path
 
 
 def record(root):
-    with tracking.open_run(root, stage="base", params={"seed": 0}, tags={}) as run:
+    with journal.open_journal(root, stage="base", params={"seed": 0}, tags={}) as run:
         run(Metrics(1, {"loss": 0.5}))
         run(Note("at work"))
 
 
 def ship(root):
-    command = [PYTHON, "-m", "flows.watch.shipper", str(root), "--once"]
+    command = [PYTHON, "-m", "flows.watch.postman", str(root), "--once"]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
@@ -238,7 +239,7 @@ def losses(root):
 @pytest.mark.parametrize("alone", [False, True], ids=["with its maker", "alone"])
 def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone):
     running = subprocess.Popen(
-        [PYTHON, "-m", "flows.watch.shipper", str(root)],
+        [PYTHON, "-m", "flows.watch.postman", str(root)],
         cwd=root,
         start_new_session=True,
         stderr=subprocess.DEVNULL,
@@ -275,14 +276,17 @@ def test_a_broken_database_is_told_with_its_cure(root, capfd):
 
 
 def test_what_cannot_be_kept_is_told_without_a_cure_that_does_not_fit(root):
-    database.note_trouble(root, "ConnectionError: no answer")
-    assert database.told_trouble(root, "a").endswith("which are kept: ConnectionError: no answer")
-    assert database.told_trouble(root, "a") is None
-    database.note_trouble(root, "OperationalError: (sqlite3.OperationalError) database is locked")
-    assert database.told_trouble(root, "a").endswith(
-        "; end the process that holds it (fuser mlflow.db), or let this user write it"
-    )
+    waiting.note(root, "mlflow", "ConnectionError: no answer")
+    waiting.note(root, "prefect", "ConnectionError: nor here")
+    mlflow, prefect = waiting.told(root, "a")
+    assert mlflow == "MLflow lacks the last records, which are kept: ConnectionError: no answer"
+    assert prefect == "Prefect lacks the last records, which are kept: ConnectionError: nor here"
+    assert waiting.told(root, "a") == []
+    waiting.note(root, "mlflow", "OperationalError: (sqlite3.OperationalError) database is locked")
+    (line,) = waiting.told(root, "a")
+    assert line.endswith("; end the process that holds it (fuser mlflow.db), or let this user write it")
     (root / "work" / "mlflow-waits.json").write_text("[")
-    assert database.told_trouble(root, "c") is None
-    database.note_trouble(root, None)
-    assert not (root / "work" / "mlflow-waits.json").exists()
+    waiting.note(root, "prefect", None)
+    assert waiting.told(root, "c") == []
+    waiting.note(root, "mlflow", None)
+    assert not list((root / "work").glob("*-waits.json"))

@@ -19,7 +19,7 @@ from flows.launch.stages import stage_at, started
 from flows.layout import WORK
 from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.params.reading import FILE, ParamsError, load_yaml, read
-from flows.watch import runs, tracking
+from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.workspace import BusyError, root
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
@@ -71,14 +71,12 @@ def _run(stage: str) -> None:
     params, before = read(), entry_of(stage, load_yaml(FILE)).params
     shown = params.model_dump(mode="json")
     with ExitStack() as stack:
-        prefect = stack.enter_context(runs.open_run(root(), stage=stage, parameters=shown))
-        tags = {"dvc.stage": stage, "fmcore.data": params.data.name, **prefect.tags}
-        mlflow = stack.enter_context(tracking.open_run(root(), stage=stage, params=shown, tags=tags))
+        tags = {"dvc.stage": stage, "fmcore.data": params.data.name}
+        journal = stack.enter_context(open_journal(root(), stage=stage, params=shown, tags=tags))
         bars = stack.enter_context(Bars())
         for event in started(params, stage_at(stage)):
             for said in (event, *bars(event)):
-                prefect(said)
-                mlflow(said)
+                journal(said)
         # DVC reads them now. Had they been edited meanwhile, it would record the new values as what made the old
         # outputs, and never run the stage again.
         if entry_of(stage, load_yaml(FILE)).params != before:

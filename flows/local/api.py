@@ -90,6 +90,27 @@ def live_api(root: Path) -> Api | None:
     return None
 
 
+def address_of(root: Path) -> str | None:
+    """The API that the runs of this checkout are for, without a login; whether it answers is not asked."""
+    if given := os.environ.get(URL):
+        return redacted(given)
+    record = running(root)
+    return record.address if record else None
+
+
+def api_at(root: Path, address: str) -> Api:
+    """The API at an address that `address_of` gave, with the login that may be shown to it."""
+    given, login = os.environ.get(URL, ""), os.environ.get(AUTH)
+    if redacted(given) == address:
+        if login:
+            return Api(given, login, own=_is_mine(login))
+        return Api(given, private.login(), own=True) if private.listener_is_mine(given) else Api(given)
+    record = running(root)
+    if record and record.address == address and not record.login:
+        return Api(address)
+    return Api(address, private.login(), own=True)
+
+
 def _is_mine(login: str) -> bool:
     """Whether a login is the user's own, as it is in what `make ui` starts."""
     with suppress(OSError, ValueError):

@@ -25,7 +25,7 @@ from flows.local import api, private
 from flows.local.process import Process, end_groups, stop
 from flows.pages import gate
 from flows.watch import database
-from flows.watch.tracking import journal_folders, lock_of_shipper, start_shipper
+from flows.watch.journal import journal_folders, lock_of_postman, start_postman
 
 POOL = "fmcore"
 CHILDREN = "ui-children.json"
@@ -33,7 +33,7 @@ DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
 SERVER_AUTH = "PREFECT_SERVER_API_AUTH_STRING"
 MLFLOW_HOSTS = ",".join(f"{name},{name}:*" for name in gate.NAMES)
 START_SECONDS = 120.0
-SHIPPER_SECONDS = 20.0  # the shipper holds its lock for as long as it works, but makes the database first
+POSTMAN_SECONDS = 20.0  # the postman holds its lock for as long as it works, but makes the database first
 
 
 def environment(root: Path, prefect_port: int, login: str | None) -> dict[str, str]:
@@ -248,11 +248,11 @@ def _is_deployed(root: Path, status: int, text: bytes) -> bool:
 
 
 def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
-    """Make MLflow's database if there is none, unless the shipper is at work, which makes it itself."""
+    """Make MLflow's database if there is none, unless the postman is at work, which makes it itself."""
     existed = (root / database.NAME).exists()
-    lock = lock_of_shipper(root)
+    lock = lock_of_postman(root)
     lock.parent.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + SHIPPER_SECONDS
+    deadline = time.monotonic() + POSTMAN_SECONDS
     with lock.open("a") as held:
         while not _locks(held):
             if existed or time.monotonic() > deadline:
@@ -265,8 +265,8 @@ def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
             raise _StartError(str(error)) from None
         except subprocess.CalledProcessError:
             raise _StartError(f"MLflow's database was not made, see {log.relative_to(root)}") from None
-    if journal_folders(root):  # their stages took this process for the shipper
-        start_shipper(root)
+    if journal_folders(root):  # their stages took this process for the postman
+        start_postman(root)
 
 
 def _locks(file: IO[str]) -> bool:

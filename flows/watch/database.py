@@ -1,10 +1,9 @@
-"""MLflow's database in this checkout: made whole or not at all, and told of when it takes nothing.
+"""MLflow's database in this checkout: made whole or not at all.
 
 MLflow makes its tables one after the other in place. Killed on the way it leaves a database that it refuses ever
 after ("table jobs already exists"), so it is made under another name and takes its own when it is whole.
 """
 
-import json
 import os
 import re
 import shutil
@@ -27,7 +26,7 @@ def address(root: Path) -> str:
 
 
 def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEVNULL) -> None:
-    """Makes the database if there is none, the caller holding the shipper's lock.
+    """Makes the database if there is none, the caller holding the postman's lock.
 
     Raises:
         OSError: if something else stands there.
@@ -51,30 +50,6 @@ def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEV
     shutil.rmtree(folder)
 
 
-def _trouble(root: Path) -> Path:
-    return root / "work" / "mlflow-waits.json"
-
-
-def note_trouble(root: Path, problem: str | None) -> None:
-    """Keeps what is wrong with MLflow for the next stage to tell, or with None that nothing is."""
-    path = _trouble(root)
-    if problem is None:
-        path.unlink(missing_ok=True)
-    elif _read(path).get("problem") != problem:
-        _write(path, problem, "")
-
-
-def told_trouble(root: Path, pipeline: str) -> str | None:
-    """What is wrong with MLflow and what helps, in a line; once a pipeline run, else None."""
-    path = _trouble(root)
-    known = _read(path)
-    problem, told = known.get("problem"), known.get("told")
-    if not problem or told == pipeline:
-        return None
-    _write(path, problem, pipeline)
-    return f"MLflow lacks the last records, which are kept: {problem}{cure(problem)}"
-
-
 def cure(problem: str) -> str:
     """What helps against a problem of the database, as the end of a sentence; empty if that is not known."""
     if os.environ.get("MLFLOW_TRACKING_URI"):  # a store of the user's, of which nothing is known here
@@ -86,17 +61,3 @@ def cure(problem: str) -> str:
     if LOCKED.search(problem):
         return f"; end the process that holds it (fuser {NAME}), or let this user write it"
     return ""
-
-
-def _read(path: Path) -> dict[str, str]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _write(path: Path, problem: str, told: str) -> None:
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps({"problem": problem, "told": told}))
-    part.replace(path)

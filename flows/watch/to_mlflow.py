@@ -1,42 +1,31 @@
-"""Sends the stages' journals to MLflow: `python -m flows.watch.shipper ROOT [--once]`.
-
-One process per repository reads what `flows.watch.tracking` wrote and is the only one that imports MLflow.
+"""Journals become MLflow runs; this is the only module that imports MLflow's client.
 
     pipeline run        one parent run, tag `fmcore.pipeline`
     `-- stage           one child run, tag `fmcore.run`: params, metrics, pictures, tables, log, DVC digests
         `-- model       one logged model and one registered version, tag `fmcore.model`
 
-It may be killed between any two calls. What it made is found again by those tags; metrics, params and
-artifacts sent again replace themselves; and a journal remembers how many of its records are known to have
-arrived. So everything arrives, once.
+The process may be killed between any two calls. What it made is found again by those tags; metrics, params and
+artifacts sent again replace themselves; and a journal remembers how far its records are known to have arrived. So
+everything arrives, once.
 """
 
-import argparse
-import fcntl
 import json
-import logging
 import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.local.process import redacted
-from flows.watch import database, tracking
-from flows.watch.tracking import Journal
+from flows.watch import database
+from flows.watch import journal as journals
+from flows.watch.journal import Journal
+from flows.watch.letterbox import Outcome, noting
 
 EXPERIMENT = "fmcore"
-PAUSE_SECONDS = 2.0
-LONGEST_PAUSE_SECONDS = 30.0
-LINGER_SECONDS = 10.0
-GIVE_UP_SECONDS = 60.0
 DIGEST_SECONDS = 20.0
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 STILL_SECONDS = 1.0  # DVC writes dvc.lock in pieces, some tenths of a second long
@@ -57,8 +46,6 @@ SETTINGS = {
 # MLflow's limits; it refuses a whole batch for one value beyond them.
 METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000
-
-log = logging.getLogger("flows.watch.shipper")
 
 
 class Store:
@@ -124,31 +111,31 @@ class Store:
         from mlflow.entities import Metric, Param
 
         run = self.run(journal)
-        fresh = journal.records[journal.shipped :]
         metrics = [
-            Metric(_clean(key), float(value), int(record["time"] * 1000), int(record["step"]))
-            for record in fresh
-            if record["kind"] == "metrics"
-            for key, value in record["values"].items()
+            Metric(_clean(key), float(value), int(record.time * 1000), int(record.of["step"]))
+            for record in journal.fresh
+            if record.kind == "metrics"
+            for key, value in record.of["values"].items()
         ]
         for batch in _batches(metrics, METRICS_PER_CALL):
             self.client.log_batch(run, metrics=batch)
-        for record in fresh:
-            match record["kind"]:
+        for record in journal.fresh:
+            match record.kind:
                 case "start":
-                    texts = {_clean(key): value[:PARAM_LENGTH] for key, value in record["params"].items()}
+                    flat = flattened(record.of["params"])
+                    texts = {_clean(key): value[:PARAM_LENGTH] for key, value in flat.items()}
                     params = [Param(key, value) for key, value in texts.items()]
                     for batch in _batches(params, PARAMS_PER_CALL):
                         self.client.log_batch(run, params=batch)
-                case "files":
-                    self.client.log_artifacts(run, str(journal.folder / record["files"]))
+                case "picture" | "table":
+                    self.client.log_artifacts(run, str(journal.folder / record.of["files"]))
                 case "tag":
                     for tagged in (run, self.parent(journal)):
-                        self.client.set_tag(tagged, record["name"], record["text"][:TAG_LENGTH])
+                        self.client.set_tag(tagged, record.of["name"], record.of["text"][:TAG_LENGTH])
                 case "model":
-                    self._send_model(journal, record, run)
-        if any(record["kind"] == "note" for record in fresh):
-            self.client.log_artifact(run, str(journal.folder / tracking.LOG))
+                    self._send_model(journal, record.of, run)
+        if any(record.kind == "note" for record in journal.fresh):
+            self.client.log_artifact(run, str(journal.folder / journals.LOG))
 
     def _send_model(self, journal: Journal, record: dict[str, Any], run: str) -> None:
         """Stores a model folder file by file (no flavour, so no pickle) and registers it."""
@@ -182,7 +169,7 @@ class Store:
         children = self.client.search_runs([self.experiment], where, order_by=["attributes.start_time ASC"])
         last = {child.data.tags["dvc.stage"]: child.info.status for child in children}
         status = "FINISHED" if set(last.values()) <= {"FINISHED"} else "FAILED"
-        ended = max(journal.records[-1]["time"] for journal in journals)
+        ended = max(journal.end["time"] if journal.end else journal.start["time"] for journal in journals)
         self.client.set_terminated(parent, status, int(ended * 1000))
         del self._runs[_clean(journals[0].start["pipeline"])]
 
@@ -234,9 +221,9 @@ def _commit(root: Path) -> dict[str, str]:
 
 def ship(store: Store, journal: Journal) -> bool:
     """Sends what is new in a journal; returns whether its stage has ended and nothing is left to send."""
-    if journal.shipped < len(journal.records):
+    if journal.fresh:
         store.send(journal)
-        journal.remember(done=False)
+        journal.remember()
     end = journal.end
     if end is None:
         return False
@@ -251,114 +238,55 @@ def ship(store: Store, journal: Journal) -> bool:
             return False
         for key, value in _tags(digests or {}).items():
             store.client.set_tag(run, key, value)
+    for key, value in _tags(journals.read_state(journal.folder, "prefect").get("tags", {})).items():
+        store.client.set_tag(run, key, value)
     journal.remember(done=True)
-    shutil.rmtree(journal.folder / "files", ignore_errors=True)
     return True
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What one look at all journals found."""
+class MlflowBox:
+    """MLflow's letterbox."""
 
-    seen: set[Path]
-    live: bool
-    waiting: bool
-    problems: list[str]
+    reader = "mlflow"
+    pause_seconds = 2.0
 
+    def __init__(self, root: Path) -> None:
+        self.store = Store(root)
 
-def tick(store: Store, *, leaving: bool) -> Outcome:
-    """Looks at all journals once; closes the pipelines that ended or, when `leaving`, have no stage at work."""
-    seen = set(tracking.journal_folders(store.root))
-    journals: list[Journal] = []
-    done: set[Path] = set()
-    problems: list[str] = []
-    for folder in sorted(seen):
-        with _noting(problems):
-            journal = tracking.read_journal(folder)
-            if not journal.records:  # a power loss took what was not yet on the disk
-                if not journal.alive:
-                    journal.discard()
-                continue
-            journals.append(journal)
-            if journal.done or ship(store, journal):
-                done.add(folder)
-    for pipeline in {journal.start["pipeline"] for journal in journals}:
-        members = [journal for journal in journals if journal.start["pipeline"] == pipeline]
-        over = leaving or not any(journal.pipeline_alive for journal in members)
-        if over and done.issuperset(journal.folder for journal in members):
-            with _noting(problems):
-                store.end_pipeline(members)
-                for journal in members:
-                    journal.discard()
-    live = any(journal.alive for journal in journals)
-    waiting = any(journal.end and journal.folder not in done for journal in journals)
-    return Outcome(seen, live, waiting, problems)
+    def tick(self, *, leaving: bool) -> Outcome:
+        """Looks at all journals once; closes pipelines that ended or, when `leaving`, have no stage at work."""
+        found: list[Journal] = []
+        problems: list[str] = []
+        for folder in journals.journal_folders(self.store.root):
+            with noting(problems):
+                journal = journals.read_journal(folder, self.reader)
+                if journal is None or journal.state.get("closed"):
+                    continue
+                found.append(journal)
+                if not journal.done:
+                    ship(self.store, journal)
+        for pipeline in {journal.start["pipeline"] for journal in found}:
+            members = [journal for journal in found if journal.start["pipeline"] == pipeline]
+            over = leaving or not any(journal.pipeline_alive for journal in members)
+            if over and all(journal.done for journal in members):
+                with noting(problems):
+                    self.store.end_pipeline(members)
+                    for journal in members:
+                        journal.remember(closed=True)
+        live = any(journal.alive for journal in found)
+        return Outcome(live, any(journal.end and not journal.done for journal in found), problems)
 
 
-@contextmanager
-def _noting(problems: list[str]) -> Iterator[None]:
-    """Notes a failure and goes on: whatever it is, the journal stays and the others are not held up."""
-    try:
-        yield
-    except Exception as error:
-        lines = redacted(f"{type(error).__name__}: {error}").splitlines()
-        problems.append(next((line for line in lines if "sqlite3." in line), lines[0]))
+def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Nested parameters as dotted names and texts.
 
-
-def drain(store: Store, *, once: bool) -> Outcome:
-    """Ships until nothing is left to come, or the store has failed for long; with `once`, what there is now."""
-    busy = well = time.monotonic()
-    pause = PAUSE_SECONDS
-    while True:
-        outcome = tick(store, leaving=once)
-        now = time.monotonic()
-        with suppress(OSError):
-            database.note_trouble(store.root, outcome.problems[0] if outcome.problems else None)
-        if outcome.problems:
-            log.warning("%d journals wait: %s", len(outcome.problems), outcome.problems[0])
-            if once or (not outcome.live and now - well > GIVE_UP_SECONDS):
-                return outcome
-            busy, pause = now, min(2 * pause, LONGEST_PAUSE_SECONDS)
+    >>> flattened({"train": {"seed": 0, "rates": [1, 2]}})
+    {'train.seed': '0', 'train.rates': '[1, 2]'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in params.items():
+        if isinstance(value, Mapping):
+            flat |= flattened(value, f"{prefix}{key}.")
         else:
-            well, pause = now, PAUSE_SECONDS
-            if once and not outcome.waiting:
-                return outcome
-            if outcome.live or outcome.waiting:
-                busy = now
-            elif now - busy > LINGER_SECONDS:
-                return tick(store, leaving=True)
-        time.sleep(pause)
-
-
-def main() -> int:
-    """Drains the journals of a repository, unless another process is at it."""
-    parser = argparse.ArgumentParser(prog="python -m flows.watch.shipper", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, metavar="ROOT", help="the repository's root")
-    parser.add_argument("--once", action="store_true", help="send what there is, then leave")
-    args = parser.parse_args()
-    root = args.root.resolve()
-    logging.basicConfig(level=logging.ERROR if args.once else logging.INFO, format="%(asctime)s %(message)s")
-    os.nice(10)  # the cores are for training
-
-    tracking.journals(root).mkdir(parents=True, exist_ok=True)
-    with tracking.lock_of_shipper(root).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0
-        for gone in tracking.journals(root).glob(".*.gone"):
-            shutil.rmtree(gone)
-        store = Store(root)
-        outcome = drain(store, once=args.once)
-    # A stage that found the lock held has started no shipper of its own.
-    if outcome.live or set(tracking.journal_folders(root)) - outcome.seen:
-        tracking.start_shipper(root)
-    if args.once and outcome.problems:
-        place = redacted(store.uri)
-        print(f"journals kept, not shipped to {place}: {outcome.problems[0]}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+            flat[f"{prefix}{key}"] = str(value)
+    return flat

@@ -1,4 +1,4 @@
-"""The journal and its shipper against a real MLflow: everything arrives, once, whatever dies when."""
+"""The journal and its postman against a real MLflow: everything arrives, once, whatever dies when."""
 
 import json
 import os
@@ -17,7 +17,7 @@ import pytest
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 from flows.local import process
-from flows.watch import shipper, tracking
+from flows.watch import journal, postman, to_mlflow
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
@@ -31,20 +31,21 @@ def empty_database(tmp_path_factory):
     """An initialised database; creating one takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
     code = f"from mlflow import MlflowClient as C; C('sqlite:///{path}').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | shipper.SETTINGS, check=True)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | to_mlflow.SETTINGS, check=True)
     return path
 
 
 @pytest.fixture
 def root(tmp_path, empty_database, monkeypatch):
-    """A repository whose pipeline has ended; shippers are started by hand."""
+    """A repository whose pipeline has ended; postmen are started by hand."""
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
-    for name in ("MLFLOW_TRACKING_URI", *shipper.SETTINGS):
+    for name in ("MLFLOW_TRACKING_URI", *to_mlflow.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     monkeypatch.setenv(process.PIPELINE, ENDED_PIPELINE)
-    monkeypatch.setattr(tracking, "start_shipper", lambda root: None)
+    monkeypatch.setattr(journal, "start_postman", lambda root: None)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return tmp_path
 
 
@@ -56,7 +57,7 @@ def record_stage(root, stage="distill", status="FINISHED", points=200):
     weights = os.urandom(5000)
     (model / "model.safetensors").write_bytes(weights)
     (model / "config.json").write_text("{}")
-    run = tracking.open_run(root, stage=stage, params=PARAMS, tags=TAGS)
+    run = journal.open_journal(root, stage=stage, params=PARAMS, tags=TAGS)
     run(Progress("train", 0, points))
     for step in range(points):
         run(Metrics(step * 64, {"loss": 1 / (step + 1), "rate": 1e-4}))
@@ -76,12 +77,16 @@ def record_stage(root, stage="distill", status="FINISHED", points=200):
 
 
 def ship_once(root, **env):
-    command = [sys.executable, "-m", "flows.watch.shipper", str(root), "--once"]
+    command = [sys.executable, "-m", "flows.watch.postman", str(root), "--once"]
     return subprocess.run(command, env=os.environ | env, cwd=root, capture_output=True, text=True)
 
 
 def drain(root):
-    outcome = shipper.drain(shipper.Store(root), once=True)
+    """As the postman does, for MLflow alone; returns what the last look found."""
+    rounds = postman.Rounds(root, to_mlflow.MlflowBox(root))
+    while (outcome := rounds.look(leaving=True)).waiting and not outcome.problems:
+        time.sleep(0.05)
+    postman.sweep(root)
     assert not outcome.problems
     return outcome
 
@@ -108,8 +113,12 @@ def tags(root, run_name):
     return dict(query(root, sql))
 
 
+def records_of(folder):
+    return journal.read_journal(folder, "nobody").fresh
+
+
 def left_over(root):
-    return [path for path in tracking.journals(root).iterdir() if path.name != ".lock"]
+    return [path for path in journal.journals(root).iterdir() if path.name != ".lock"]
 
 
 def test_everything_arrives(root):
@@ -162,7 +171,7 @@ def test_everything_arrives(root):
 
 
 class Killed(BaseException):
-    """Ends a shipper as abruptly as a signal does."""
+    """Ends a postman as abruptly as a signal does."""
 
 
 class Fragile:
@@ -184,7 +193,7 @@ class Fragile:
 
 @pytest.mark.slow
 def test_killed_after_any_call(root):
-    """A shipper that dies after its k-th call, for all k, and a second one that does the rest."""
+    """A postman that dies after its k-th call, for all k, and a second one that does the rest."""
     base = root / "whole"
 
     def prepared(name):
@@ -196,10 +205,10 @@ def test_killed_after_any_call(root):
 
     def ship(path, lives):
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}/mlflow.db"
-        store = shipper.Store(path)
-        store.client = Fragile(store.client, lives)
-        assert not shipper.drain(store, once=True).problems
-        return store.client.calls
+        box = to_mlflow.MlflowBox(path)
+        box.store.client = Fragile(box.store.client, lives)
+        assert not postman.once(path, [box])
+        return box.store.client.calls
 
     base.mkdir()
     record_stage(base, points=3)
@@ -219,7 +228,7 @@ def test_killed_after_any_call(root):
 @pytest.mark.slow
 def test_killed_by_signal(root):
     record_stage(root)
-    command = [sys.executable, "-m", "flows.watch.shipper", str(root)]
+    command = [sys.executable, "-m", "flows.watch.postman", str(root)]
     for seconds in (0.3, 1.3, 1.6, 1.8, 2.0, 2.2):
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             time.sleep(seconds)
@@ -245,7 +254,7 @@ def server(root, port):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
     command += ["--artifacts-destination", str(root / "mlartifacts")]
-    env = os.environ | shipper.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = os.environ | to_mlflow.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:
         try:
@@ -266,7 +275,7 @@ def test_dead_server_loses_nothing(root):
     weights = record_stage(root)
     dead = ship_once(root, MLFLOW_TRACKING_URI=uri)
     assert dead.returncode == 1
-    assert dead.stderr.startswith(f"journals kept, not shipped to http://127.0.0.1:{port}: MlflowException")
+    assert dead.stderr.startswith("journals are kept, not sent to MLflow: MlflowException")
     assert len(dead.stderr.splitlines()) == 1
     assert "secret" not in dead.stderr
     with server(root, port):
@@ -286,20 +295,20 @@ def test_dead_server_loses_nothing(root):
 
 def test_unusable_server_is_given_up(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
-    for name in ("PAUSE_SECONDS", "LONGEST_PAUSE_SECONDS"):
-        monkeypatch.setattr(shipper, name, 0.01)
-    monkeypatch.setattr(shipper, "GIVE_UP_SECONDS", 0.2)
+    monkeypatch.setattr(postman, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(to_mlflow.MlflowBox, "pause_seconds", 0.01)
+    monkeypatch.setattr(postman, "GIVE_UP_SECONDS", 0.2)
     record_stage(root, points=1)
-    outcome = shipper.drain(shipper.Store(root), once=False)
-    assert len(outcome.problems) == 1
+    (rounds,) = postman.stay(root, [to_mlflow.MlflowBox(root)])
+    assert len(rounds.outcome.problems) == 1
     assert len(left_over(root)) == 1
 
 
-def test_second_shipper_leaves_at_once(root):
+def test_a_second_postman_leaves_at_once(root):
     record_stage(root, points=1)
-    command = [sys.executable, "-m", "flows.watch.shipper", str(root)]
+    command = [sys.executable, "-m", "flows.watch.postman", str(root)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
-        while not tracking.is_locked(tracking.lock_of_shipper(root)):
+        while not journal.is_locked(journal.lock_of_postman(root)):
             time.sleep(0.01)
         started = time.monotonic()
         assert ship_once(root).returncode == 0
@@ -313,8 +322,8 @@ def test_second_shipper_leaves_at_once(root):
 
 def test_torn_last_line_is_ignored(root):
     record_stage(root, points=2)
-    (folder,) = tracking.journal_folders(root)
-    with (folder / tracking.RECORDS).open("ab") as file:
+    (folder,) = journal.journal_folders(root)
+    with (folder / journal.RECORDS).open("ab") as file:
         file.write(b'{"kind": "metrics", "st')
     drain(root)
     assert len(stored(root)["metrics"]) == 4 + 1 + len(FID_AT_NFE)
@@ -329,33 +338,33 @@ def test_void_journal_is_discarded(root):
         ("torn", b'{"kind": "sta'),
         ("zeros", bytes(50) + b"\n"),
     ):
-        folder = tracking.journals(root) / name
+        folder = journal.journals(root) / name
         folder.mkdir(parents=True)
         if content is not None:
-            (folder / tracking.RECORDS).write_bytes(content)
+            (folder / journal.RECORDS).write_bytes(content)
     record_stage(root, points=2)
-    whole = next(path for path in tracking.journal_folders(root) if len(path.name) == 32)
-    with (whole / tracking.RECORDS).open("ab") as file:
+    whole = next(path for path in journal.journal_folders(root) if len(path.name) == 32)
+    with (whole / journal.RECORDS).open("ab") as file:
         file.write(bytes(20) + b"\n")
-    (whole / "shipped.json").touch()
+    (whole / "mlflow.json").touch()
     drain(root)
     assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
     assert left_over(root) == []
 
 
 def test_lost_records_do_not_fail_the_stage(root, capsys):
-    with tracking.open_run(root, stage="base", params={}, tags={}) as run:
+    with journal.open_journal(root, stage="base", params={}, tags={}) as run:
         run(Picture("lost", root / "none.png"))
         run(ModelReady("lost", root / "none"))
-        (run.folder / tracking.LOG).mkdir()
+        (run.folder / journal.LOG).mkdir()
         run(Note("lost"))
-        (run.folder / tracking.LOG).rmdir()
+        (run.folder / journal.LOG).rmdir()
         run(Metrics(1, {"loss": 1.0}))
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("MLflow will lack something of this stage: ")
+    assert said.startswith("Prefect and MLflow will lack something of this stage: ")
     assert "none.png" in said
-    (folder,) = tracking.journal_folders(root)
-    assert [record["kind"] for record in tracking.read_journal(folder).records] == ["start", "metrics", "end"]
+    (folder,) = journal.journal_folders(root)
+    assert [record.kind for record in records_of(folder)] == ["start", "metrics", "end"]
 
 
 def test_full_disk_leaves_whole_records(root):
@@ -363,13 +372,13 @@ def test_full_disk_leaves_whole_records(root):
     code = f"""
 import os, resource, signal
 from pathlib import Path
-from flows import tracking
+from flows.watch import journal
 from flows.events import Metrics
-tracking.start_shipper = lambda root: None
+journal.start_postman = lambda root: None
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-with tracking.open_run(Path({str(root)!r}), stage="base", params={{}}, tags={{}}) as run:
+with journal.open_journal(Path({str(root)!r}), stage="base", params={{}}, tags={{}}) as run:
     run(Metrics(1, {{"loss": 1.0}}))
-    size = (run.folder / tracking.RECORDS).stat().st_size
+    size = (run.folder / journal.RECORDS).stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
     for step in (2, 3):
         run(Metrics(step, {{"loss": 1.0}}))
@@ -378,29 +387,30 @@ with tracking.open_run(Path({str(root)!r}), stage="base", params={{}}, tags={{}}
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == "MLflow will lack something of this stage: [Errno 28] No space left on device\n"
-    (folder,) = tracking.journal_folders(root)
-    records = tracking.read_journal(folder).records
-    assert [record.get("step", record["kind"]) for record in records] == ["start", 1, 4, "end"]
+    assert (
+        done.stderr == "Prefect and MLflow will lack something of this stage: [Errno 28] No space left on device\n"
+    )
+    (folder,) = journal.journal_folders(root)
+    assert [record.of.get("step", record.kind) for record in records_of(folder)] == ["start", 1, 4, "end"]
 
 
 def test_no_journal_does_not_fail_the_stage(root, capsys):
     (root / "work").write_text("a file where a folder is expected")
-    with tracking.open_run(root, stage="base", params={}, tags={}) as run:
+    with journal.open_journal(root, stage="base", params={}, tags={}) as run:
         run(Metrics(1, {"loss": 1.0}))
         run(Note("lost"))
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith("MLflow will not show base: ")
+    assert said.startswith("Prefect and MLflow will not show base: ")
 
 
 def test_killed_stage_is_closed(root):
     code = f"""
 import sys, time
 from pathlib import Path
-from flows import tracking
+from flows.watch import journal
 from flows.events import Metrics
-tracking.start_shipper = lambda root: None
-run = tracking.open_run(Path({str(root)!r}), stage="base", params={{}}, tags={{}})
+journal.start_postman = lambda root: None
+run = journal.open_journal(Path({str(root)!r}), stage="base", params={{}}, tags={{}})
 run(Metrics(1, {{"loss": 1.0}}))
 print("ready", flush=True)
 time.sleep(60)
@@ -427,10 +437,10 @@ time.sleep(60)
     ],
 )
 def test_exception_closes_the_run(root, error, status):
-    with pytest.raises(type(error)), tracking.open_run(root, stage="base", params={}, tags={}):
+    with pytest.raises(type(error)), journal.open_journal(root, stage="base", params={}, tags={}):
         raise error
-    (folder,) = tracking.journal_folders(root)
-    assert tracking.read_journal(folder).end["status"] == status
+    (folder,) = journal.journal_folders(root)
+    assert journal.read_journal(folder, "mlflow").end["status"] == status
 
 
 def test_parent_follows_its_children(root, monkeypatch):
@@ -439,17 +449,17 @@ def test_parent_follows_its_children(root, monkeypatch):
     def statuses():
         return [status for _, status in stored(root)["runs"]]
 
-    with pytest.raises(RuntimeError), tracking.open_run(root, stage="a", params={}, tags={}):
+    with pytest.raises(RuntimeError), journal.open_journal(root, stage="a", params={}, tags={}):
         raise RuntimeError
     drain(root)
     assert statuses() == ["FAILED", "FAILED"]
-    with tracking.open_run(root, stage="a", params={}, tags={}):
+    with journal.open_journal(root, stage="a", params={}, tags={}):
         drain(root)
         assert statuses() == ["FAILED", "RUNNING", "RUNNING"]
     drain(root)
     assert statuses() == ["FAILED", "FINISHED", "FINISHED"]
     monkeypatch.setenv(process.PIPELINE, "2-1000000000")
-    with tracking.open_run(root, stage="z", params={}, tags={}):
+    with journal.open_journal(root, stage="z", params={}, tags={}):
         pass
     drain(root)
     assert len(query(root, "select distinct value from tags where key = 'mlflow.parentRunId'")) == 2
@@ -457,14 +467,14 @@ def test_parent_follows_its_children(root, monkeypatch):
 
 def test_parent_waits_for_its_pipeline(root, monkeypatch):
     monkeypatch.delenv(process.PIPELINE)
-    monkeypatch.setattr(shipper, "PAUSE_SECONDS", 0.05)
-    with tracking.open_run(root, stage="a", params={}, tags={}):
+    monkeypatch.setattr(to_mlflow.MlflowBox, "pause_seconds", 0.05)
+    with journal.open_journal(root, stage="a", params={}, tags={}):
         pass
-    store = shipper.Store(root)
-    assert not shipper.tick(store, leaving=False).problems
+    box = to_mlflow.MlflowBox(root)
+    assert not box.tick(leaving=False).problems
     assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "RUNNING"]
-    monkeypatch.setattr(shipper, "LINGER_SECONDS", 0.1)
-    shipper.drain(store, once=False)
+    monkeypatch.setattr(postman, "LINGER_SECONDS", 0.1)
+    postman.stay(root, [box])
     assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
     assert left_over(root) == []
 
@@ -481,15 +491,15 @@ def test_digests_of_dvc(root, monkeypatch):
     lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": stale}}))
     os.utime(lock, (1, 1))
     for stage in ("reflow@r1", "other"):
-        with tracking.open_run(root, stage=stage, params={}, tags={}):
+        with journal.open_journal(root, stage=stage, params={}, tags={}):
             pass
-    store = shipper.Store(root)
-    assert shipper.tick(store, leaving=True).waiting
+    box = to_mlflow.MlflowBox(root)
+    assert box.tick(leaving=True).waiting
     assert not any(key.startswith("dvc.out") for key in tags(root, "reflow@r1"))
     lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": entry}}))
-    assert shipper.tick(store, leaving=True).waiting, "DVC may still be writing it"
-    monkeypatch.setattr(shipper, "STILL_SECONDS", 0)
-    assert shipper.tick(store, leaving=True).waiting  # for `other`
+    assert box.tick(leaving=True).waiting, "DVC may still be writing it"
+    monkeypatch.setattr(to_mlflow, "STILL_SECONDS", 0)
+    assert box.tick(leaving=True).waiting  # for `other`
     digests = {key: value for key, value in tags(root, "reflow@r1").items() if key.startswith("dvc.")}
     assert digests == {
         "dvc.stage": "reflow@r1",
@@ -497,23 +507,23 @@ def test_digests_of_dvc(root, monkeypatch):
         "dvc.out.models/r1": f"{'1' * 32}.dir",
         "dvc.out.scores/r1.json": "2" * 32,
     }
-    monkeypatch.setattr(shipper, "DIGEST_SECONDS", 0)
+    monkeypatch.setattr(to_mlflow, "DIGEST_SECONDS", 0)
     drain(root)
     assert left_over(root) == []
 
 
-def test_a_stage_starts_its_shipper(tmp_path, empty_database, monkeypatch):
-    """The shipper drains behind the stage's back and holds none of the stage's pipes."""
+def test_a_stage_starts_its_postman(tmp_path, empty_database, monkeypatch):
+    """The postman works behind the stage's back and holds none of the stage's pipes."""
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     code = f"""
 import sys, time
 from pathlib import Path
-from flows import tracking
+from flows.watch import journal
 from flows.events import Metrics
 started = time.perf_counter()
-with tracking.open_run(Path({str(tmp_path)!r}), stage="base", params={{}}, tags={{}}) as run:
+with journal.open_journal(Path({str(tmp_path)!r}), stage="base", params={{}}, tags={{}}) as run:
     opened = time.perf_counter()
     run(Metrics(1, {{"loss": 1.0}}))
 assert not {{"mlflow", "torch", "numpy"}} & set(sys.modules)
@@ -538,7 +548,7 @@ def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
     program.write_text(
         "import subprocess, sys, os\n"
         "print(os.getpid(), flush=True)\n"
-        "code = 'from flows import process as t; print(t.pipeline_key(), t.pipeline_started())'\n"
+        "code = 'from flows.local import process as t; print(t.pipeline_key(), t.pipeline_started())'\n"
         "for _ in range(2): subprocess.run(f'{sys.executable} -c \"{code}\"; true', shell=True, check=True)\n"
     )
     out = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
@@ -552,7 +562,7 @@ def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
 
 
 def test_append_is_cheap(root):
-    run = tracking.open_run(root, stage="base", params={}, tags={})
+    run = journal.open_journal(root, stage="base", params={}, tags={})
     times = []
     for step in range(500):
         started = time.perf_counter()
