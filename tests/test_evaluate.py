@@ -6,7 +6,7 @@ import torch
 from test_variants import events_of, points, run, tiny
 
 from flows import layout
-from flows.scores.sweep import noise_of, runs_for, sampled
+from flows.scores.sweep import noise_of, sampled, samplings_for
 from fmcore.cli import main
 from fmcore.disk.files import read_json, read_tensors
 from fmcore.disk.pairs import open_pairs
@@ -121,7 +121,7 @@ def test_each_solver_runs_on_each_grid_once(here):
         ("heun", "uniform", 4),
     ]
     model = load_model(layout.model("base"))
-    assert {run.grid for run in runs_for(model, params.evaluate)} == {UniformGrid(), SigmoidGrid()}
+    assert {run.grid for run in samplings_for(model, params.evaluate)} == {UniformGrid(), SigmoidGrid()}
     x0 = draw(0, 200, shape=model.shape, seed=0, purpose="evaluate")[0]
     x1 = integrate(model.field("fp32"), x0, SigmoidGrid()(4), SOLVERS["euler"])
     assert value("base", "fd_cnn64", grid="sigmoid").value == pytest.approx(distance(x1), rel=1e-3)
@@ -265,7 +265,7 @@ def test_a_batch_that_had_to_be_halved_counts_its_evaluations_once(here):
     """What was tried before memory ran out is no evaluation of a sample."""
     model = load_model(layout.model("base"))
     params = tiny()
-    run = next(run for run in runs_for(model, params.evaluate) if run.solver == "euler" and run.nfe == 4)
+    run = next(run for run in samplings_for(model, params.evaluate) if run.solver == "euler" and run.nfe == 4)
 
     def narrow(x, t, label):
         if len(x) > 60:

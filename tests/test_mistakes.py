@@ -53,7 +53,7 @@ def test_the_parent_flow_nests_every_stage_and_then_finds_them_cached(tmp_path, 
             runs = {run.name: run for run in client.read_flow_runs(limit=100)}
             tasks = client.read_task_runs(limit=200)
             pictures = [a.key for a in client.read_artifacts() if a.key and "samples" in a.key]
-        made = {"check", "features", "base", "couple@r1", "reflow@r1", "couple@r2", "evaluate_base"}
+        made = {"check", "intake", "features", "base", "couple@r1", "reflow@r1", "couple@r2", "evaluate_base"}
         assert set(runs) >= made
         assert all(runs[name].state.is_completed() for name in made)
         parents = {task.id: task.name for task in tasks}

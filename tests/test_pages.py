@@ -19,6 +19,7 @@ from servers import (
     make_project,
     runs_named,
     someone_else,
+    spelled,
     wait_until,
 )
 from websockets.exceptions import ConnectionClosed, InvalidStatus

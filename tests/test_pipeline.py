@@ -28,6 +28,7 @@ def made(tmp_path_factory):
 
 ALL = {
     "check",
+    "intake",
     "features",
     "base",
     "couple@r1",

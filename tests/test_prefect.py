@@ -270,7 +270,7 @@ def test_a_postman_killed_after_any_call_doubles_nothing(server, tmp_path):
         root.mkdir()
         play(root, stage=f"killed-{lives}")
         with contextlib.closing(PrefectBox(root)) as box:
-            calls = mortal(box._client(server.address), lives)
+            calls = mortal(box._client(server.address, own=True), lives)
             with contextlib.suppress(Killed):
                 assert not box.tick(leaving=True).problems
         told(root)

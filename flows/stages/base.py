@@ -64,7 +64,8 @@ def _adopt(params: Params, stage: Stage, folder: str) -> Events:
             shape=teacher.shape,
             num_classes=teacher.num_classes,
             convention=teacher.convention,
-            manifest=made_by(params, stage) | {"rounds": 0, "images_seen": 0},
+            # Nothing else matters to it, and what does not must not change its bytes.
+            manifest=made_by(params, stage) | {"params": {"base.teacher": folder}, "rounds": 0, "images_seen": 0},
         )
         yield Note(f"base: {folder} taken as it is; it predicts {teacher.convention.predicts}")
         yield from publish_model("base", work)

@@ -79,7 +79,7 @@ class PrefectBox:
 
     def _deliver(self, journal: Journal) -> None:
         """Tells the server what is new."""
-        client = self._client(journal.start["api"])
+        client = self._client(journal.start["api"], journal.state.get("own", False))
         if "run" not in journal.state:
             with _refused():
                 self._create(client, journal)
@@ -95,14 +95,14 @@ class PrefectBox:
         elif journal.fresh:
             journal.remember()
 
-    def _client(self, address: str) -> "SyncPrefectClient":
-        """A client of that API, once it answers.
+    def _client(self, address: str, own: bool) -> "SyncPrefectClient":
+        """A client of that API, once it answers; `own` if it was this user's before, and must be so still.
 
         Raises:
             ConnectionError: if it does not, or if another user listens there.
         """
         api = api_at(self.root, address)
-        if not api.may_be_asked():
+        if not api.may_be_asked() or (own and not api.own):
             raise ConnectionError(f"no server of this user listens at {address}")
         if address not in self._clients:
             if not is_healthy(api.address, api.login):
@@ -125,7 +125,8 @@ class PrefectBox:
         }
         run = str(client.request("POST", "/flow_runs/", json=body).json()["id"])
         page = url_for("flow-run", obj_id=run) or start["api"]
-        journal.state.update(run=run, tags={"prefect.flow_run_id": run, "prefect.flow_run_url": page})
+        own = api_at(self.root, start["api"]).own
+        journal.state.update(run=run, own=own, tags={"prefect.flow_run_id": run, "prefect.flow_run_url": page})
         journals.write_state(journal.folder, self.reader, journal.state)
 
     def _known_of(self, client: "SyncPrefectClient", journal: Journal) -> Known:
