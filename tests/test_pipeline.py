@@ -257,3 +257,13 @@ def test_models_say_what_made_them(made):
     assert student.manifest["init"] == {"model": "r1", "sha256": r1.digest}
     texts = [p.read_text() for p in made.folder.glob("models/*/manifest.json")]
     assert not any(re.search(r"20\d\d-\d\d-\d\d|/tmp|hostname", text) for text in texts)
+
+
+def test_all_stages_in_one_process_make_the_same_bytes(made, tmp_path):
+    """For a machine without DVC, Prefect and MLflow."""
+    alone = Checkout(tmp_path, "smoke")
+    said = alone.run(sys.executable, str(ROOT / "scripts/run_stages.py"), PYTHONPATH=str(alone.folder)).stdout
+    assert set(json.loads(said.splitlines()[0])["seconds"]) == ALL
+    assert alone.outputs() == made.outputs()
+    waiting = alone.run(sys.executable, str(ROOT / "scripts/run_stages.py"), "--seconds", "0", check=False)
+    assert waiting.returncode == 1
