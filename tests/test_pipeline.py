@@ -11,7 +11,7 @@ import time
 
 import pandas as pd
 import pytest
-from checkouts import Checkout, environment
+from checkouts import ROOT, Checkout, environment
 
 from fmcore.disk.pairs import open_pairs
 from fmcore.models.folder import load_model
