@@ -117,12 +117,15 @@ def sentences(found: Verdict) -> list[str]:
     last, few, many = found.rounds[-1], _steps(found.few), _steps(found.many)
     bend, drift = last.bend, last.drift
     if abs(bend.value) <= SURE * bend.std:
-        straight = f"its scores at {few} and at {many} cannot be told apart ({_signed(bend)})"
+        straight = (
+            f"Its scores at {few} and at {many} cannot be told apart ({_signed(bend)}): nothing is left to win"
+        )
     elif bend.value < 0:
-        straight = f"it is better at {few} than at {many} ({_signed(bend)})"
+        straight = f"It is better at {few} than at {many} ({_signed(bend)}): nothing is left to win"
     else:
-        straight = f"it still loses {bend.value:.3g} ± {bend.std:.1g} at {few} against its own {many}"
-    drifted = f"against {last.teacher} it {_did(drift._replace(value=-drift.value), f'at {many}')}"
+        lost = f"{bend.value:.3g} ± {bend.std:.1g}"
+        straight = f"At {few} it is {lost} worse than at {many}, which is all that another round could win"
+    drifted = f"Against its teacher {last.teacher} it {_did(drift._replace(value=-drift.value), f'at {many}')}"
     if found.pays is None:
         conclusion = (
             f"Whether another reflow round after {last.name} pays cannot be told from scores at {many} or fewer "
@@ -135,10 +138,10 @@ def sentences(found: Verdict) -> list[str]:
             f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
         )
     rule = (
-        "A round pays where what few steps lose against many is beyond chance, at least "
-        f"{WORTH:.0%} of the distance, and more than {RATIO:.0f} times what the round lost against its teacher."
+        f"A round pays where what it could win is beyond chance, at least {WORTH:.0%} of the distance, and more than "
+        f"{RATIO:.0f} times what the last one lost."
     )
-    lines = [f"{conclusion}: {straight}, and {drifted}. {rule}"]
+    lines = [f"{conclusion}. {straight}. {drifted}. {rule}"]
     for one in found.rounds:
         did = _did(one.won, f"at {few}")
         kept = _did(one.drift._replace(value=-one.drift.value), f"at {many}")
