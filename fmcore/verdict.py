@@ -117,15 +117,15 @@ def sentences(found: Verdict) -> list[str]:
     last, few, many = found.rounds[-1], _steps(found.few), _steps(found.many)
     bend, drift = last.bend, last.drift
     if abs(bend.value) <= SURE * bend.std:
-        straight = (
-            f"Its scores at {few} and at {many} cannot be told apart ({_signed(bend)}): nothing is left to win"
-        )
+        same = f"The scores of {last.name} at {few} and at {many} cannot be told apart"
+        straight = f"{same} ({_signed(bend)}): nothing is left to win"
     elif bend.value < 0:
-        straight = f"It is better at {few} than at {many} ({_signed(bend)}): nothing is left to win"
+        straight = f"{last.name} is better at {few} than at {many} ({_signed(bend)}): nothing is left to win"
     else:
         lost = f"{bend.value:.3g} ± {bend.std:.1g}"
-        straight = f"At {few} it is {lost} worse than at {many}, which is all that another round could win"
-    drifted = f"Against its teacher {last.teacher} it {_did(drift._replace(value=-drift.value), f'at {many}')}"
+        straight = f"At {few} {last.name} is {lost} worse than at {many}: that is all a further round could win"
+    did = _did(drift._replace(value=-drift.value), f"at {many}")
+    drifted = f"Against its teacher {last.teacher}, {last.name} {did}"
     if found.pays is None:
         conclusion = (
             f"Whether another reflow round after {last.name} pays cannot be told from scores at {many} or fewer "
@@ -138,8 +138,8 @@ def sentences(found: Verdict) -> list[str]:
             f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
         )
     rule = (
-        f"A round pays where what it could win is beyond chance, at least {WORTH:.0%} of the distance, and more than "
-        f"{RATIO:.0f} times what the last one lost."
+        f"A round pays where what it could win is beyond chance, at least {WORTH:.0%} of the distance, and more "
+        f"than {RATIO:.0f} times what the last one lost."
     )
     lines = [f"{conclusion}. {straight}. {drifted}. {rule}"]
     for one in found.rounds:

@@ -27,10 +27,10 @@ def test_a_bent_round_that_hardly_drifted_calls_for_another():
     assert found.margin.value == pytest.approx(4.5 - RATIO * 0.1)
     assert (found.few, found.many) == (1, 64)
     assert sentences(found)[0] == (
-        "Another reflow round after r1 is expected to pay. At one evaluation it is 4.5 ± 0.01 worse than at "
-        "64 evaluations, which is all that another round could win. Against its teacher base it lost 0.1 ± 0.01 at "
-        "64 evaluations. A round pays where what it could win is beyond chance, at least 5% of the distance, and "
-        "more than 4 times what the last one lost."
+        "Another reflow round after r1 is expected to pay. At one evaluation r1 is 4.5 ± 0.01 worse than at "
+        "64 evaluations: that is all a further round could win. Against its teacher base, r1 lost 0.1 ± 0.01 "
+        "at 64 evaluations. A round pays where what it could win is beyond chance, at least 5% of the distance, "
+        "and more than 4 times what the last one lost."
     )
 
 
@@ -46,8 +46,8 @@ def test_a_straight_round_that_drifted_does_not():
 @pytest.mark.parametrize(
     ("one", "said"),
     [
-        (0.405, "Its scores at one evaluation and at 64 evaluations cannot be told apart (+0.005 ± 0.01)"),
-        (0.2, "It is better at one evaluation than at 64 evaluations (-0.2 ± 0.01)"),
+        (0.405, "The scores of r1 at one evaluation and at 64 evaluations cannot be told apart (+0.005 ± 0.01)"),
+        (0.2, "r1 is better at one evaluation than at 64 evaluations (-0.2 ± 0.01)"),
     ],
 )
 def test_a_round_that_is_straight_already_leaves_nothing_to_win(one, said):
