@@ -96,7 +96,7 @@ def extraction(weights: Path, count: int, repeats: int) -> list[str]:
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-    ours = Extractor("fid_inception", INCEPTION_DIMS, "", *load_inception(weights, "cpu"))
+    ours = Extractor("inception", INCEPTION_DIMS, "", *load_inception(weights, "cpu"), distance="fid")
     empty = Reference(stats(torch.zeros(2, INCEPTION_DIMS)), torch.zeros(2, INCEPTION_DIMS))
     theirs = FeatureExtractorInceptionV3(
         "inception-v3-compat", [str(INCEPTION_DIMS)], feature_extractor_weights_path=str(weights)

@@ -225,7 +225,7 @@ def test_features_that_are_not_finite_are_one_line(images, beside, capsys):
 
 def test_an_image_is_named_whatever_the_batch(tmp_path):
     files = [tmp_path / f"{i}.png" for i in range(9)]
-    extractor = Extractor("fd_mine", 1, "", lambda x: torch.where(x[:, 0, 0] > 0, torch.nan, 1.0))
+    extractor = Extractor("mine", 1, "", lambda x: torch.where(x[:, 0, 0] > 0, torch.nan, 1.0))
     pixels = torch.zeros(9, 1, 1, 1, dtype=torch.uint8)
     pixels[7] = 1
     for batch in (1, 2, 4, 9):

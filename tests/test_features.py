@@ -186,7 +186,7 @@ def test_data_digest_is_of_the_values():
 
 def test_the_data_is_dealt_into_equal_random_parts():
     pixels, _ = digits(1000)
-    extractor = Extractor("fd_pixels64", 64, "", lambda x: dequantise(x).flatten(1))
+    extractor = Extractor("pixels64", 64, "", lambda x: dequantise(x).flatten(1))
     first, *others = reference_parts(extractor, torch.split(pixels, 300), 1000)
     total = sum(others, start=first)
     assert [part.count for part in total.parts] == [1000 // PARTS] * PARTS
@@ -201,7 +201,7 @@ def test_the_floor_of_gaussian_features_is_that_of_fresh_samples():
     """What the parts are for: their floor foretells the distance of samples that the reference never saw."""
     g = torch.Generator().manual_seed(0)
     pixels = torch.randn(24_000, 1, 2, 4, generator=g).mul(30).add(128).clamp(0, 255).to(torch.uint8)
-    extractor = Extractor("fd_pixels8", 8, "", lambda x: dequantise(x).flatten(1))
+    extractor = Extractor("pixels8", 8, "", lambda x: dequantise(x).flatten(1))
     (total,) = reference_parts(extractor, [pixels[:4000]], 4000)
     c = frechet_floor(total.parts)
     fresh = [frechet_distance(stats(extractor(x)), total.stats) for x in torch.split(pixels[4000:], 1000)]
@@ -216,7 +216,7 @@ def test_features_of_the_data_that_are_not_finite_are_named():
     def features(x):
         return torch.where(x.flatten(1) > 0, torch.nan, 1.0)
 
-    parts = reference_parts(Extractor("fd_mine", 4, "", features), torch.split(pixels, 5), 9)
+    parts = reference_parts(Extractor("mine", 4, "", features), torch.split(pixels, 5), 9)
     with pytest.raises(ValueError, match=r"features of 1 of 4 images .* not finite, the first is image 7"):
         list(parts)
 

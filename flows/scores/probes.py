@@ -137,8 +137,8 @@ def looked_up(
         found = memorisation(features, reference.features)
     except ValueError:  # of data that mostly come twice nothing can be said
         return [], tensors
-    name, rows = extractor.metric.split("_", 1)[1], len(reference.features)
-    return [Score("memorisation", found, rows, name, extractor.digest)], tensors
+    rows = len(reference.features)
+    return [Score("memorisation", found, rows, extractor.name, extractor.digest)], tensors
 
 
 def strips(model: Trained, params: Params, how: Sampling, labels: Tensor | None) -> Tensor:

@@ -49,7 +49,7 @@ EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they a
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
 MOST = 100_000  # classes, features or pixels a side, in the manifest of somebody else
 AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
-_NETS = {"classifier": "fd_cnn64", "rotation": "fd_rot64", "random": "fd_random64"}
+_NETS = {"classifier": "cnn64", "rotation": "rot64", "random": "random64"}
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,24 @@ class Extractor:
     """A feature extractor.
 
     Main arguments:
-        metric: the name of the distance on its features.
+        name: of its features, e.g. `cnn64`.
         digest: SHA-256 of its weights or source, "" if it has neither.
         features: uint8 NCHW -> (N, dims).
         logits: class scores from features, of extractors that have classes.
+        distance: what the Frechet distance on its features is called, `fid` for the published Inception alone.
     """
 
-    metric: str
+    name: str
     dims: int
     digest: str
     features: Callable[[Tensor], Tensor]
     logits: Callable[[Tensor], Tensor] | None = None
+    distance: str = "fd"
+
+    @property
+    def metric(self) -> str:
+        """The name of the distance on its features."""
+        return f"{self.distance}_{self.name}"
 
     def __call__(self, pixels: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
         """Features of 8-bit images."""
@@ -231,13 +238,14 @@ def _whole(file: Path, name: str, values: object, count: int = 1) -> tuple[int, 
 
 def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor:
     # Other weights than the published ones give numbers that must not be taken for the FID.
-    metric = "fid_inception" if digest.startswith(INCEPTION_SHA) else f"fd_inception_{digest[:8]}"
-    return Extractor(metric, INCEPTION_DIMS, digest, *load_inception(path, device))
+    published = digest.startswith(INCEPTION_SHA)
+    name, distance = ("inception", "fid") if published else (f"inception_{digest[:8]}", "fd")
+    return Extractor(name, INCEPTION_DIMS, digest, *load_inception(path, device), distance=distance)
 
 
 def _pixels(shape: tuple[int, ...], device: torch.device | str) -> Extractor:
     dims = prod(shape)
-    return Extractor(f"fd_pixels{dims}", dims, "", lambda pixels: dequantise(pixels.to(device)).flatten(1))
+    return Extractor(f"pixels{dims}", dims, "", lambda pixels: dequantise(pixels.to(device)).flatten(1))
 
 
 def _imported(name: str) -> tuple[Callable[[Tensor], Tensor], Path]:
@@ -294,7 +302,7 @@ def _function(
         _check_features(name, found, len(pixels), dims)
         return found.to(device, torch.float32)
 
-    return Extractor(f"fd_{name.partition(':')[2]}", dims, digest, features)
+    return Extractor(name.partition(":")[2], dims, digest, features)
 
 
 def _check_features(name: str, found: object, count: int, dims: int) -> None:

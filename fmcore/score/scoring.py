@@ -109,13 +109,12 @@ class ImageScorer:
                 estimate = bias_corrected(plain, [group.count for group in self.groups])
                 found.append((f"{ex.metric}_inf", estimate, real.count))
             elif metric == "inception_score":
-                name = metric if "_inception" in ex.metric else "classifier_score"
+                name = metric if ex.name.startswith("inception") else "classifier_score"
                 found.append((name, inception_score(self.classes), 0))
             else:
                 estimates = FEATURE_METRICS[metric](torch.cat(self.kept), reference.kept, self.seed)
                 found += [(key, value, len(reference.kept)) for key, value in estimates.items()]
-        name = ex.metric.split("_", 1)[1]
-        return [Score(key, estimate, rows, name, ex.digest) for key, estimate, rows in found]
+        return [Score(key, estimate, rows, ex.name, ex.digest) for key, estimate, rows in found]
 
 
 def _add(groups: list[Sums], group: int, found: Sums) -> None:
