@@ -112,10 +112,10 @@ def test_mlflow_is_not_served_without_a_word_on_its_login(monkeypatch):
         gate.mlflow_app()
 
 
-@pytest.mark.parametrize("bind", [gate.bound, gate.bound_once])
-def test_a_port_is_held_on_both_loopbacks(bind):
+@pytest.mark.parametrize("one", [False, True])
+def test_a_port_is_held_on_both_loopbacks(one):
     """Also against who allows others to share it, as another user might."""
-    sockets = bind(free_port())
+    sockets = gate.bound(free_port(), one=one)
     try:
         port = sockets[0].getsockname()[1]
         for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))[: len(sockets)]:
@@ -125,7 +125,7 @@ def test_a_port_is_held_on_both_loopbacks(bind):
                     with pytest.raises(OSError, match="in use"):
                         other.bind((host, port)) or other.listen()
         with pytest.raises(OSError, match="in use"):
-            bind(port)
+            gate.bound(port, one=one)
     finally:
         for each in sockets:
             each.close()

@@ -108,10 +108,11 @@ def prefect_app() -> ASGIApp:
     return _gated(app, None)
 
 
-def bound(port: int) -> list[socket.socket]:
+def bound(port: int, *, one: bool = False) -> list[socket.socket]:
     """Sockets that listen on a port of this machine's loopback, IPv6 too where there is one.
 
-    Browsers take `localhost` for either, so whoever had the other one would be asked for the login.
+    Browsers take `localhost` for either, so whoever had the other one would be asked for the login. A server that
+    takes `one` socket gets the first; IPv6's half of its port then refuses everybody.
 
     Raises:
         OSError: if it is taken.
@@ -120,31 +121,23 @@ def bound(port: int) -> list[socket.socket]:
     port = sockets[0].getsockname()[1]
     try:
         if _has_loopback6():
-            sockets.append(_listening(socket.AF_INET6, "::1", port))
+            sockets.append(_refusing(port) if one else _listening(socket.AF_INET6, "::1", port))
     except OSError:
         sockets[0].close()
         raise
     return sockets
 
 
-def bound_once(port: int) -> list[socket.socket]:
-    """The same for a server that takes one socket, the first: IPv6's half of the port then refuses everybody.
-
-    Raises:
-        OSError: if it is taken.
-    """
-    sockets = [_listening(socket.AF_INET, "127.0.0.1", port)]
-    port = sockets[0].getsockname()[1]
+def _refusing(port: int) -> socket.socket:
+    """Holds IPv6's half of a port without listening."""
+    made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
     try:
-        if _has_loopback6():
-            sockets.append(socket.socket(socket.AF_INET6, socket.SOCK_STREAM))
-            # Not to be shared: of two that both allow it and do not listen, the second may be another user's.
-            sockets[-1].bind(("::1", port))
+        # Not to be shared: of two that both allow it and do not listen, the second may be another user's.
+        made.bind(("::1", port))
     except OSError:
-        for each in sockets:
-            each.close()
+        made.close()
         raise
-    return sockets
+    return made
 
 
 def _listening(family: socket.AddressFamily, host: str, port: int) -> socket.socket:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 [stack.enter_context(each) for each in _held(bind, port, name)]
                 for bind, port, name in (
                     (gate.bound, options.prefect_port, "prefect"),
-                    (gate.bound_once, options.mlflow_port, "mlflow"),
+                    (partial(gate.bound, one=True), options.mlflow_port, "mlflow"),
                 )
             )
             _serve(root, prefect, mlflow[0], login)
