@@ -184,8 +184,7 @@ def test_a_stage_finds_the_page_by_itself(pages):
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     subprocess.run(["dvc", "repro", "-q", "a"], cwd=pages.project, env=env, check=True, timeout=100)
     with client_of(pages.api) as client:
-        (run,) = runs_named(client, "a")
-        assert run.state.is_completed()
+        wait_until(lambda: [run for run in runs_named(client, "a") if run.state.is_completed()], 60)
 
 
 def start_again(folder, prefect, mlflow):
