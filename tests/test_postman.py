@@ -352,6 +352,22 @@ def test_void_journal_is_discarded(root):
     assert left_over(root) == []
 
 
+def test_what_nobody_takes_is_dropped_in_the_end(root, caplog):
+    """MLflow has had it, Prefect has not: the models go at once, the rest after two weeks, and with a word."""
+    record_stage(root, points=1)
+    (folder,) = journal.journal_folders(root)
+    records = folder / journal.RECORDS
+    records.write_bytes(records.read_bytes().replace(b'"api": null', b'"api": "http://127.0.0.1:9/api"', 1))
+    assert (folder / journal.MODELS).exists()
+    drain(root)
+    assert not (folder / journal.MODELS).exists()
+    assert journal.journal_folders(root) == [folder]
+    os.utime(records, (time.time() - postman.KEEP_SECONDS - 1,) * 2)
+    postman.sweep(root)
+    assert left_over(root) == []
+    assert "the journal of distill is dropped" in caplog.text
+
+
 def test_lost_records_do_not_fail_the_stage(root, capsys):
     with journal.open_journal(root, stage="base", params={}, tags={}) as run:
         run(Picture("lost", root / "none.png"))

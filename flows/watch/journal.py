@@ -6,9 +6,8 @@ Importing either costs seconds and a call to it blocks for as long as its server
 appends one JSON line per event (far below a millisecond) and a background process does the rest. A stage therefore
 runs the same with a fast, a slow, a dead or no server.
 
-A journal is a folder: `records.jsonl`, `log.txt`, and under `files/` the pictures, tables and models that the
-records name. Each reader has a file in it, `mlflow.json` or `prefect.json`, where it notes up to which byte the
-records are known to have arrived.
+A journal is a folder: `records.jsonl`, `log.txt`, and the pictures, tables and models that the records name. Each
+reader has a file in it, `mlflow.json` or `prefect.json`: up to which byte the records are known to have arrived.
 
 The stage holds a lock on its journal for as long as it lives, and the kernel releases it however the stage dies:
 a silent stage is told from a killed one by it.
@@ -21,7 +20,6 @@ import errno
 import fcntl
 import itertools
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -39,9 +37,11 @@ from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Ta
 from flows.local import api
 from flows.local.process import Process, pipeline_key, pipeline_process
 from flows.watch import waiting
+from flows.watch.plain import plain
 
 RECORDS = "records.jsonl"
 LOG = "log.txt"
+MODELS = "models"  # apart from the other files: only MLflow wants them, and they are large
 PROGRESS_SECONDS = 2.0
 PARENT = "FMCORE_PARENT_TASK_RUN"  # of the environment: the task of the parent flow that a stage runs in
 
@@ -118,11 +118,12 @@ class Journal:
         self.state.update(state)
         write_state(self.folder, self.reader, self.state)
 
-    def discard(self) -> None:
-        """Deletes the journal, which is gone at once for every reader."""
-        gone = self.folder.with_name(f".{self.folder.name}.gone")
-        self.folder.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+
+def discard(folder: Path) -> None:
+    """Deletes a journal, which is gone at once for every reader."""
+    gone = folder.with_name(f".{folder.name}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def read_journal(folder: Path, reader: str) -> Journal | None:
@@ -133,11 +134,10 @@ def read_journal(folder: Path, reader: str) -> Journal | None:
     # In this order: a stage that ends after the first look counts as alive, not as killed.
     alive, state = is_locked(folder / RECORDS), read_state(folder, reader)
     offset = int(state.get("offset", 0))
-    with suppress(FileNotFoundError), (folder / RECORDS).open("rb") as file:
-        head = file.readline()
-        start = _parsed(head) if head.endswith(b"\n") else None
-        if start is None or start["kind"] != "start":
-            return None
+    start = start_of(folder)
+    if start is None:
+        return None
+    with (folder / RECORDS).open("rb") as file:
         file.seek(max(0, offset - 1))
         if offset and file.read(1) != b"\n":  # never, unless the disk lost what was delivered
             return None
@@ -152,6 +152,14 @@ def read_journal(folder: Path, reader: str) -> Journal | None:
             last = fresh[-1].time if fresh else state.get("time", start["time"])
             end = {"status": "KILLED", "time": last, "silent": True}
         return Journal(folder, reader, alive, start, fresh, end, state)
+
+
+def start_of(folder: Path) -> dict[str, Any] | None:
+    """What a stage said of itself, None where a power loss took it."""
+    with suppress(FileNotFoundError), (folder / RECORDS).open("rb") as file:
+        head = file.readline()
+        start = (_parsed(head) if head.endswith(b"\n") else None) or {}
+        return start if start.get("kind") == "start" else None
     return None
 
 
@@ -222,7 +230,7 @@ class Writer:
                     log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
                 self._append(kind="note", text=text)
             case ModelReady(name, path):
-                files, kept = self._place(name)
+                files, kept = self._place(name, under=MODELS)
                 shutil.copytree(path, kept, copy_function=_link)
                 registered = f"{self._data}-{name}" if self._data else name
                 self._append(kind="model", name=name, path=path, registered=registered, files=files)
@@ -270,9 +278,9 @@ class Writer:
                 _say(f"Prefect and MLflow will lack something of this stage: {error}")
             self._said = True
 
-    def _place(self, path: str) -> tuple[str, Path]:
+    def _place(self, path: str, under: str = "files") -> tuple[str, Path]:
         """A new folder for one record's files, and where in it to put `path`."""
-        files = f"files/{next(self._files)}"
+        files = f"{under}/{next(self._files)}"
         kept = self.folder / files / path
         kept.parent.mkdir(parents=True)
         return files, kept
@@ -360,20 +368,6 @@ def start_postman(root: Path) -> None:
         start_new_session=True,
         check=True,
     )
-
-
-def plain(value: object) -> Any:
-    """A value as JSON can hold it; numbers that JSON lacks become text."""
-    match value:
-        case None | bool() | int() | str():
-            return value
-        case float():
-            return value if math.isfinite(value) else str(value)
-        case Mapping():
-            return {str(key): plain(item) for key, item in value.items()}
-        case list() | tuple() | set() | frozenset():
-            return [plain(item) for item in value]
-    return value.item() if hasattr(value, "item") else str(value)  # NumPy's and PyTorch's numbers
 
 
 def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

@@ -72,19 +72,21 @@ def sweep(root: Path) -> None:
     """Deletes the journals that nobody needs any more, and those that are void."""
     for folder in journal.journal_folders(root):
         with suppress(OSError):
-            found = journal.read_journal(folder, "mlflow")
-            if found is None:
-                if not journal.is_locked(folder / journal.RECORDS):
-                    shutil.rmtree(folder)
+            if journal.is_locked(folder / journal.RECORDS):
                 continue
-            closed = found.state.get("closed")
-            if closed:  # the files that MLflow has are large, and Prefect's are read when they are told
-                shutil.rmtree(folder / "files" / "models", ignore_errors=True)
-            prefect = journal.read_state(folder, "prefect")
-            told = prefect.get("done") or found.start["api"] is None
-            old = found.end is not None and time.time() - found.end["time"] > KEEP_SECONDS
-            if not found.alive and ((closed and told) or old):
-                found.discard()
+            start = journal.start_of(folder)
+            if start is None:
+                shutil.rmtree(folder)
+                continue
+            mlflow, prefect = (journal.read_state(folder, reader) for reader in ("mlflow", "prefect"))
+            if mlflow.get("closed"):
+                shutil.rmtree(folder / journal.MODELS, ignore_errors=True)
+            old = time.time() - (folder / journal.RECORDS).stat().st_mtime > KEEP_SECONDS
+            if mlflow.get("closed") and (prefect.get("done") or start.get("api") is None):
+                journal.discard(folder)
+            elif old:
+                log.warning("the journal of %s is dropped: nobody took it for two weeks", start["stage"])
+                journal.discard(folder)
 
 
 def once(root: Path, boxes: Sequence[Letterbox]) -> list[str]:

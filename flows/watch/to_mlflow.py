@@ -127,7 +127,7 @@ class Store:
                     params = [Param(key, value) for key, value in texts.items()]
                     for batch in _batches(params, PARAMS_PER_CALL):
                         self.client.log_batch(run, params=batch)
-                case "picture" | "table":
+                case "picture" | "table" | "files":  # the last of version 0.1
                     self.client.log_artifacts(run, str(journal.folder / record.of["files"]))
                 case "tag":
                     for tagged in (run, self.parent(journal)):

@@ -65,7 +65,7 @@ class PrefectBox:
             if state.get("done"):
                 continue
             journal = journals.read_journal(folder, self.reader)
-            if journal is None or journal.start["api"] is None:
+            if journal is None or journal.start.get("api") is None:
                 continue
             found.append(journal)
             with noting(problems):
