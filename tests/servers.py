@@ -23,6 +23,8 @@ from flows.watch.to_prefect import PrefectBox
 ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 NOBODY = 65534
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_PORTS = iter(range(16000 + 400 * (_WORKER % 32), 16400 + 400 * (_WORKER % 32)))  # below what systems hand out
 
 STAGE = """
 import os, sys, time
@@ -73,9 +75,15 @@ def wait_until(condition, seconds=60.0):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on, another at each call, of a range that no other test process draws from.
+
+    The ports that a system hands out may come twice, or be taken by a connection before a server has them.
+    """
+    for port in _PORTS:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no port is left")
 
 
 def answer_to(url, body=None, *, login=None, **headers):

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from servers import free_port
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 from flows.local import process
@@ -240,12 +241,6 @@ def test_killed_by_signal(root):
     assert result["models"] == [("student", 2)]
     assert [status for _, status in result["runs"]] == ["FINISHED", "FINISHED"]
     assert left_over(root) == []
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager

@@ -111,8 +111,6 @@ class PrefectBox:
         return self._clients[address]
 
     def _create(self, client: "SyncPrefectClient", journal: Journal) -> None:
-        from prefect.utilities.urls import url_for
-
         start = journal.start
         body = {
             "flow_id": str(client.create_flow_from_name(start["stage"].partition("@")[0])),
@@ -124,9 +122,9 @@ class PrefectBox:
             "idempotency_key": journal.folder.name,  # asked twice, the server makes one run
         }
         run = str(client.request("POST", "/flow_runs/", json=body).json()["id"])
-        page = url_for("flow-run", obj_id=run) or start["api"]
-        own = api_at(self.root, start["api"]).own
-        journal.state.update(run=run, own=own, tags={"prefect.flow_run_id": run, "prefect.flow_run_url": page})
+        api = api_at(self.root, start["api"])
+        tags = {"prefect.flow_run_id": run, "prefect.flow_run_url": _page_of(run, api)}
+        journal.state.update(run=run, own=api.own, tags=tags)
         journals.write_state(journal.folder, self.reader, journal.state)
 
     def _known_of(self, client: "SyncPrefectClient", journal: Journal) -> Known:
@@ -235,6 +233,15 @@ def _client(api: Api) -> Any:
         options["trust_env"] = False
     with temporary_settings(settings):
         return get_client(sync_client=True, httpx_settings=options)
+
+
+def _page_of(run: str, api: Api) -> str:
+    """Where that API's own page shows a run."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+    from prefect.utilities.urls import url_for
+
+    with temporary_settings({PREFECT_API_URL: api.address}):
+        return url_for("flow-run", obj_id=run) or api.address
 
 
 def _pages(client: "SyncPrefectClient", path: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
