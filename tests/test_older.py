@@ -68,7 +68,11 @@ def test_params_of_every_version_so_far_are_brought_up_to_date(project, old, cap
     assert upgrade.main() == 0
     params, said = read(Path("params.yaml")), capsys.readouterr().out
     assert params.base.train.images == before["base"]["train"]["images"]
-    assert params.distill.match is None or "match" in before["distill"], "what it does is what it did"
+    drew_to_data = bool(before["distill"].get("match"))
+    assert params.distill.ending.name == ("matched" if drew_to_data else "regression"), (
+        "what it does is what it did"
+    )
+    assert drew_to_data or params.distill.ending.k == before["distill"]["k"]
     text = Path("params.yaml").read_text()
     for comment in ("# Every key must stand here.", "# auto | cpu | cuda;"):
         assert comment in text

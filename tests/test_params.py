@@ -232,8 +232,8 @@ WRONG = {
         changed("couple.solver", "dopri5"),
         'rk4, ab2, noise_anchored, got "dopri5"; adaptive steps are evaluate.dopri5',
     ),
-    "nfe of heun": (changed("evaluate.solvers.heun", [3]), "evaluate.solvers.heun: expected multiples of 2"),
-    "no euler": (changed("evaluate.solvers", {"heun": [2]}), "evaluate.solvers.euler: expected at least one"),
+    "nfe of heun": (changed("evaluate.solvers.heun", [4]), "evaluate.solvers.heun: expected one of 1, 3, 5, ..."),
+    "no euler": (changed("evaluate.solvers", {"heun": [3]}), "evaluate.solvers.euler: expected at least one"),
     "teacher that is not there": (
         changed("reflow.rounds.r2.teacher", "r7"),
         'reflow.rounds.r2.teacher: expected a model made before it (base, r1), got "r7"',
@@ -252,13 +252,37 @@ WRONG = {
         "reflow.rounds.r2.train.lrr: unknown key",
     ),
     "override out of range": (changed("reflow.rounds.r2.train", {"lr": -1.0}), "reflow.rounds.r2.train"),
-    "override of nfe": (changed("reflow.rounds.r2.couple", {"solver": "heun", "nfe": 3}), "rounds.r2.couple.nfe"),
+    "override of nfe": (changed("reflow.rounds.r2.couple", {"solver": "heun", "nfe": 4}), "rounds.r2.couple.nfe"),
     "init that is not there": (changed("distill.init", "r9"), "distill.init: expected one of base, r1, r2"),
     "couplings of no round": (
         changed("distill.couplings", "base"),
         "distill.couplings: expected a round (r1, r2)",
     ),
-    "k of 0": (changed("distill.k", 0), "distill.k: expected a number >= 1"),
+    "k of 0": (
+        changed("distill.ending", {**REGRESSION, "k": 0}),
+        "distill.ending: regression needs k >= 1, got 0",
+    ),
+    "ending of no kind": (
+        changed("distill.ending.name", "magic"),
+        "distill.ending.name: expected one of regression, matched",
+    ),
+    "share beyond one": (
+        changed("distill.ending.at_noise", 1.5),
+        "distill.ending: matched needs at_noise in (0, 1]",
+    ),
+    "no space": (changed("distill.ending.spaces", []), "distill.ending: matched needs"),
+    "space of no kind": (
+        changed("distill.ending.spaces", [{"name": "inception"}]),
+        "distill.ending.spaces.0.name: expected one of pixels, hidden",
+    ),
+    "one sample a part": (
+        changed("distill.train.accumulate", 64),
+        "distill.ending: each part of a batch needs 2 samples or more",
+    ),
+    "more rows of data than parts": (
+        changed("distill.ending.real", 2, "distill.train.accumulate", 2),
+        "distill.ending",
+    ),
     "k_grid for a flow": (
         changed("base.times", {"name": "k_grid", "k": 2}),
         "base.times.name: k_grid is",

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 
 from flows.params.messages import lines_of
 from flows.params.schema import NAME, Couple, Params
+from fmcore.endings.matched import Matched
 from fmcore.flow.couplings import COUPLINGS
 from fmcore.flow.losses import WEIGHTINGS
 from fmcore.flow.paths import Linear
 from fmcore.flow.perceptual import Perceptual
 from fmcore.flow.times import TIMES, KGrid
 from fmcore.models.networks import MLP
-from fmcore.ode.solvers import ADAPTIVE, SOLVERS, steps_for
+from fmcore.ode.solvers import ADAPTIVE, SOLVERS, cost, steps_for
 from fmcore.score.estimates import GROUPS, group_sizes
 from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
 from fmcore.score.scoring import METRICS
@@ -38,11 +39,7 @@ def rules(params: Params) -> Iterator[str]:
         if isinstance(times, KGrid):
             flows = ", ".join(name for name, kind in TIMES.items() if kind is not KGrid)
             yield f"{where}.name: k_grid is for students; expected one of {flows}"
-    train = params.distill.train
-    if params.distill.match and train.batch_size // train.accumulate < 2:
-        yield "distill.match: parts of at least 2 samples are needed: lower distill.train.accumulate"
-    if params.distill.k < 1:
-        yield f"distill.k: expected a number >= 1, got {params.distill.k}"
+    yield from _ending_rules(params)
     yield from _evaluate_rules(params)
     yield from _data_rules(params)
 
@@ -170,6 +167,24 @@ def _reflow_rules(params: Params) -> Iterator[str]:
             yield f"{at}.network.name: expected mlp for points ({params.data.name}), got {part.network.name}"
 
 
+def _ending_rules(params: Params) -> Iterator[str]:
+    distill, train = params.distill, params.distill.train
+    if not isinstance(distill.ending, Matched):
+        return
+    first, later = distill.ending.sizes(train.batch_size)
+    if min(first, later or first, distill.ending.real) < 2 * train.accumulate:
+        yield (
+            "distill.ending: each part of a batch needs 2 samples or more at t = 0, at later times (if there are "
+            f"any) and of data, got {first}, {later} and {distill.ending.real} in {train.accumulate} parts "
+            "(distill.train.accumulate)"
+        )
+    if params.conditional and distill.labels == "drop" and not params.base.label_dropout:
+        yield (
+            "distill.labels: drop needs base.label_dropout > 0 for the ending matched, which asks the base about "
+            "samples without their classes, got 0"
+        )
+
+
 def _is_unlabelled(params: Params, couplings: str) -> bool:
     """Whether a round's couplings have no labels: its teacher is a round that dropped them."""
     return couplings in params.reflow.rounds and params.reflow.rounds[couplings].teacher != "base"
@@ -189,7 +204,8 @@ def _solver_rules(
             steps_for(SOLVERS[name], nfe, passes=passes)
         except ValueError:
             guided = " under guidance" if passes > 1 else ""
-            yield f"{nfe_key}: expected multiples of {SOLVERS[name].stages * passes} for {name}{guided}, got {nfe}"
+            costs = ", ".join(str(cost(SOLVERS[name], steps) * passes) for steps in (1, 2, 3))
+            yield f"{nfe_key}: expected one of {costs}, ... for {name}{guided}, got {nfe}"
 
 
 def _evaluate_rules(params: Params) -> Iterator[str]:
@@ -262,7 +278,8 @@ def _data_rules(params: Params) -> Iterator[str]:
             yield f"flip: {params.data.name} are points, expected false"
         if params.base.teacher is not None:
             yield f"base.teacher: expected null for points ({params.data.name}): teachers make images"
-        for at, section in (("base", params.base), ("reflow", params.reflow), ("distill", params.distill)):
+        sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
+        for at, section in sections:
             if isinstance(section.distance, Perceptual):
                 yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are points"
     elif kind == "none":

@@ -12,7 +12,8 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from fmcore.endings.match import Matching
+from fmcore.endings import ENDINGS, Ending
+from fmcore.endings.spaces import SPACES
 from fmcore.flow.fields import Guidance
 from fmcore.flow.losses import DISTANCES, Distance
 from fmcore.flow.paths import ContinuousPath
@@ -25,7 +26,16 @@ from fmcore.ode.sampling import Sampling
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 ALL_GRIDS = {kind.name: kind for kind in get_args(Grid)}
 CONTINUOUS_PATHS = {kind.name: kind for kind in get_args(ContinuousPath)}
-FAMILIES: tuple[Mapping[str, type], ...] = (DATA, NETWORKS, TIMES, DISTANCES, CONTINUOUS_PATHS, ALL_GRIDS)
+FAMILIES: tuple[Mapping[str, type], ...] = (
+    DATA,
+    NETWORKS,
+    TIMES,
+    DISTANCES,
+    CONTINUOUS_PATHS,
+    ALL_GRIDS,
+    ENDINGS,
+    SPACES,
+)
 Section = TypeVar("Section")
 
 
@@ -120,19 +130,14 @@ class Reflow:
 
 @dataclass(frozen=True)
 class Distill:
-    """The k-step student: the model it starts from, the round whose couplings it learns, k.
-
-    With `match` the end of its training draws its samples to the distribution of the data.
-    """
+    """The few-step student: the model it starts from, the round whose couplings it learns, and how."""
 
     init: str
     couplings: str
-    k: int
-    match: Matching | None
+    ending: Ending
     network: Network | None
     labels: Literal["keep", "drop"]
     drop_longest: float
-    distance: Distance
     train: TrainConfig
 
 
@@ -220,5 +225,5 @@ def _sections() -> list[type]:
     members = [kind for family in FAMILIES for kind in family.values()]
     return [
         *(Features, Base, Couple, Round, Mix, Reflow, Distill, Adaptive, Likelihood, Evaluate),
-        *(TrainConfig, Guidance, Matching, *members),
+        *(TrainConfig, Guidance, *members),
     ]

@@ -19,7 +19,7 @@ from flows.params.reading import FILE, ParamsError, load_yaml, validate
 from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
 
 # A key that is new and whose usual value would change what a file of before it did.
-AS_BEFORE: dict[str, Any] = {"distill.match": None, "couple.batch": 1000}
+AS_BEFORE: dict[str, Any] = {"couple.batch": 1000}
 NAMES_OF_THE_USER = ("reflow.rounds", "evaluate.solvers")
 
 Step = Callable[[Any], Iterator[str]]
@@ -65,11 +65,53 @@ def changed(path: str, change: Callable[[Any], Any], applies: Callable[[Any], bo
     return step
 
 
+def with_ending(whole: Any) -> Iterator[str]:
+    """How a student is trained stood in `distill` itself, and `match` drew its samples to the data in pixels."""
+    section = _at(whole, "distill")
+    found = {} if section is None else {key: section[key] for key in ("k", "match", "distance") if key in section}
+    if not found:
+        return
+    place = min(list(section).index(key) for key in found)
+    for key in found:
+        del section[key]
+    usual = YAML(typ="safe").load(PRESETS / f"{DEFAULT}.yaml")["distill"]["ending"]
+    distance = {"distance": dict(found.get("distance", usual["distance"]))}
+    if found.get("match"):
+        ending = {**usual, **distance, "start": found["match"]["start"]}
+        yield "distill.match is the ending matched now, which works better: expect other numbers"
+    elif list(found) == ["distance"]:  # of a preset, which lists what differs
+        ending = {"name": usual["name"], **distance}
+    else:
+        ending = {"name": "regression", "k": found.get("k", 1), **distance}
+    section.insert(place, "ending", ending)
+    yield f"distill.ending is what {', '.join(f'distill.{key}' for key in found)} were: {_shown(ending)}"
+
+
+def with_euler_last(whole: Any) -> Iterator[str]:
+    """Heun's last step is Euler's now: as many steps cost one evaluation less."""
+    rounds = _at(whole, "reflow.rounds") or {}
+    couples = {"couple": _at(whole, "couple")} | {
+        f"reflow.rounds.{name}.couple": _at(round_, "couple") for name, round_ in rounds.items()
+    }
+    usual = (couples["couple"] or {}).get("solver")
+    for at, couple in [*couples.items(), ("evaluate.likelihood", _at(whole, "evaluate.likelihood"))]:
+        is_heun = couple and couple.get("solver", usual if "couple" in at else None) == "heun"
+        if is_heun and couple.get("nfe", 1) % 2 == 0:
+            couple["nfe"] -= 1
+            yield f"{at}.nfe is {couple['nfe']} now: Heun's last step is Euler's"
+    solvers = _at(whole, "evaluate.solvers") or {}
+    if any(nfe % 2 == 0 for nfe in solvers.get("heun") or ()):
+        solvers["heun"] = [nfe - 1 + nfe % 2 for nfe in solvers["heun"]]
+        yield f"evaluate.solvers.heun is {_shown(solvers['heun'])} now: its last step is Euler's"
+
+
 STEPS: tuple[Step, ...] = (
     changed("base.path", lambda name: asdict(CONTINUOUS_PATHS[name]()), lambda value: isinstance(value, str)),
     changed("ema_halflife_images", lambda value: [value], lambda value: not isinstance(value, list)),
     renamed("evaluate.grid", "evaluate.grids", lambda value: [value]),
     changed("features.extractor", lambda _: "inception-v3-compat", lambda value: value == "inception"),
+    with_ending,
+    with_euler_last,
 )
 
 

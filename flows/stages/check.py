@@ -63,7 +63,8 @@ def _check_teacher(params: Params, folder: str) -> str:
 def _check_perceptual(params: Params) -> dict[str, str]:
     """Digests of the weights of every perceptual distance, read before hours are spent on what would need them."""
     found = {}
-    for at, section in (("base", params.base), ("reflow", params.reflow), ("distill", params.distill)):
+    sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
+    for at, section in sections:
         distance = section.distance
         if isinstance(distance, Perceptual):
             try:

@@ -41,7 +41,7 @@ class Coupling(Protocol):
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs: ...
 
 
-def _rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
+def rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
     """Which pairs, drawn on the host wherever they lie: where there is room must not change what is trained on."""
     if generator.device.type != "cpu":
         generator = torch.Generator().manual_seed((generator.initial_seed() + length) % 2**63)
@@ -64,7 +64,7 @@ class Independent:
         return len(self.x1)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        index = moved(_rows(len(self), count, generator), self.x1.device)
+        index = moved(rows(len(self), count, generator), self.x1.device)
         x1 = floats(moved(self.x1[index], generator.device))
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
         return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
@@ -82,7 +82,7 @@ class Stored:
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         x0, x1, label = self.pairs
-        index = moved(_rows(len(self), count, generator), x0.device)
+        index = moved(rows(len(self), count, generator), x0.device)
         # Pairs may be kept in half precision, samples as pixels; the path and the loss are computed in float32.
         return Pairs(x0[index].float(), floats(x1[index]), None if label is None else label[index])
 
@@ -104,7 +104,7 @@ class Sharded:
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         x0, x1, label = (
             None if column is None else moved(column, generator.device)
-            for column in self.at(_rows(len(self), count, generator))
+            for column in self.at(rows(len(self), count, generator))
         )
         assert x0 is not None
         assert x1 is not None

@@ -250,14 +250,17 @@ def _backward(network: nn.Module, objective: Objective, batch: Any, config: Trai
         loss = objective.loss(network, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
-    size, losses = config.batch_size // config.accumulate, []
-    for first in range(0, config.batch_size, size):
-        rows = slice(first, first + size)
-        part = tree_map(lambda column, rows=rows: None if column is None else column[rows], batch)
+    losses = []
+    for which in range(config.accumulate):  # a column is cut by its own length: not all have as many rows
+        part = tree_map(lambda column, which=which: _part(column, which, config.accumulate), batch)
         loss = objective.loss(network, part).mean() / config.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def _part(column: Tensor | None, which: int, parts: int) -> Tensor | None:
+    return None if column is None else column.tensor_split(parts)[which]
 
 
 def _check_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:

@@ -28,6 +28,7 @@ class Solver(Protocol):
 
     Main arguments:
         stages: network evaluations a step.
+        saved: evaluations that the step next to the data does without.
         order: the end's error shrinks as step^order (in law, for a stochastic solver); 0 if it does not shrink.
         stochastic: the end is random given the start.
         reversible: may start at any time and run either way; else only from noise to data.
@@ -35,6 +36,9 @@ class Solver(Protocol):
 
     @property
     def stages(self) -> int: ...
+
+    @property
+    def saved(self) -> int: ...
 
     @property
     def order(self) -> int: ...
@@ -58,6 +62,7 @@ class Tableau:
     b: tuple[float, ...]
     c: tuple[float, ...]
     order: int
+    saved: ClassVar[int] = 0
     stochastic: ClassVar[bool] = False
     reversible: ClassVar[bool] = True
 
@@ -81,6 +86,7 @@ class AdamsBashforth:
     """
 
     stages: ClassVar[int] = 1
+    saved: ClassVar[int] = 0
     order: ClassVar[int] = 2
     stochastic: ClassVar[bool] = False
     reversible: ClassVar[bool] = True
@@ -96,6 +102,28 @@ class AdamsBashforth:
 
 
 @dataclass(frozen=True)
+class Heun:
+    """The mean of the velocities at both ends of a step; Euler in the step next to the data, whose end is t = 1.
+
+    So it does without the velocity at t = 1, as do algorithm 1 of Karras et al. (arXiv:2206.00364) and Lee et al.
+    (arXiv:2405.20320): N steps cost 2 N - 1 evaluations. A velocity network is worst there: x is data, and shows
+    nothing of the noise that the velocity points away from.
+    """
+
+    stages: ClassVar[int] = 2
+    saved: ClassVar[int] = 1
+    order: ClassVar[int] = 2
+    stochastic: ClassVar[bool] = False
+    reversible: ClassVar[bool] = True
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        for t, s in pairwise(knots):
+            with torch.no_grad():
+                x = step(field, x, t, s, EULER if 1.0 in (t, s) else TRAPEZE, label)
+            yield x
+
+
+@dataclass(frozen=True)
 class NoiseAnchored:
     """x <- s (x + (1 - t) v) + (1 - s) x_0: the predicted data, joined to the *initial* noise instead of the last.
 
@@ -105,6 +133,7 @@ class NoiseAnchored:
     """
 
     stages: ClassVar[int] = 1
+    saved: ClassVar[int] = 0
     order: ClassVar[int] = 0
     stochastic: ClassVar[bool] = False
     reversible: ClassVar[bool] = False
@@ -132,6 +161,7 @@ class EulerMaruyama:
     seed: int = 0
     start: int = 0
     stages: ClassVar[int] = 1
+    saved: ClassVar[int] = 0
     order: ClassVar[int] = 1
     stochastic: ClassVar[bool] = True
     reversible: ClassVar[bool] = False
@@ -147,10 +177,12 @@ class EulerMaruyama:
             yield x
 
 
+EULER = Tableau(a=((),), b=(1.0,), c=(0.0,), order=1)
+TRAPEZE = Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2)
 SOLVERS: dict[str, Solver] = {
-    "euler": Tableau(a=((),), b=(1.0,), c=(0.0,), order=1),
+    "euler": EULER,
     "midpoint": Tableau(a=((), (0.5,)), b=(0.0, 1.0), c=(0.0, 0.5), order=2),
-    "heun": Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2),
+    "heun": Heun(),
     "rk4": Tableau(
         a=((), (0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)),
         b=(1 / 6, 1 / 3, 1 / 3, 1 / 6),
@@ -176,17 +208,23 @@ def seeded(method: Solver, seed: int, start: int) -> Solver:
     return replace(method, seed=seed, start=start) if isinstance(method, EulerMaruyama) else method
 
 
+def cost(solver: Solver, steps: int) -> int:
+    """Network evaluations of so many steps that end at the data."""
+    return solver.stages * steps - solver.saved
+
+
 def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
     """The number of steps that costs exactly `nfe` evaluations; a ValueError if none does.
 
     Main arguments:
         passes: network evaluations behind one of the field's: 2 for a guided one.
     """
-    cost = solver.stages * passes
-    if nfe < 1 or nfe % cost:
+    steps = (nfe // passes + solver.saved) // solver.stages
+    if steps < 1 or passes * cost(solver, steps) != nfe:
         guided = " under guidance" if passes > 1 else ""
-        raise ValueError(f"a solver with {cost} evaluations a step{guided} cannot spend {nfe}")
-    return nfe // cost
+        costs = ", ".join(str(passes * cost(solver, n)) for n in (1, 2, 3))
+        raise ValueError(f"a solver whose steps{guided} cost {costs}, ... evaluations cannot spend {nfe}")
+    return steps
 
 
 def _at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:

@@ -1,0 +1,102 @@
+"""How `distill` trains a matched flow: on its pairs, and from some step on with its ends drawn to the data too."""
+
+from collections.abc import Generator
+from dataclasses import asdict
+from functools import partial
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flows import layout
+from flows.events import Event, Events, Note
+from flows.params.schema import Params
+from flows.stages.training import run_training
+from flows.workshop.setup import fresh
+from fmcore.disk import checkpoint
+from fmcore.disk.dataset import load_dataset
+from fmcore.disk.files import ArtifactError, read_json, write_json
+from fmcore.endings.matched import Matched, target_of
+from fmcore.endings.spaces import SPACES, Hidden, Labelled, chosen, embedding
+from fmcore.flow import rng
+from fmcore.flow.couplings import Coupling, Independent
+from fmcore.flow.pixels import floats
+from fmcore.flow.speed import prepare
+from fmcore.flow.training import TrainState
+from fmcore.models.folder import Trained, load_model
+
+ENDS, DATA = 1000, 1500  # samples that `auto` compares
+SHOWN = 4  # of the spaces it looked at
+
+
+def train_matched(
+    params: Params, start: Trained, pairs: Coupling, ending: Matched, work: Path, state: TrainState
+) -> Generator[Event, None, dict[str, Any]]:
+    """Trains to the end, from the newest checkpoint in `work`; returns what the manifest says of the matching.
+
+    Raises:
+        ArtifactError: if there is a checkpoint of the matching, but not where it took place.
+    """
+    config = params.distill.train
+    objective = partial(
+        ending.objective,
+        pairs,
+        batch_size=config.batch_size,
+        precision=params.precision,
+        convention=start.convention,
+    )
+    first = ceil(ending.start * config.steps)
+    for line in checkpoint.restore(state, work):
+        yield Note(line)
+    if state.step < first:
+        yield from run_training("student", work, state, objective(None), config, params.seed, stop=first)
+        checkpoint.save(state, work)
+    base = load_model(layout.model("base"), start.device)
+    prepare(base.network, params.precision, "off", work=0, training=False)
+    dataset = load_dataset(layout.DATASET)
+    data = fresh(dataset, start.device, labelled=start.num_classes is not None)
+    clip = dataset.bin_width is not None  # of images, which have a range
+    spaces = ending.spaces
+    if spaces == "auto":
+        kept = work / "spaces.json"
+        if not kept.exists():
+            if state.step > first:
+                raise ArtifactError(f"{kept} is missing; remove {work} to start this training again")
+            ends = _ends(params, start, pairs, clip=clip)
+            yield from _choose(kept, base, ends, _some(data, start.device), params.precision)
+        spaces = tuple(SPACES[space["name"]](**space) for space in read_json(kept)["spaces"])
+    embed = embedding(spaces, base, params.precision)
+    target = target_of(embed, data, flip=params.flip, clip=clip, device=start.device)
+    yield from run_training("student", work, state, objective(target), config, params.seed)
+    return {"base": base.digest, "spaces": [asdict(space) for space in spaces]}
+
+
+def _choose(kept: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
+    """Keeps the spaces that tell the student's ends from data best, as it is when the matching begins."""
+    choice = chosen(base, ends, data, precision)
+    largest = sorted(choice.energies.items(), key=lambda item: -item[1])[:SHOWN]
+    told = ", ".join(f"{value:.3g} in {_place(space)}" for space, value in largest)
+    places = " and in ".join(map(_place, choice.spaces))
+    yield Note(f"student: its ends differ from data by {told}; they are matched in {places}")
+    write_json(kept, {"spaces": [asdict(space) for space in choice.spaces]})
+
+
+def _place(space: Hidden) -> str:
+    return f"{space.block} at t = {space.t:g}{', averaged over positions' if space.pooled else ''}"
+
+
+@torch.no_grad()
+def _ends(params: Params, start: Trained, pairs: Coupling, *, clip: bool) -> Labelled:
+    """Where one step of the student goes."""
+    x0, _, label = pairs(ENDS, rng.generator(params.seed, "spaces", 0, start.device))
+    start.network.eval()
+    ends = x0 + start.field(params.precision)(x0, torch.zeros(len(x0), device=start.device), label)
+    return ends.clamp(-1, 1) if clip else ends, label
+
+
+def _some(data: Independent, device: torch.device) -> Labelled:
+    """Data from all over the set."""
+    index = torch.linspace(0, len(data) - 1, min(DATA, len(data))).round().long().to(data.x1.device)
+    label = None if data.label is None else data.label[index].to(device)
+    return floats(data.x1[index].to(device)), label
