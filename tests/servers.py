@@ -19,8 +19,8 @@ from flows.local.api import is_healthy
 from flows.pages.gate import bound
 from flows.pages.servers import environment
 from flows.watch.to_prefect import PrefectBox
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 NOBODY = 65534
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])

@@ -10,8 +10,8 @@ from ruamel.yaml import YAML
 
 from flows.launch.stages import code_of as code_of_stage
 from flows.workshop.entry import sources
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 FILES = [path for package in ("fmcore", "flows") for path in sorted((ROOT / package).rglob("*.py"))]
 OUTSIDE = {"prefect", "dvc", "mlflow", "pydantic", "ruamel", "yaml", "flows", "pandas"}

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -21,8 +20,8 @@ from fmcore.progress import Progress
 from fmcore.score.extractors import Extractor, adopt
 from fmcore.score.frechet import frechet_distance, stats
 from fmcore.score.reference import reference_parts, save_reference
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 SHAPES = {"points": ((2,), None), "images": ((1, 8, 8), 10), "three": ((3,), None)}
 
 

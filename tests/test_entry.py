@@ -11,8 +11,8 @@ from flows.params import preset
 from flows.params.reading import load_yaml, validate
 from flows.workshop import entry as entries
 from flows.workshop.entry import addresses, digest_of, entry_of, sources
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 

@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 import torch
-from test_variants import events_of, points, run, tiny
 
 from flows import layout
 from flows.scores.sweep import noise_of, sampled, samplings_for
@@ -21,6 +20,7 @@ from fmcore.score.extractors import load_extractor
 from fmcore.score.frechet import frechet_distance, stats
 from fmcore.score.reference import load_reference
 from fmcore.score.scoring import ImageScorer
+from stage_runs import events_of, points, run, tiny
 
 MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 

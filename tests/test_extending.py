@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from checkouts import ROOT, Checkout
 
+from checkouts import Checkout
 from fmcore.disk.files import read_json
+from repository import ROOT
 
 pytestmark = pytest.mark.slow
 BLOCKS = re.findall(r"^```(py|yml)\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL)

@@ -18,6 +18,7 @@ from fmcore.score.feature_net import FIT_DIMS, FeatureNet, fitting
 from fmcore.score.frechet import frechet_distance, frechet_floor, stats
 from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_NAME, INCEPTION_SHA, find_inception
 from fmcore.score.reference import PARTS, Reference, data_digest, load_reference, reference_parts, save_reference
+from stage_runs import points, run, tiny
 
 CONFIG = TrainConfig(images=20_000, batch_size=64, lr=2e-3, lr_final=0.0, warmup_images=640)
 BRIEF = replace(CONFIG, images=640)
@@ -456,8 +457,6 @@ def test_a_function_that_is_none_is_one_line(module, tmp_path, case):
 
 
 def test_the_stage_check_tries_a_function_on_images_of_the_data(module, tmp_path):
-    from test_variants import run, tiny
-
     name = f"{module('def f(x): return x.reshape(len(x), 100).float()')}:f"
     with pytest.raises(ValueError, match=r"failed on two images of shape \(1, 8, 8\): RuntimeError"):
         list(run(tiny(features__extractor=name), "check"))
@@ -653,8 +652,6 @@ def test_inception_with_unpublished_weights_bears_their_hash(tmp_path, monkeypat
 
 @pytest.mark.parametrize("kind", ["classifier", "pixels", "random", "function"])
 def test_the_stage_records_what_the_reference_is_of(module, tmp_path, kind):
-    from test_variants import run, tiny
-
     kind = f"{module(MEANS)}:means" if kind == "function" else kind
     list(run(tiny(features__extractor=kind), "check", "features"))
     manifest, floor = (read_json(tmp_path / "features" / name) for name in ("manifest.json", "floor.json"))
@@ -674,8 +671,6 @@ def test_the_stage_records_what_the_reference_is_of(module, tmp_path, kind):
 
 
 def test_the_stage_leaves_no_floor_for_points_or_few_images(module, tmp_path, monkeypatch):
-    from test_variants import points, run, tiny
-
     list(run(points(), "check", "features"))
     assert read_json(tmp_path / "features/floor.json") == {}
     assert read_json(tmp_path / "features/manifest.json")["split"] == "held out"

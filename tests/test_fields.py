@@ -12,7 +12,6 @@ from flow_matching.path.scheduler import (
     VPScheduler,
 )
 from flow_matching.utils import ModelWrapper
-from test_paths import DEFAULTS, EXAMPLES, MIXTURES, between, each_path, f64, gen, levels, naming, on_path
 from torch import nn
 
 from fmcore.analytic import gaussian_field, gaussian_flow, mixture_field, mixture_score
@@ -30,6 +29,7 @@ from fmcore.flow.fields import (
 from fmcore.flow.paths import PREDICTIONS, VE, VP, Cosine, Linear, Polynomial, coefficients, convert, interpolate
 from fmcore.flow.times import uniform_grid
 from fmcore.ode.solvers import SOLVERS, integrate
+from path_examples import DEFAULTS, EXAMPLES, MIXTURES, between, each_path, f64, gen, levels, naming, on_path
 
 pytestmark = pytest.mark.numerics
 

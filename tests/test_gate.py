@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from servers import ROOT, Server, free_port, make_project, pipeline, someone_else, spelled, told
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route, WebSocketRoute
@@ -29,6 +28,8 @@ from flows.pages import gate
 from flows.watch import journal
 from flows.watch.journal import open_journal
 from flows.watch.to_prefect import PrefectBox
+from repository import ROOT
+from servers import Server, free_port, make_project, pipeline, someone_else, spelled, told
 
 LOGIN = "fmcore:a-long-password"
 other_user = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to act as another user")

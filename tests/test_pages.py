@@ -9,10 +9,16 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from flows.local import api, private
+from flows.pages import servers as ui
+from flows.watch import database, journal
+from repository import ROOT
 from servers import (
     GRAPH,
     PYTHON,
-    ROOT,
     answer_to,
     client_of,
     free_port,
@@ -22,12 +28,6 @@ from servers import (
     spelled,
     wait_until,
 )
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
-
-from flows.local import api, private
-from flows.pages import servers as ui
-from flows.watch import database, journal
 
 pytestmark = [
     pytest.mark.slow,

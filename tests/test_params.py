@@ -4,7 +4,6 @@ import copy
 import json
 import re
 from dataclasses import asdict, fields, is_dataclass
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
@@ -12,8 +11,8 @@ from ruamel.yaml import YAML
 from flows.params import preset
 from flows.params.reading import ParamsError, load_yaml, read, validate
 from flows.params.schema import Params
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's to edit
 RAW = load_yaml(DEFAULT)
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))

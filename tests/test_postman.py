@@ -14,13 +14,13 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from servers import free_port
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
 from flows.local import process
 from flows.watch import journal, postman, to_mlflow
+from repository import ROOT
+from servers import free_port
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
 FID_AT_NFE = {1: 90.0, 2: 40.5, 4: 20.0, 8: 12.25, 16: 9.0, 32: 8.5}
 PARAMS = {"train": {"seed": 0, "rates": [1, 2]}, "note": "x" * 7000, "each@r1": None}
@@ -43,7 +43,7 @@ def root(tmp_path, empty_database, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", *to_mlflow.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv(process.PIPELINE, ENDED_PIPELINE)
     monkeypatch.setattr(journal, "start_postman", lambda root: None)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
@@ -527,7 +527,7 @@ def test_a_stage_starts_its_postman(tmp_path, empty_database, monkeypatch):
     """The postman works behind the stage's back and holds none of the stage's pipes."""
     shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     code = f"""
 import sys, time
 from pathlib import Path
@@ -554,7 +554,7 @@ print(opened - started)
 def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
     """Two stage processes under one process called dvc share a key; others do not."""
     monkeypatch.delenv(process.PIPELINE, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     program = tmp_path / "dvc"
     program.write_text(
         "import subprocess, sys, os\n"

@@ -11,9 +11,16 @@ import time
 
 import psutil
 import pytest
+
+from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
+from flows.local.api import is_healthy
+from flows.watch import journal, postman, waiting
+from flows.watch.journal import open_journal
+from flows.watch.letterbox import Outcome
+from flows.watch.to_prefect import PrefectBox, _pages
+from repository import ROOT
 from servers import (
     PYTHON,
-    ROOT,
     Server,
     child_environment,
     client_of,
@@ -24,13 +31,6 @@ from servers import (
     told,
     wait_until,
 )
-
-from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
-from flows.local.api import is_healthy
-from flows.watch import journal, postman, waiting
-from flows.watch.journal import open_journal
-from flows.watch.letterbox import Outcome
-from flows.watch.to_prefect import PrefectBox, _pages
 
 # Prefect and what it imports warn about each other; what is ours is tested in the child processes too.
 pytestmark = [

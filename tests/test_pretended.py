@@ -13,11 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from pretended import DEVICE, There, cuda
-from test_teachers import saved, unet
-from test_variants import points, run, small, tiny
 
 from benchmarks import gpu
+from diffusers_teachers import saved, unet
 from fmcore.disk.pairs import open_pairs
 from fmcore.endings.match import Matching
 from fmcore.endings.regression import Regression
@@ -43,6 +41,8 @@ from fmcore.ode.solvers import SOLVERS, solve
 from fmcore.score.extractors import adopt
 from fmcore.score.reference import reference_parts
 from fmcore.score.scoring import ImageScorer
+from pretended import DEVICE, There, cuda
+from stage_runs import points, run, small, tiny
 
 STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1")

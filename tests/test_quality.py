@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from test_variants import events_of, notes, run, tiny
 
 from fmcore.disk.files import ArtifactError, read_json
 from fmcore.flow.couplings import Pairs
 from fmcore.score.pair_quality import BINS, pair_quality, suspicions
+from stage_runs import events_of, notes, run, tiny
 
 COUNT, SHAPE = 4000, (1, 4, 4)
 

@@ -39,8 +39,8 @@ from fmcore.disk.dataset import save_dataset
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
 from fmcore.pictures import animation
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DIGEST = "6bed593a7b9adda0e95919f9c03f6890825f61c0269d58d1e505e6e720c3ef41"
 COLUMNS = (
     *("model", "round", "solver", "grid", "nfe", "metric", "value", "std", "spread", "repeats", "n_samples"),

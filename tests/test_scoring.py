@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_variants import points, run, tiny
 from torch_fidelity.metric_isc import isc_features_to_metric
 
 from fmcore.cli import _write, main, parser
@@ -25,6 +24,7 @@ from fmcore.score.fidelity import FEATURE_METRICS
 from fmcore.score.frechet import frechet_distance, frechet_estimate, frechet_infinity, stats
 from fmcore.score.reference import Reference, load_reference, reference_parts
 from fmcore.score.scoring import METRICS, ImageScorer, PointScorer, Score
+from stage_runs import points, run, tiny
 
 
 @pytest.fixture(scope="module")

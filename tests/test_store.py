@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,47 +16,10 @@ from fmcore.flow.fields import Convention, Guidance, network_field
 from fmcore.flow.paths import VE, VP, Discrete
 from fmcore.model import load as load_model
 from fmcore.models.folder import save_model
-from fmcore.models.networks import MLP, NETWORKS, UNet
+from fmcore.models.networks import NETWORKS
 from fmcore.ode.sampling import Sampling
-
-ROOT = Path(__file__).parents[1]
-MODELS = {
-    "mlp": (MLP(width=16, depth=1), (2,), None),
-    "mlp with classes": (MLP(width=16, depth=2, fourier=2), (1, 4, 4), 3),
-    "unet": (UNet(channels=(8, 16)), (1, 8, 8), None),
-    "unet with classes": (UNet(channels=(8,), attention=True), (3, 8, 4), 5),
-}
-
-
-def write_model(folder, kind="mlp", spoil=None):
-    config, shape, classes = MODELS[kind]
-    torch.manual_seed(0)
-    network = config.build(shape, classes)
-    for parameter in network.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    if spoil is not None:
-        next(network.parameters()).data.flatten()[3] = spoil
-    save_model(
-        folder,
-        network,
-        network_config=config,
-        shape=shape,
-        num_classes=classes,
-        manifest={"stage": "base", "grid": None},
-    )
-    return network.eval()
-
-
-def write_pairs(folder, shards=3, size=4, label=True, seal=True):
-    rows = []
-    for i in range(shards):
-        noise = torch.randn((2, size, 2), generator=torch.Generator().manual_seed(i))
-        batch = Pairs(noise[0], noise[1], torch.arange(size) + i if label else None)
-        halves = [Pairs(*(None if v is None else v[s] for v in batch)) for s in (slice(0, 1), slice(1, None))]
-        rows.append(write_shard(folder, i * size, halves))
-    if seal:
-        seal_pairs(folder, reversed(rows), {"teacher": "abc", "seed": 3})
-    return rows
+from repository import ROOT
+from written import MODELS, contents, cut, empty, flip_a_bit, remove, scramble, write_model, write_pairs
 
 
 def test_there_is_a_model_of_every_network():
@@ -113,19 +75,15 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-import test_store
+import written
 for kind in ("mlp", "mlp with classes"):
-    test_store.write_model(Path(sys.argv[2]) / kind, kind)
-test_store.write_pairs(Path(sys.argv[2]) / "pairs")
+    written.write_model(Path(sys.argv[2]) / kind, kind)
+written.write_pairs(Path(sys.argv[2]) / "pairs")
 """
 
 
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
 def test_two_processes_write_the_same_bytes(tmp_path):
-    command = [sys.executable, "-c", WRITER, str(Path(__file__).parent), str(tmp_path / "there")]
+    command = [sys.executable, "-c", WRITER, str(ROOT / "tests"), str(tmp_path / "there")]
     other = subprocess.Popen(command, env={**os.environ, "PYTHONHASHSEED": "7"}, cwd=ROOT)
     for kind in ("mlp", "mlp with classes"):
         write_model(tmp_path / "here" / kind, kind)
@@ -168,28 +126,6 @@ def test_no_file_of_a_model_is_a_pickle_and_none_says_when_or_where(tmp_path, ki
 
 
 # --- damage -------------------------------------------------------------------------------------------------
-
-
-def flip_a_bit(path):
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def empty(path):
-    path.write_bytes(b"")
-
-
-def scramble(path):
-    path.write_bytes(b"\xff\xfe not what it was")
-
-
-def remove(path):
-    path.unlink()
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, cut, empty, scramble, remove])

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 from dvc.repo import Repo
-from servers import PYTHON, ROOT, wait_until
 
 from flows.events import Metrics, Note
 from flows.launch.runner import run
 from flows.local import lockfile
 from flows.local.process import PIPELINE
 from flows.watch import database, journal, to_mlflow, waiting
+from servers import PYTHON, ROOT, wait_until
 
 pytestmark = pytest.mark.slow
 MANY = 500  # dependencies: they make DVC write for a while

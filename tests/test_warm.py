@@ -6,14 +6,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 
 from flows.launch import forkserver as warm
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forking is for Linux")
 
 # A stand-in for flows.launch.runner in a checkout of its own: what it does is what DVC_STAGE says.

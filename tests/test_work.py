@@ -5,15 +5,13 @@ import os
 import subprocess
 import sys
 from collections import namedtuple
-from pathlib import Path
 
 import pytest
 
 from flows.params.reading import load_yaml, validate
 from flows.workshop import workspace as work
 from flows.workshop.entry import Stage
-
-ROOT = Path(__file__).parents[1]
+from repository import ROOT
 
 
 @pytest.fixture
@@ -24,10 +22,11 @@ def root(tmp_path, monkeypatch):
 
 
 STAGE = Stage("intake", "")
+PRESET = ROOT / "presets/digits.yaml"
 
 
 def tiny(**changes):
-    raw = load_yaml(ROOT / "presets/digits.yaml")
+    raw = load_yaml(PRESET)
     return validate(raw | changes, "test")
 
 
@@ -42,9 +41,12 @@ def test_work_is_found_again_and_goes_when_done(root):
 
 
 HOLDER = """
-from test_work import STAGE, tiny
-from flows.workshop import workspace as work
-with work.workspace(STAGE, tiny()):
+import sys
+from pathlib import Path
+from flows.params.reading import load_yaml, validate
+from flows.workshop.entry import Stage
+from flows.workshop.workspace import workspace
+with workspace(Stage("intake", ""), validate(load_yaml(Path(sys.argv[1])), "test")):
     print("in", flush=True)
     input()
 """
@@ -52,9 +54,8 @@ with work.workspace(STAGE, tiny()):
 
 def test_two_at_once_are_refused(root, monkeypatch):
     monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER], cwd=root, env=os.environ | {"PYTHONPATH": paths},
+        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with holder:
