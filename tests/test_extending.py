@@ -48,8 +48,8 @@ def test_one_of_each_is_added(tmp_path):
     code = "import sys; sys.path.insert(0, 'tests'); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     (at / "tests").symlink_to(ROOT / "tests")
     family = [
-        "tests/test_paths.py",
-        "tests/test_solvers.py",
+        "tests/flow/test_paths.py",
+        "tests/ode/test_solvers.py",
         "-k",
         "arc or ralston",
         "-q",

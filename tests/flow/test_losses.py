@@ -14,7 +14,7 @@ pytestmark = pytest.mark.numerics
 
 SHAPES = st.lists(st.integers(1, 4), min_size=2, max_size=4).map(tuple)
 SEED = st.integers(0, 2**31)
-DISTANCES = {name: kind for name, kind in DISTANCES.items() if name != "lpips"}  # tests/test_perceptual.py
+DISTANCES = {name: kind for name, kind in DISTANCES.items() if name != "lpips"}  # test_perceptual.py
 PATHS = {name: Discrete((0.9, 0.5, 0.01)) if kind is Discrete else kind() for name, kind in PATHS.items()}
 
 
