@@ -5,17 +5,7 @@ import torch
 from hypothesis import strategies as st
 
 from fmcore.analytic import sample_mixture
-from fmcore.flow.paths import (
-    LARGEST_SNR,
-    PATHS,
-    VE,
-    VP,
-    Discrete,
-    Linear,
-    Polynomial,
-    half_log_snr,
-    interpolate,
-)
+from fmcore.flow.paths import LARGEST_SNR, PATHS, VE, VP, Discrete, Linear, Polynomial, half_log_snr, interpolate
 
 BATCH = st.integers(1, 5)
 DIMS = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
@@ -58,6 +48,10 @@ def f64(*values):
 
 def gen(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def noise(count, dims, seed=0):
+    return torch.randn((count, dims), generator=gen(seed), dtype=torch.float64)
 
 
 def levels(path, reach=LARGEST_SNR):

@@ -1,4 +1,4 @@
-"""The training loop: exact resume, schedules, guards."""
+"""The training loop: its arithmetic, schedules, averages, draws ahead, and guards."""
 
 import threading
 from dataclasses import replace
@@ -13,7 +13,6 @@ from fmcore.flow.couplings import Independent, Pairs, Stored
 from fmcore.flow.fields import Convention, network_field
 from fmcore.flow.losses import Squared
 from fmcore.flow.paths import LINEAR, PATHS, ContinuousPath
-from fmcore.flow.speed import prepare
 from fmcore.flow.times import Uniform, uniform_grid
 from fmcore.flow.training import (
     NonFiniteLoss,
@@ -24,119 +23,13 @@ from fmcore.flow.training import (
     take_average,
     train,
 )
-from fmcore.intake.points import EightGaussians
-from fmcore.models.networks import MLP, UNet
+from fmcore.models.networks import MLP
 from fmcore.ode.solvers import SOLVERS, integrate
+from trainings import CONFIG, DIGITS, POINTS, fresh, objective_on, same, weights
 
 pytestmark = pytest.mark.numerics
 
-CONFIG = TrainConfig(
-    images=22 * 16, batch_size=16, lr=1e-3, lr_final=0.1, warmup_images=64, ema_halflife_images=(50.0, 200.0)
-)
-POINTS = EightGaussians(count=500).load().x1
-DIGITS = torch.rand((20, 1, 8, 8), generator=torch.Generator().manual_seed(0)) * 2 - 1
 CONTINUOUS = [path.name for path in get_args(ContinuousPath)]
-NETWORKS = {
-    "mlp": (MLP(width=16, depth=1), POINTS),
-    "unet with dropout": (UNet(channels=(8, 16), dropout=0.3), DIGITS),
-}
-
-
-def objective_on(x1, label=None, batch_size=16, precision="fp32"):
-    return flow_objective(
-        Independent(x1, label), LINEAR, Uniform(), Squared(), batch_size=batch_size, precision=precision
-    )
-
-
-def fresh(name, config=CONFIG, seed=0):
-    network, x1 = NETWORKS[name]
-    torch.manual_seed(seed)
-    network = network.build(tuple(x1.shape[1:]), None)
-    prepare(network, "fp32", "off", work=0.0, training=True)  # as the pipeline does: images get another layout
-    return new_state(network, config)
-
-
-def weights(state):
-    return [p.detach().clone() for p in state.network.parameters()], [a.clone() for a in state.averages[0]]
-
-
-def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-@pytest.fixture(scope="module", params=NETWORKS)
-def run(request, tmp_path_factory):
-    """An uninterrupted training: its final weights, records, and a checkpoint from every record."""
-    folder, state = tmp_path_factory.mktemp("checkpoints"), fresh(request.param)
-    records = []
-    for record in train(state, objective_on(NETWORKS[request.param][1]), CONFIG, seed=5, every=4):
-        records.append(record)
-        if record.step < CONFIG.steps:
-            checkpoint.save(state, folder / str(record.step))
-    return request.param, weights(state), records, folder
-
-
-def resumed(name, folder, damage=lambda state: None):
-    state = fresh(name, seed=99)
-    assert checkpoint.restore(state, folder) == []
-    damage(state)
-    torch.manual_seed(1234)
-    records = list(train(state, objective_on(NETWORKS[name][1]), CONFIG, seed=5, every=4))
-    return weights(state), records
-
-
-def test_resume_from_any_record_is_exact(run):
-    name, (parameters, average), records, folder = run
-    assert len(records) == 6
-    for i, record in enumerate(records[:-1]):
-        (again, average_again), later = resumed(name, folder / str(record.step))
-        assert same(parameters, again)
-        assert same(average, average_again)
-        assert later == records[i + 1 :]
-
-
-def drop_average(state):
-    for mean, parameter in zip(state.averages[0], state.network.parameters(), strict=True):
-        mean.copy_(parameter.detach())
-
-
-def drop_moments(state):
-    for moments in state.optimizer.state.values():
-        moments["exp_avg"].zero_()
-        moments["exp_avg_sq"].zero_()
-
-
-def drop_adam_step(state):
-    for moments in state.optimizer.state.values():
-        moments["step"].zero_()
-
-
-def drop_position(state):
-    state.step = 0
-
-
-@pytest.mark.parametrize(
-    ("damage", "parameters_differ"),
-    [(drop_average, False), (drop_moments, True), (drop_adam_step, True), (drop_position, True)],
-)
-def test_resume_without_any_part_of_the_state_is_not_exact(run, damage, parameters_differ):
-    """The twin of the test above: what it compares does notice what is lost."""
-    name, (parameters, average), _, folder = run
-    (again, average_again), _ = resumed(name, folder / "8", damage)
-    assert same(parameters, again) != parameters_differ
-    assert not same(average, average_again)
-
-
-def test_training_does_not_read_the_global_generator(run):
-    name, final, _, _ = run
-    state = fresh(name)
-    torch.manual_seed(4321)
-    for _ in train(state, objective_on(NETWORKS[name][1]), CONFIG, seed=5, every=4):
-        torch.rand(1)
-    assert same(final[0], weights(state)[0])
-    other = fresh(name)
-    list(train(other, objective_on(NETWORKS[name][1]), CONFIG, seed=6))
-    assert not same(final[0], weights(other)[0])
 
 
 def test_records_count_steps_and_images():
@@ -150,12 +43,6 @@ def test_records_count_steps_and_images():
         each = [getattr(record, field) for record in single]
         means = [sum(each[i : i + 5]) / len(each[i : i + 5]) for i in range(0, 22, 5)]
         assert [getattr(record, field) for record in records] == pytest.approx(means, rel=1e-5)
-
-
-def test_a_finished_training_has_nothing_to_do():
-    state = fresh("mlp")
-    list(train(state, objective_on(POINTS), CONFIG, seed=0))
-    assert list(train(state, objective_on(POINTS), CONFIG, seed=0)) == []
 
 
 class Bowl(torch.nn.Module):
@@ -363,16 +250,6 @@ def test_an_error_while_drawing_ahead_reaches_the_caller():
         list(train(fresh("mlp"), Objective(draw, lambda network, batch: batch, slow=True), CONFIG, seed=0))
 
 
-def test_training_in_stretches_is_training_at_once():
-    whole, parts = fresh("mlp"), fresh("mlp")
-    list(train(whole, objective_on(POINTS), CONFIG, seed=0))
-    records = []
-    for stop in (5, 6, 16, 100):
-        records += train(parts, objective_on(POINTS), CONFIG, seed=0, stop=stop)
-    assert [record.step for record in records] == [5, 6, 16, CONFIG.steps]
-    assert same(weights(whole)[0], weights(parts)[0])
-
-
 def test_progress_reaches_the_coupling():
     seen = []
     objective = objective_on(POINTS)
@@ -402,20 +279,3 @@ def test_every_path_is_learnt_and_sampled_on_the_linear_one(name):
     assert ends[ends < -0.25].mean() == pytest.approx(-1.5, abs=0.1)
     assert ends[ends > -0.25].mean() == pytest.approx(1.0, abs=0.1)
     assert ends[ends > -0.25].std() == pytest.approx(0.2, abs=0.06)
-
-
-@pytest.mark.gpu
-def test_training_on_a_gpu_resumes_exactly(tmp_path):
-    def state():
-        torch.manual_seed(0)
-        return new_state(MLP(width=32, depth=1).build((2,), None).cuda(), CONFIG)
-
-    whole, stopped, again = state(), state(), state()
-    objective = objective_on(POINTS.cuda())
-    list(train(whole, objective, CONFIG, seed=0))
-    next(train(stopped, objective, CONFIG, seed=0, every=8))
-    checkpoint.save(stopped, tmp_path)
-    checkpoint.restore(again, tmp_path)
-    list(train(again, objective, CONFIG, seed=0))
-    assert same(weights(whole)[0], weights(again)[0])
-    assert same(weights(whole)[1], weights(again)[1])
