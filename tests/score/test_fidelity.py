@@ -1,6 +1,6 @@
-"""Feature scores against torch-fidelity, naive loops, closed forms and their own repetitions."""
+"""Scores of neighbours, copies and classes against torch-fidelity, naive loops and closed forms."""
 
-from math import comb, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_isc import isc_features_to_metric
-from torch_fidelity.metric_kid import kid_features_to_metric, kid_featuresdict_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric, prc_featuresdict_to_metric
 
 import fmcore.score.fidelity as fidelity
+from feature_samples import draws, features, normal, quick, values
 from fmcore.score.estimates import group_sizes
 from fmcore.score.fidelity import (
     FEATURE_METRICS,
@@ -25,48 +25,9 @@ from fmcore.score.fidelity import (
 )
 
 
-def normal(count, dims, seed=0, dtype=torch.float64):
-    return torch.randn((count, dims), generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def features(seed, count=150, dims=6):
-    """Correlated, skewed and off centre, as features are."""
-    return (normal(count, dims, seed) @ normal(dims, dims, 100)).relu() + 0.3 * normal(count, dims, 50 + seed)
-
-
-def quick(x, y, seed=0):
-    return kid(x, y, seed=seed, subsets=10, subset_size=100)
-
-
 def every(x, y, chunk=500):
     """All the scores made of neighbours."""
     return [*precision_recall(x, y, chunk=chunk), *density_coverage(x, y, chunk=chunk)]
-
-
-def values(found):
-    return [estimate.value for estimate in found]
-
-
-# --- the standard tool --------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_kid_is_torch_fidelity_s(dtype):
-    x, y = features(1, 130).to(dtype), features(2, 110).to(dtype)
-    for seed, size in ((0, 60), (2020, 110)):
-        found = kid(x, y, seed=seed, subsets=7, subset_size=size)
-        told = kid_featuresdict_to_metric(
-            {"a": x}, {"a": y}, "a", kid_subsets=7, kid_subset_size=size, rng_seed=seed, verbose=False
-        )
-        assert found.value == told["kernel_inception_distance_mean"]
-        assert found.samples == 130
-    assert kid(x, y, subsets=3) == kid(x, y, subsets=3, subset_size=110)
-
-
-def test_kid_of_a_thousand_samples_is_what_the_standard_tool_prints_by_default():
-    x, y = features(1, 1100, 4).float(), features(2, 1050, 4).float()
-    theirs = kid_features_to_metric(x, y, kid_subsets=5, verbose=False)
-    assert kid(x, y, seed=2020, subsets=5).value == theirs["kernel_inception_distance_mean"]
 
 
 @pytest.mark.parametrize("neighbours", [1, 3, 5])
@@ -82,87 +43,6 @@ def test_precision_and_recall_are_torch_fidelity_s(neighbours):
     # Its distances in single precision may put a point or two on the other side.
     rough = prc_features_to_metric(x.float(), y.float(), **told)
     assert precision.value == pytest.approx(rough["precision"], abs=2 / 150)
-
-
-# --- the kernel distance ------------------------------------------------------------------------------------
-
-
-def naive_mmd(x, y):
-    def mean(a, b):
-        same = a is b
-        found = [
-            (1 + float(p @ q) / len(p)) ** 3
-            for i, p in enumerate(a)
-            for j, q in enumerate(b)
-            if i != j or not same
-        ]
-        return sum(found) / len(found)
-
-    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
-
-
-def test_kid_of_one_subset_of_everything_is_a_double_loop():
-    x, y = features(1, 25, 3), features(2, 25, 3) + 0.5
-    assert kid(x, y, subsets=2).value == pytest.approx(naive_mmd(x, y), rel=1e-9)
-
-
-def test_what_the_jackknife_of_kid_leaves_out_is_a_double_loop_of_the_rest():
-    x, y = features(1, 23, 3), features(2, 31, 3)
-    for group, found in enumerate(fidelity._mmd_left_out(x, y)):
-        rest = [part[torch.arange(len(part)) % 10 != group] for part in (x, y)]
-        assert found == pytest.approx(naive_mmd(*rest), rel=1e-9)
-
-
-def third_moments(mean, covariance):
-    """E x, E x x, E x x x of a normal distribution."""
-    second = covariance + mean.outer(mean)
-    mixed = torch.einsum("i,jk->ijk", mean, covariance)
-    mixed = mixed + mixed.permute(1, 0, 2) + mixed.permute(1, 2, 0)
-    return mean, second, torch.einsum("i,j,k->ijk", mean, mean, mean) + mixed
-
-
-def true_kid(a, b):
-    """(x.y / D + 1)^3 is a sum of scalar products of powers, so KID is one of squared differences of moments."""
-    dims = len(a[0])
-    gaps = [p - q for p, q in zip(third_moments(*a), third_moments(*b), strict=True)]
-    return sum(comb(3, n) * float(gap.square().sum()) / dims**n for n, gap in enumerate(gaps, 1))
-
-
-EYE, ZERO = torch.eye(8, dtype=torch.float64), torch.zeros(8, dtype=torch.float64)
-
-
-def draws(shift, scale, reps, real=300, fake=300):
-    for rep in range(reps):
-        yield shift + scale * normal(fake, 8, 2 * rep), normal(real, 8, 2 * rep + 1)
-
-
-@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.1, 1.2)])
-def test_the_true_kid_lies_in_two_standard_errors(shift, scale):
-    """Without bias, and the error is the spread over repetitions: never below, and above for equal sets only."""
-    truth = true_kid((ZERO + shift, scale**2 * EYE), (ZERO, EYE))
-    found = [quick(x, y, seed) for seed, (x, y) in enumerate(draws(shift, scale, 60, fake=400))]
-    spread = float(np.std(values(found), ddof=1))
-    assert np.mean(values(found)) == pytest.approx(truth, abs=5 * spread / sqrt(60))
-    assert np.mean([abs(e.value - truth) <= 2 * e.std for e in found]) >= 0.85
-    told = sqrt(np.mean([e.std**2 for e in found]))
-    assert 0.75 < told / spread < (2.2 if (shift, scale) == (0, 1) else 1.4)
-
-
-def test_few_small_subsets_make_the_error_larger_by_as_much_as_they_scatter():
-    x, y = features(1, 300), features(2, 300)
-    found = [kid(x, y, seed=seed, subsets=4, subset_size=30) for seed in range(40)]
-    scatter = float(np.std(values(found), ddof=1))
-    least = kid(x, y, subsets=1, subset_size=300).std
-    assert sqrt(np.mean([e.std**2 for e in found])) == pytest.approx(sqrt(least**2 + scatter**2), rel=0.3)
-    assert scatter > least
-
-
-def test_an_error_made_on_a_part_of_the_rows_is_scaled_to_all(monkeypatch):
-    x, y = next(draws(0.5, 1.0, 1, real=2000, fake=2000))
-    whole = quick(x, y).std
-    monkeypatch.setattr(fidelity, "JACKKNIFED", 500)
-    assert quick(x, y).std == pytest.approx(whole, rel=0.5)  # it would be twice as large unscaled
-    assert quick(x, y).value == kid(x, y, subsets=10, subset_size=100).value
 
 
 # --- neighbours ---------------------------------------------------------------------------------------------
@@ -368,13 +248,6 @@ def test_the_order_of_rows_does_not_change_neighbour_scores():
     assert values(every(x[order], y[order.flip(0)])) == values(every(x, y))
 
 
-def test_kid_depends_on_the_order_of_rows_by_its_subsets_only():
-    x, y = features(1), features(2)
-    order = torch.randperm(150, generator=torch.Generator().manual_seed(0))
-    assert kid(x[order], y, subsets=2).value == pytest.approx(kid(x, y, subsets=2).value, rel=1e-9)
-    assert quick(x[order], y).value != quick(x, y).value
-
-
 def test_rows_that_come_class_by_class_get_the_error_of_rows_that_do_not():
     """Ten classes in turn: a group of every tenth row would be a class."""
     turns = [normal(200, 4, seed) + 5 * (torch.arange(200) % 10)[:, None] for seed in (1, 2)]
@@ -407,7 +280,6 @@ def test_scores_by_name_are_deterministic_and_silent(capfd):
 
 
 # --- bad input ----------------------------------------------------------------------------------------------
-
 
 EVERY_METRIC = {**FEATURE_METRICS, "memorisation": lambda x, y, _: {"memorisation": memorisation(x, y)}}
 
