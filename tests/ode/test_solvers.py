@@ -1,7 +1,6 @@
-"""Solvers against scipy, torchdiffeq, the algebra of Runge-Kutta methods, and exact laws."""
+"""Solvers against scipy, torchdiffeq and the algebra of Runge-Kutta methods."""
 
-from dataclasses import replace
-from itertools import combinations, pairwise
+from itertools import pairwise
 from math import expm1, factorial, log2, prod
 
 import numpy as np
@@ -9,35 +8,32 @@ import pytest
 import torch
 import torchdiffeq
 from numpy.polynomial import Polynomial
-from scipy import stats
-from scipy.integrate import solve_ivp
 
-from fmcore.analytic import gaussian_field, gaussian_flow, gaussian_rectified_field, mixture_field
-from fmcore.flow import rng
-from fmcore.flow.fields import Counted, Guidance, guided
+from fmcore.analytic import gaussian_rectified_field
 from fmcore.flow.times import GRIDS, uniform_grid
-from fmcore.ode.sampling import optimised_grid
-from fmcore.ode.solvers import (
-    SOLVERS,
-    AdamsBashforth,
-    EulerMaruyama,
-    Tableau,
-    integrate,
-    integrate_adaptive,
-    seeded,
-    solver,
-    step,
-    steps_for,
-    trajectory,
+from fmcore.ode.solvers import SOLVERS, AdamsBashforth, integrate, trajectory
+from solver_examples import (
+    EULER,
+    MIXTURES,
+    RK4,
+    convergent,
+    deterministic,
+    exact,
+    f64,
+    field_and_noise,
+    forward_only,
+    gaussian,
+    reversible,
+    rms,
+    slope,
+    standard_normal,
+    tableaux,
+    unconvergent,
+    where,
 )
 
 pytestmark = pytest.mark.numerics
 
-# Gaussian to Gaussian would not do: its symmetry makes midpoint third order.
-MIXTURES = {
-    "1-D": (torch.tensor([0.4, 0.6]), torch.tensor([[-1.5], [1.0]]), torch.tensor([0.5, 0.4])),
-    "2-D": (torch.tensor([0.3, 0.7]), torch.tensor([[-1.0, 0.5], [1.0, 1.0]]), torch.tensor([0.6, 0.4])),
-}
 TORCHDIFFEQ = {"euler": "euler", "midpoint": "midpoint", "heun": "heun2"}
 GRADED = {
     "squared": lambda u: u**2,
@@ -45,69 +41,18 @@ GRADED = {
     "exponential": lambda u: torch.expm1(2 * u) / expm1(2),
     "both ends": lambda u: u - torch.sin(2 * torch.pi * u) / 8,
 }
-EULER, RK4 = SOLVERS["euler"], SOLVERS["rk4"]
-
-
-def where(wanted):
-    """Every solver of which that is so, today's and tomorrow's."""
-    chosen = [pytest.param(method, id=name) for name, method in SOLVERS.items() if wanted(method)]
-    return pytest.mark.parametrize("method", chosen)
-
-
-every = where(lambda method: True)
-tableaux = where(lambda method: isinstance(method, Tableau))
-deterministic = where(lambda method: not method.stochastic)
-stochastic = where(lambda method: method.stochastic)
-convergent = where(lambda method: method.order >= 1 and not method.stochastic)
-unconvergent = where(lambda method: method.order == 0)
-reversible = where(lambda method: method.reversible)
-forward_only = where(lambda method: not method.reversible)
 
 
 @pytest.fixture(params=MIXTURES, scope="module")
 def mixture(request):
     """A field and some noise, in float64."""
-    weights, means, stds = (value.double() for value in MIXTURES[request.param])
-    x0 = torch.randn((32, means.shape[1]), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return mixture_field(weights, means, stds), x0
+    return field_and_noise(request.param)
 
 
 @pytest.fixture(scope="module")
 def end(mixture):
     """Where the noise goes."""
     return exact(*mixture)
-
-
-def f64(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def standard_normal(*shape, purpose="start"):
-    return torch.randn(shape, generator=rng.generator(0, purpose), dtype=torch.float64)
-
-
-def gaussian(m0=0.0, s0=1.0, m1=1.0, s1=0.4, of=gaussian_field):
-    return of(f64(m0), f64(s0), f64(m1), f64(s1))
-
-
-def exact(field, x, t=0.0, s=1.0):
-    """Where scipy's eighth-order method carries x."""
-
-    def flat(at, y):
-        y = torch.from_numpy(y).reshape(x.shape)
-        return field(y, y.new_full((len(y),), at), None).flatten().numpy()
-
-    found = solve_ivp(flat, (t, s), x.flatten().numpy(), method="DOP853", rtol=1e-12, atol=1e-13)
-    return torch.from_numpy(found.y[:, -1].copy()).reshape(x.shape)
-
-
-def slope(error):
-    """The order that the errors of 32 and 64 steps show."""
-    return log2(error(32) / error(64))
-
-
-def rms(x):
-    return float(x.square().mean().sqrt())
 
 
 @convergent
@@ -342,322 +287,3 @@ def test_torchdiffeq_rk4_agrees_at_the_order(mixture):
 
     assert gap(32) < 1e-4
     assert slope(gap) > 3.7
-
-
-# Stochastic solvers. Rows of many independent 1-D samples: noise is drawn row by row, so this is fast.
-LAW = (f64(0.4, 0.6), f64(-1.5, 1.0)[:, None], f64(0.5, 0.4))
-
-
-def rows_of_points(field):
-    return lambda x, t, label: field(x.reshape(-1, 1), t.repeat_interleave(x.shape[1]), label).reshape(x.shape)
-
-
-def law_at(t):
-    weights, means, stds = (value.flatten().numpy() for value in LAW)
-    spread = np.hypot(1 - t, t * stds)
-    return lambda x: (weights * stats.norm.cdf((x[:, None] - t * means) / spread)).sum(1)
-
-
-def churned(method, churn):
-    return replace(method, churn=churn) if isinstance(method, EulerMaruyama) else method
-
-
-@stochastic
-@pytest.mark.parametrize("churn", [0.5, 2.0])
-def test_a_stochastic_solver_has_the_marginals_of_the_flow(method, churn):
-    x0, steps = standard_normal(50, 100), 200
-    points = list(trajectory(rows_of_points(mixture_field(*LAW)), x0, uniform_grid(steps), churned(method, churn)))
-    for t in (0.3, 0.5, 0.8, 1.0):
-        x = points[round(t * steps)].flatten().numpy()
-        assert stats.kstest(x, law_at(t)).pvalue > 1e-3, t
-
-
-@stochastic
-def test_a_stochastic_solver_ends_elsewhere_from_the_same_start(method):
-    """At a high churn the end forgets the start, and where the ODE would have gone."""
-    field, x0 = gaussian(s1=1.0), standard_normal(50, 100)
-    ends = [integrate(field, x0, uniform_grid(200), seeded(churned(method, 3.0), seed, 0)) for seed in (0, 1)]
-    a, b = (stats.pearsonr(x.flatten(), y.flatten()).statistic for x, y in (ends, (ends[0], x0)))
-    assert 0 <= a < 0.5
-    assert 0 <= b < 0.5
-
-
-def test_the_velocity_of_a_rectified_flow_is_no_score():
-    """After reflow noise and data are no longer independent: the ODE has the marginals, the SDE does not."""
-    field = gaussian_rectified_field(f64(0), f64(1), f64(0), f64(0.2))
-    x0 = standard_normal(200, 100)
-    ends = {name: integrate(field, x0, uniform_grid(100), SOLVERS[name]).std().item() for name in ("euler", "sde")}
-    assert ends["euler"] == pytest.approx(0.2, rel=0.03)
-    assert abs(ends["sde"] - 0.2) > 0.05
-
-
-def euler_maruyama_moments(m1, s1, steps, churn):
-    """Mean and variance of the scheme on N(0, 1) -> N(m1, s1^2), whose marginals are N(t m1, V).
-
-    The drift is the ODE's velocity plus g^2 / 2 times the score -(x - t m1) / V, with g^2 = 2 churn (1 - t).
-    """
-    mean, variance = 0.0, 1.0
-    for t, s in pairwise(i / steps for i in range(steps + 1)):
-        h, v = s - t, (1 - t) ** 2 + (t * s1) ** 2
-        rate = (t * s1**2 - (1 - t)) / v - churn * (1 - t) / v
-        mean += h * (m1 + rate * (mean - t * m1))
-        variance = (1 + h * rate) ** 2 * variance + (2 * churn * (1 - t) * h if t + h < 1 else 0)
-    return mean, variance
-
-
-@pytest.mark.parametrize("churn", [0.3, 1.0, 2.0])
-@pytest.mark.parametrize("s1", [0.5, 2.0])
-@pytest.mark.parametrize("steps", [1, 4, 16])
-def test_euler_maruyama_has_the_moments_of_its_recursion(steps, s1, churn):
-    x0 = standard_normal(200, 1000)
-    x = integrate(gaussian(m1=1.5, s1=s1), x0, uniform_grid(steps), EulerMaruyama(churn=churn))
-    mean, variance = euler_maruyama_moments(1.5, s1, steps, churn)
-    assert float(x.mean()) == pytest.approx(mean, abs=4 * (variance / x.numel()) ** 0.5)
-    assert float(x.var()) == pytest.approx(variance, rel=4 * (2 / x.numel()) ** 0.5)
-
-
-@stochastic
-def test_a_stochastic_solver_s_weak_order_is_what_it_says(method):
-    """The error of the variance, far above its Monte-Carlo error."""
-    x0 = standard_normal(500, 1000)
-
-    def bias(steps):
-        return 1 - float(integrate(gaussian(s1=1.0), x0, uniform_grid(steps), method).var())
-
-    assert bias(16) > 20 * (2 / x0.numel()) ** 0.5
-    assert log2(bias(8) / bias(16)) == pytest.approx(method.order, abs=0.25)
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-def test_without_churn_the_sde_is_euler_to_the_bit(mixture, grid):
-    field, x0 = mixture
-    knots = GRIDS[grid]()(9)
-    ours = integrate(field, x0, knots, EulerMaruyama(churn=0.0, seed=4))
-    assert torch.equal(ours, integrate(field, x0, knots, EULER))
-
-
-def test_euler_maruyama_s_noise_is_normal_of_variance_2_churn_1_minus_t_h():
-    """On the field whose drift is nothing the steps are the noise alone."""
-    churn, grid = 0.7, f64(0.0, 0.1, 0.5, 0.9)  # the step to 1 has none
-    points = list(
-        trajectory(
-            lambda x, t, label: churn * x / (1 + churn * t[:, None]),
-            standard_normal(100, 100),
-            grid,
-            EulerMaruyama(churn=churn, seed=1),
-        )
-    )
-    steps = [
-        ((y - x) / (2 * churn * (1 - t) * (s - t)) ** 0.5).flatten().numpy()
-        for (x, y), (t, s) in zip(pairwise(points), pairwise(grid.tolist()), strict=True)
-    ]
-    for drawn in steps:
-        assert stats.kstest(drawn, "norm").pvalue > 1e-3
-    for a, b in combinations([*steps, points[0].flatten().numpy()], 2):
-        assert abs(stats.pearsonr(a, b).statistic) < 4 / len(a) ** 0.5
-
-
-@every
-@pytest.mark.parametrize("cuts", [[0, 4, 8, 12], [0, 1, 12], [0, 5, 6, 11, 12]])
-def test_a_sample_does_not_depend_on_its_batch(method, cuts):
-    field, x0 = gaussian(), standard_normal(12, 3)
-    whole = integrate(field, x0, uniform_grid(6), seeded(method, 7, 100))
-    parts = [integrate(field, x0[a:b], uniform_grid(6), seeded(method, 7, 100 + a)) for a, b in pairwise(cuts)]
-    assert torch.equal(torch.cat(parts), whole)
-
-
-@every
-def test_only_a_stochastic_solver_depends_on_seed_and_start(method):
-    field, x0 = gaussian(), standard_normal(4, 3)
-    a, again, b, c = (
-        integrate(field, x0, uniform_grid(3), seeded(method, seed, start))
-        for seed, start in ((0, 0), (0, 0), (1, 0), (0, 4))
-    )
-    assert torch.equal(a, again)
-    assert (seeded(method, 5, 6) is method) is not method.stochastic
-    assert {torch.equal(a, other) for other in (b, c)} == {not method.stochastic}
-
-
-# What all share.
-@every
-@pytest.mark.parametrize("knots", [[], [0.5], [0, 0], [0, 0.5, 0.5, 1], [0, 0.6, 0.5, 1], [1, 0.2, 0.3]])
-def test_a_grid_that_is_not_monotone_is_refused(method, knots):
-    with pytest.raises(ValueError, match="strictly monotone with at least 2 knots"):
-        integrate(lambda x, t, label: x, torch.zeros(1, 1), torch.tensor(knots, dtype=torch.float64), method)
-
-
-@every
-@pytest.mark.parametrize("steps", [1, 3, 8])
-def test_evaluations_are_steps_times_stages(method, steps):
-    field = Counted(lambda x, t, label: x)
-    integrate(field, torch.zeros(2, 1), uniform_grid(steps), method)
-    assert field.nfe == steps * method.stages
-    assert steps_for(method, field.nfe) == steps
-    twice = Counted(lambda x, t, label: x)
-    label = torch.zeros(2, dtype=torch.int64)
-    integrate(guided(twice, Guidance(2.0), 1), torch.zeros(2, 1), uniform_grid(steps), method, label)
-    assert twice.nfe == 2 * field.nfe
-    assert steps_for(method, twice.nfe, passes=2) == steps
-
-
-@every
-@pytest.mark.parametrize("passes", [1, 2])
-def test_evaluations_that_no_number_of_steps_costs_are_refused(method, passes):
-    cost = method.stages * passes
-    for nfe in {0, -cost, cost + 1 if cost > 1 else 0}:
-        with pytest.raises(ValueError, match=rf"{cost} evaluations a step( under guidance)? cannot spend {nfe}"):
-            steps_for(method, nfe, passes=passes)
-
-
-def test_unknown_solver_is_answered_with_the_names():
-    with pytest.raises(ValueError, match=r"'rk5'.*" + ".*".join(SOLVERS)):
-        solver("rk5")
-    assert all(solver(name) is method for name, method in SOLVERS.items())
-
-
-@every
-def test_trajectory_yields_every_knot(mixture, method):
-    field, x0 = mixture
-    grid = uniform_grid(5)
-    points = list(trajectory(field, x0, grid, method))
-    assert len(points) == 6
-    assert torch.equal(points[0], x0)
-    assert torch.equal(points[-1], integrate(field, x0, grid, method))
-    assert all(point.shape == x0.shape and point.dtype == x0.dtype for point in points)
-
-
-@tableaux
-def test_trajectory_is_one_step_after_another(mixture, method):
-    field, x0 = mixture
-    grid = uniform_grid(5)
-    for (t, s), (x, y) in zip(pairwise(grid.tolist()), pairwise(trajectory(field, x0, grid, method)), strict=True):
-        assert torch.equal(step(field, x, t, s, method), y)
-
-
-@every
-def test_labels_reach_the_field_and_no_graph_is_kept(method):
-    label = torch.tensor([0, 1, 2])
-    speed = torch.nn.Parameter(torch.tensor([1.0]))
-
-    def end(label):
-        return integrate(
-            lambda x, t, label: speed * label[:, None].float(), torch.zeros(3, 1), uniform_grid(2), method, label
-        )
-
-    assert (end(label) - end(0 * label)).flatten().tolist() == pytest.approx(
-        (end(0 * label + 1) - end(0 * label)).flatten() * label
-    )
-    assert not end(label).requires_grad
-    if not method.stochastic:
-        assert end(label).flatten().tolist() == pytest.approx([0, 1, 2])
-
-
-@every
-def test_inputs_are_left_as_they_were(mixture, method):
-    field, x0 = mixture
-    before = x0.clone()
-    integrate(field, x0, uniform_grid(2), method)
-    assert torch.equal(x0, before)
-
-
-@every
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_images_keep_shape_and_dtype(method, dtype):
-    x0 = standard_normal(2, 3, 4, 4).to(dtype)
-    end = integrate(lambda x, t, label: -x * t.reshape(-1, 1, 1, 1), x0, uniform_grid(3), method)
-    assert end.shape == x0.shape
-    assert end.dtype == dtype
-
-
-@pytest.mark.parametrize(("t", "s"), [(0.0, 1.0), (1.0, 0.0), (0.2, 0.7)])
-def test_adaptive_keeps_its_tolerance(mixture, t, s):
-    field, x = mixture
-    grid = torch.linspace(t, s, 257, dtype=torch.float64)
-    fine = integrate(field, x, grid, RK4)
-    tight = integrate_adaptive(field, x, t, s, rtol=1e-9, atol=1e-9)
-    loose = integrate_adaptive(field, x, t, s, rtol=1e-3, atol=1e-3)
-    assert rms(tight - fine) < 1e-8
-    assert rms(tight - fine) < rms(loose - fine) < 0.05
-
-
-def test_adaptive_hands_on_labels_and_refuses_an_empty_interval():
-    def field(x, t, label):
-        return label[:, None].to(x.dtype).expand_as(x)
-
-    end = integrate_adaptive(field, torch.zeros(2, 1), rtol=1e-4, atol=1e-4, label=torch.tensor([3, 5]))
-    assert end.flatten().tolist() == pytest.approx([3, 5])
-    with pytest.raises(ValueError, match="nothing to integrate"):
-        integrate_adaptive(field, torch.zeros(2, 1), 0.5, 0.5, rtol=1e-4, atol=1e-4)
-
-
-# Optimised grids.
-SEARCHED = [name for name, solver in SOLVERS.items() if not solver.stochastic]
-
-
-def end_error(field, x0, end, knots, solver):
-    return rms(integrate(field, x0, torch.as_tensor(knots, dtype=torch.float64), solver) - end)
-
-
-@pytest.mark.parametrize("name", SEARCHED)
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_an_optimised_grid_is_a_grid_no_worse_than_the_uniform_one(mixture, steps, name):
-    field, x0 = mixture
-    grid = optimised_grid(field, x0, steps, SOLVERS[name])
-    assert grid.dtype == torch.float64
-    assert len(grid) == steps + 1
-    assert (grid[0], grid[-1]) == (0, 1)
-    assert (grid.diff() > 0).all()
-    end = exact(field, x0)
-    uniform = end_error(field, x0, end, uniform_grid(steps), SOLVERS[name])
-    assert end_error(field, x0, end, grid, SOLVERS[name]) <= uniform * (1 + 1e-6)
-
-
-def test_an_optimised_grid_of_two_steps_is_the_best_there_is(mixture):
-    field, x0 = mixture
-    end = exact(field, x0)
-    found = optimised_grid(field, x0, 2, EULER)
-    errors = {t / 200: end_error(field, x0, end, [0.0, t / 200, 1.0], EULER) for t in range(1, 200)}
-    assert end_error(field, x0, end, found, EULER) < min(errors.values()) * 1.001
-    assert found[1] == pytest.approx(min(errors, key=errors.get), abs=0.01)
-
-
-def test_no_small_move_of_a_knot_betters_an_optimised_grid(mixture):
-    field, x0 = mixture
-    end = exact(field, x0)
-    knots = optimised_grid(field, x0, 5, EULER).tolist()
-    best = end_error(field, x0, end, knots, EULER)
-    for i in range(1, 5):
-        for shift in (-0.01, 0.01):
-            assert end_error(field, x0, end, [*knots[:i], knots[i] + shift, *knots[i + 1 :]], EULER) > best * 0.999
-
-
-@pytest.mark.parametrize("steps", [2, 4, 8])
-@pytest.mark.parametrize(("s0", "s1"), [(1.0, 0.05), (0.05, 1.0)], ids=["bends last", "bends first"])
-def test_an_optimised_grid_helps_on_trajectories_it_has_not_seen(s0, s1, steps):
-    field = gaussian(s0=s0, s1=s1)
-    x0, others = (s0 * standard_normal(64, 1, purpose=purpose) for purpose in ("search", "held out"))
-    grid = optimised_grid(field, x0, steps, EULER)
-    end = gaussian_flow(f64(0), f64(s0), f64(1), f64(s1), others, torch.ones(64, dtype=torch.float64))
-    ours, uniform = (rms(integrate(field, others, g, EULER) - end) for g in (grid, uniform_grid(steps)))
-    assert ours < 0.75 * uniform
-
-
-def test_an_optimised_grid_hands_on_labels_and_works_on_images():
-    label = torch.tensor([0, 1, 2])
-
-    def field(x, t, label):
-        return label.reshape(-1, 1, 1, 1) * t.reshape(-1, 1, 1, 1) ** 4 + 0 * x
-
-    grid = optimised_grid(field, torch.zeros(3, 1, 2, 2), 2, EULER, label=label)
-    assert grid[1] > 0.6, "the velocity grows late"
-
-
-def test_a_field_that_diverges_has_no_optimised_grid():
-    with pytest.raises(FloatingPointError, match="the field diverged"):
-        optimised_grid(lambda x, t, label: x / (1 - t[:, None]), torch.ones(2, 1), 4, EULER)
-
-
-@pytest.mark.parametrize("steps", [0, -1])
-def test_an_optimised_grid_of_no_steps_is_refused(steps):
-    with pytest.raises(ValueError, match=f"at least 1 step, got {steps}"):
-        optimised_grid(lambda x, t, label: x, torch.zeros(1, 1), steps, EULER)
