@@ -1,14 +1,11 @@
 """The pair-quality table: noise passes, every way of not being noise is named, numbers are those of NumPy."""
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from fmcore.disk.files import ArtifactError, read_json
 from fmcore.flow.couplings import Pairs
 from fmcore.score.pair_quality import BINS, pair_quality, suspicions
-from stage_runs import events_of, notes, run, tiny
 
 COUNT, SHAPE = 4000, (1, 4, 4)
 
@@ -93,40 +90,3 @@ def test_pairs_that_are_not_finite_are_counted():
     x1[7, 0, 0, 0] = float("nan")
     x1[9] = float("inf")
     assert pair_quality(batches(noise(), x1)).numbers["not_finite"] == 2
-
-
-def test_the_couple_stage_looks_at_its_pairs_and_makes_some_again(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DVC_ROOT", raising=False)
-    params = tiny(couple__inverted=100)
-    said = notes(run(params, "check", "base", "couple@r1"))
-    assert not any(line.startswith("couple r1: x0_") for line in said)
-    generated, inverted = (read_json(tmp_path / "couplings" / at / "quality.json") for at in ("r1", "r1/inverted"))
-    assert generated["again"] < 1e-3
-    assert 0 < generated["curvature_05"] < generated["curvature"] < generated["curvature_max"]
-    histograms = pd.read_csv(tmp_path / "couplings/r1/histograms.csv").groupby("what")["count"].sum()
-    assert histograms.to_dict() == {"cost": 300, "norm": 300, "curvature": 256}
-    assert generated["cost"] > 0
-    assert "again" not in inverted
-
-    # A field that changed its mind in between: what is stored is not what it makes.
-    from flows.stages import couple
-
-    right = couple.map_pairs
-
-    def mirrored(folder):
-        parts, manifest = right(folder)
-        return tuple(part._replace(x1=-part.x1) for part in parts), manifest
-
-    monkeypatch.setattr(couple, "map_pairs", mirrored)
-    with pytest.raises(ArtifactError, match=r"pairs made again end .* away from those stored"):
-        list(events_of(params, "couple@r1"))
-
-    def spoilt(folder):
-        (first, *rest), manifest = right(folder)
-        bad = first._replace(x1=first.x1.index_fill(0, torch.tensor([3]), float("nan")))
-        return (bad, *rest), manifest
-
-    monkeypatch.setattr(couple, "map_pairs", spoilt)
-    with pytest.raises(ArtifactError, match="1 pairs are not finite"):
-        list(events_of(params, "couple@r1"))
