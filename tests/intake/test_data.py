@@ -9,7 +9,6 @@ from PIL import Image
 from scipy import stats
 
 from fmcore.disk.dataset import DataError
-from fmcore.flow.pixels import dequantise, quantise
 from fmcore.intake.images import MAX_PIXELS, Images
 from fmcore.intake.known import Digits
 from fmcore.intake.points import POINTS_HELD_OUT, Checkerboard, EightGaussians, Moons
@@ -18,30 +17,6 @@ from fmcore.intake.sets import DATA
 BUNDLED = {name: kind for name, kind in DATA.items() if "root" not in kind.__dataclass_fields__}
 POINTS = {name: kind for name, kind in BUNDLED.items() if "count" in kind.__dataclass_fields__}
 TORCHVISION = {name: kind for name, kind in DATA.items() if "download" in kind.__dataclass_fields__}
-
-
-# --- pixels -------------------------------------------------------------------------------------------------
-
-
-def test_every_level_survives_the_round_trip():
-    levels = torch.arange(256, dtype=torch.uint8)
-    x = dequantise(levels)
-    assert (float(x[0]), float(x[-1])) == (-1, 1)
-    assert torch.equal(quantise(x), levels)
-    nearly_half = 0.49 / 127.5
-    assert torch.equal(quantise((x + nearly_half).clamp(max=1)), levels)
-    assert torch.equal(quantise((x - nearly_half).clamp(min=-1)), levels)
-
-
-def test_halves_round_up_and_the_rest_is_clamped():
-    assert quantise(torch.tensor([0.0])).item() == 128  # 127.5
-    assert quantise(torch.tensor([-1 + 1 / 255 + 1e-6, -1 + 1 / 255 - 1e-6])).tolist() == [1, 0]
-    assert quantise(torch.tensor([-1.5, -100.0, 1.001, 100.0])).tolist() == [0, 0, 255, 255]
-
-
-def test_quantising_does_not_darken():
-    x = torch.linspace(-1, 1, 100_001)
-    assert abs(float((dequantise(quantise(x)) - x).mean())) < 1e-4
 
 
 # --- sets that ship with the package ------------------------------------------------------------------------
