@@ -212,7 +212,8 @@ def test_nothing_from_params_reaches_a_shell(kind, stage):
 
 
 def test_no_file_holds_two_jobs():
-    long = {name_of(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    beside = [path for folder in ("tests", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    long = {name_of(path): n for path in FILES + beside if (n := len(path.read_text().splitlines())) > 400}
     assert not long
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 300
 
