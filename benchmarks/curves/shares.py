@@ -78,7 +78,7 @@ def step_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, 
     network, settings = trained(config, shape), config_of(batch)
     plain = objective_of(shape, batch)
     state = new_state(network, settings)
-    (x0, x1, _), t, _ = plain.draw(rng.generator(0, "train"), 0.0)
+    (x0, x1, _), t = plain.draw(rng.generator(0, "train"), 0.0)
     x_t, u_t = interpolate(LINEAR, x0, x1, t)
     field = network_field(network, "auto")
 
