@@ -49,8 +49,8 @@ types: $(READY) ## mypy
 
 unit: $(READY) ## the tests alone, on all cores
 	pytest -n auto --dist loadfile --no-loadscope-reorder
-	ATEN_CPU_CAPABILITY=avx2 pytest -n auto -q $$(grep -lE "mark\.(numerics|precisions)" tests/test_*.py) \
-		-m "(numerics or precisions) and not slow"
+	ATEN_CPU_CAPABILITY=avx2 pytest -n auto -q -m "(numerics or precisions) and not slow" \
+		$$(grep -rlE --include="test_*.py" "mark\.(numerics|precisions)" tests)
 
 smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
 	pytest tests/test_pipeline.py tests/test_mistakes.py

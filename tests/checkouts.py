@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-ROOT = Path(__file__).parents[1]
+from repository import ROOT
+
 BIN = Path(sys.executable).parent
 COPIED = ("fmcore", "flows", "presets", ".dvc", "dvc.yaml", ".dvcignore", ".gitignore", "params.yaml")
 

@@ -14,13 +14,16 @@ import urllib.request
 import warnings
 from pathlib import Path
 
+import pytest
+
 from flows.local import private
 from flows.local.api import is_healthy
 from flows.pages.gate import bound
 from flows.pages.servers import environment
+from flows.watch.journal import open_journal
 from flows.watch.to_prefect import PrefectBox
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 PYTHON = sys.executable
 NOBODY = 65534
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -142,6 +145,38 @@ def client_of(address):
 
 def runs_named(client, name):
     return [run for run in client.read_flow_runs() if run.name == name]
+
+
+# Prefect and what it imports warn about each other; what is ours is tested in the child processes too.
+QUIET = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:prefect"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pydantic"),
+]
+
+
+@contextlib.contextmanager
+def prefect_home(folder):
+    """Prefect's own files lie in a folder of the test's, and no server is named."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(folder))
+        patch.setenv("DO_NOT_TRACK", "1")
+        patch.delenv("PREFECT_API_URL", raising=False)
+        yield
+
+
+@contextlib.contextmanager
+def running_server(folder):
+    """A Prefect server that is there meanwhile."""
+    server = Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+def opened(root, stage="base", **params):
+    return open_journal(root, stage=stage, params=params, tags={})
 
 
 def make_project(folder):

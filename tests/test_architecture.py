@@ -10,8 +10,8 @@ from ruamel.yaml import YAML
 
 from flows.launch.stages import code_of as code_of_stage
 from flows.workshop.entry import sources
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 DVC = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text())
 FILES = [path for package in ("fmcore", "flows") for path in sorted((ROOT / package).rglob("*.py"))]
 OUTSIDE = {"prefect", "dvc", "mlflow", "pydantic", "ruamel", "yaml", "flows", "pandas"}
@@ -221,7 +221,8 @@ def test_nothing_from_params_reaches_a_shell(kind, stage):
 
 
 def test_no_file_holds_two_jobs():
-    long = {name_of(path): n for path in FILES if (n := len(path.read_text().splitlines())) > 400}
+    beside = [path for folder in ("tests", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    long = {name_of(path): n for path in FILES + beside if (n := len(path.read_text().splitlines())) > 400}
     assert not long
     assert len((ROOT / "dvc.yaml").read_text().splitlines()) <= 300
 

@@ -13,8 +13,8 @@ from flows.params import preset
 from flows.params.reading import validate
 from fmcore.disk.files import read_json
 from fmcore.model import load as load_model
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 STEPS, BATCH = 150, 8
 
 

@@ -4,13 +4,13 @@ import doctest
 import pkgutil
 import re
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
 import fmcore
 from flows.params.reading import load_yaml, validate
+from repository import ROOT
 
 MODULES = [m.name for m in pkgutil.walk_packages(fmcore.__path__, "fmcore.") if not m.name.endswith("__main__")]
 
@@ -26,7 +26,7 @@ def test_there_are_examples():
     assert any(test.examples for name in MODULES for test in finder.find(import_module(name)))
 
 
-PAGES = sorted((Path(__file__).parents[1] / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -41,7 +41,7 @@ def test_code_in_the_pages_runs(page):
             names = test.globs
 
 
-TEXTS = sorted([*Path(__file__).parents[1].glob("*.md"), *PAGES])
+TEXTS = sorted([*ROOT.glob("*.md"), *PAGES])
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
@@ -65,6 +65,6 @@ PARAMS = [text for page in PAGES for language, text in BLOCK.findall(page.read_t
 
 @pytest.mark.parametrize("text", PARAMS, ids=range(len(PARAMS)))
 def test_params_in_the_pages_are_valid(text):
-    whole = load_yaml(Path(__file__).parents[1] / "presets/digits.yaml")
+    whole = load_yaml(ROOT / "presets/digits.yaml")
     overlay(whole, YAML(typ="safe").load(text))
     validate(whole, "page")

@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from checkouts import ROOT, Checkout
 
+from checkouts import Checkout
 from fmcore.disk.files import read_json
+from repository import ROOT
 
 pytestmark = pytest.mark.slow
 BLOCKS = re.findall(r"^```(py|yml)\n(.*?)^```", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL)
@@ -46,14 +47,9 @@ def test_one_of_each_is_added(tmp_path):
     assert ",ralston,uniform,4," in (at / "scores/base/scores.csv").read_text()
     code = "import sys; sys.path.insert(0, 'tests'); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
     (at / "tests").symlink_to(ROOT / "tests")
-    family = [
-        "tests/test_paths.py",
-        "tests/test_solvers.py",
-        "-k",
-        "arc or ralston",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
+    paths = ("paths", "conversions", "exact_fields", "path_losses", "path_peers")
+    solvers = ("solvers", "every_solver", "stochastic_solvers", "optimised_grids")
+    family = [f"tests/flow/test_{name}.py" for name in paths] + [f"tests/ode/test_{name}.py" for name in solvers]
+    family += ["-k", "arc or ralston", "-q", "-p", "no:cacheprovider"]
     said = checkout.run("python", "-c", code, *family, PYTHONPATH=str(at)).stdout
     assert re.search(r"\d\d passed", said), said

@@ -20,10 +20,11 @@ from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
 from fmcore.intake.known import Digits
 from fmcore.intake.points import EightGaussians
 from fmcore.models.networks import MLP, UNet, initialised
+from repository import ROOT
 
 pytestmark = pytest.mark.numerics
 
-GOLDEN = Path(__file__).with_name("golden") / "loss-curves.json"
+GOLDEN = ROOT / "tests/golden/loss-curves.json"
 CONFIG = TrainConfig(
     images=640, batch_size=32, lr=1e-3, lr_final=0.1, warmup_images=160, ema_halflife_images=(99.0,)
 )

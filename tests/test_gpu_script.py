@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from benchmarks.on_gpu import correctness, pages, parts, sizes, speed_of_training
 
 pytestmark = pytest.mark.native
 
@@ -86,9 +87,9 @@ def test_every_part_writes_finite_numbers(first):
 
 def test_the_page_shows_every_section(first):
     text = first[1].read_text()
-    for title in gpu.TITLES.values():
+    for title in pages.TITLES.values():
         assert title in text
-    assert {name.partition("/")[0] for name in NAMES} == set(gpu.TITLES)
+    assert {name.partition("/")[0] for name in NAMES} == set(pages.TITLES)
 
 
 def test_rates_and_shares_are_those_of_the_seconds_measured(first):
@@ -120,7 +121,7 @@ def test_a_part_that_raises_is_recorded_and_the_rest_goes_on(again, monkeypatch)
     forget(again, "matmul")
     forget(again, "one step/small")
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "matmul", boom)
+        patch.setattr(parts, "matmul", boom)
         assert quick(again) == 1
     assert records(again)["matmul"] == {"status": "failed", "error": "RuntimeError: a first line"}
     assert records(again)["one step/small"]["status"] == "done"
@@ -132,7 +133,7 @@ def test_a_part_that_raises_is_recorded_and_the_rest_goes_on(again, monkeypatch)
 
 def test_numbers_that_are_not_finite_fail_the_part(again, monkeypatch):
     forget(again, "matmul")
-    monkeypatch.setattr(gpu, "matmul", lambda bench: [{"TFLOP/s": math.inf}])
+    monkeypatch.setattr(parts, "matmul", lambda bench: [{"TFLOP/s": math.inf}])
     assert quick(again) == 1
     assert records(again)["matmul"]["error"].startswith("ValueError")
 
@@ -140,13 +141,13 @@ def test_numbers_that_are_not_finite_fail_the_part(again, monkeypatch):
 def test_results_beyond_their_tolerance_are_shown_and_looked_at_again(again, monkeypatch):
     forget(again, "correctness/mlp")
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "BF16", 1e-9)
+        patch.setattr(correctness, "BF16", 1e-9)
         assert quick(again) == 1
     rows = records(again)["correctness/mlp"]["rows"]
-    assert [row["what"] for row in rows if not row[gpu.OK]] == ["forward, bf16"]
+    assert [row["what"] for row in rows if not row[sizes.OK]] == ["forward, bf16"]
     assert quick(again, "--minutes", "0") == 1
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "correctness", killed)
+        patch.setattr(parts, "correctness", killed)
         with pytest.raises(KeyboardInterrupt):
             quick(again)
     assert records(again)["correctness/mlp"] == {"status": "begun", "rows": rows} | {
@@ -154,13 +155,13 @@ def test_results_beyond_their_tolerance_are_shown_and_looked_at_again(again, mon
     }
     assert quick(again, "--minutes", "0") == 1, "what was known stays known"
     assert quick(again) == 0
-    assert all(row[gpu.OK] for row in records(again)["correctness/mlp"]["rows"])
+    assert all(row[sizes.OK] for row in records(again)["correctness/mlp"]["rows"])
 
 
 def test_a_loop_that_fails_leaves_the_others_measured(again, monkeypatch):
     name = f"training/small/{gpu.QUICK.train_small}"
     forget(again, name)
-    monkeypatch.setattr(gpu, "torchcfm_steps", boom)
+    monkeypatch.setattr(speed_of_training, "torchcfm_steps", boom)
     assert quick(again) == 1
     *rows, last = records(again)[name]["rows"]
     assert last["loop"] == "torchcfm"
@@ -175,7 +176,7 @@ def test_what_a_call_was_killed_in_is_begun_again_last(again, monkeypatch):
     forget(again, "one step/small")
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpu, "matmul", killed)
+        patch.setattr(parts, "matmul", killed)
         with pytest.raises(KeyboardInterrupt):
             quick(again)
     assert "Left for another call: matmul, one step/small." in again.read_text()
@@ -189,7 +190,7 @@ def test_what_a_call_was_killed_in_is_begun_again_last(again, monkeypatch):
 def test_without_torchcfm_its_loop_is_skipped_and_said_so(again, monkeypatch):
     name = f"training/small/{gpu.QUICK.train_small}"
     forget(again, name)
-    monkeypatch.setattr(gpu, "find_spec", lambda module: None)
+    monkeypatch.setattr(speed_of_training, "find_spec", lambda module: None)
     assert quick(again) == 0
     rows = records(again)[name]["rows"]
     assert "over torchcfm" not in rows[0]

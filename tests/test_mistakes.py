@@ -5,10 +5,10 @@ import sys
 import time
 
 import pytest
-from checkouts import Checkout, environment
-from servers import Server, client_of
 
+from checkouts import Checkout, environment
 from fmcore.models.folder import load_model
+from servers import Server, client_of
 
 pytestmark = pytest.mark.slow
 

@@ -14,10 +14,9 @@ from flows.params.reading import load_yaml, read
 from fmcore.disk.pairs import open_pairs
 from fmcore.flow.times import UniformGrid
 from fmcore.ode.solvers import SOLVERS
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
-
-ARTIFACTS = Path(__file__).parent / "artifacts"
+ARTIFACTS = ROOT / "tests/artifacts"
 RELEASES = sorted(folder for folder in ARTIFACTS.iterdir() if (folder / "samples.json").exists())
 PARAMS = sorted((ARTIFACTS / "params").iterdir())
 

@@ -11,10 +11,11 @@ import time
 
 import pandas as pd
 import pytest
-from checkouts import ROOT, Checkout, environment
 
+from checkouts import Checkout, environment
 from fmcore.disk.pairs import open_pairs
 from fmcore.models.folder import load_model
+from repository import ROOT
 
 pytestmark = pytest.mark.slow
 

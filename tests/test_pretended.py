@@ -13,11 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from pretended import DEVICE, There, cuda
-from test_teachers import saved, unet
-from test_variants import points, run, small, tiny
 
 from benchmarks import gpu
+from benchmarks.on_gpu import correctness, loops, speed_of_training
+from diffusers_teachers import saved, unet
 from fmcore.disk.pairs import open_pairs
 from fmcore.endings.match import Matching
 from fmcore.endings.regression import Regression
@@ -43,6 +42,8 @@ from fmcore.ode.solvers import SOLVERS, solve
 from fmcore.score.extractors import adopt
 from fmcore.score.reference import reference_parts
 from fmcore.score.scoring import ImageScorer
+from pretended import DEVICE, There, cuda
+from stage_runs import points, run, small, tiny
 
 STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1")
@@ -314,9 +315,11 @@ def test_points_and_what_has_no_room_on_a_gpu(tmp_path, monkeypatch):
 def test_the_gpu_benchmark_runs_all_its_parts(tmp_path, monkeypatch):
     out = tmp_path / "gpu.md"
     monkeypatch.setattr(gpu, "QUICK", replace(gpu.QUICK, train_large=(4,), pairs=(4,), steps=1))
-    monkeypatch.setattr(gpu, "find_spec", lambda module: None)  # torchcfm's loader asks the driver for its devices
+    # torchcfm's loader asks the driver for its devices
+    monkeypatch.setattr(speed_of_training, "find_spec", lambda module: None)
     with cuda():
-        monkeypatch.setattr(gpu, "Generator", torch.Generator)
+        for module in (correctness, loops, speed_of_training):
+            monkeypatch.setattr(module, "Generator", torch.Generator)
         assert gpu.main(["--quick", "--out", str(out)]) == 0
     (found,) = json.loads(out.with_suffix(".json").read_text()).values()
     assert {name: record["status"] for name, record in found.items()} == dict.fromkeys(

@@ -1,0 +1,400 @@
+"""params.yaml: every key is read, every mistake is one line that names it."""
+
+import copy
+import json
+import re
+from dataclasses import asdict, fields, is_dataclass
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.params import preset
+from flows.params.reading import ParamsError, load_yaml, read, validate
+from flows.params.schema import Params
+from repository import ROOT
+
+DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's to edit
+RAW = load_yaml(DEFAULT)
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"], "extractor": "none"}}
+
+
+def changed(path, value):
+    raw = copy.deepcopy(RAW)
+    *parents, last = path.split(".")
+    at = raw
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return raw
+
+
+def mistakes(raw):
+    with pytest.raises(ParamsError) as caught:
+        validate(raw, "params.yaml")
+    lines = str(caught.value).splitlines()
+    assert all(line.startswith("params.yaml: ") for line in lines)
+    return [line.removeprefix("params.yaml: ") for line in lines]
+
+
+def leaves(value, at=""):
+    if is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from leaves(getattr(value, field.name), f"{at}{field.name}.")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{at}{key}.")
+    else:
+        yield at.rstrip("."), value
+
+
+def raw_leaves(value, at=""):
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from raw_leaves(item, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", item
+
+
+def test_the_file_holds_every_field_and_no_other():
+    params = read(DEFAULT)
+    declared = {path for name in Params.model_fields for path, _ in leaves(getattr(params, name), f"{name}.")}
+    written = {path for path, value in raw_leaves(RAW) if value != {}}
+    assert written == declared
+
+
+def test_values_are_read_as_written():
+    params = read(DEFAULT)
+    for name in Params.model_fields:
+        for path, value in leaves(getattr(params, name), f"{name}."):
+            at = RAW
+            for part in path.split("."):
+                at = at[part]
+            if isinstance(value, tuple):
+                value = [asdict(one) if is_dataclass(one) else one for one in value]
+            assert value == at, path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    whole = json.loads(json.dumps(preset.overlaid(name)))
+    validate(whole, name)
+    if name != preset.DEFAULT:
+        default = dict(raw_leaves(RAW))
+        over = load_yaml(ROOT / "presets" / f"{name}.yaml")
+        for path, value in raw_leaves(over):
+            section = path.split(".")[0]
+            replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
+            in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
+            assert (
+                replaced or in_rounds or path.endswith(".name") or path not in default or default[path] != value
+            ), path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_state_command_time_and_result(name):
+    text = (ROOT / "presets" / f"{name}.yaml").read_text()
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    if name != preset.DEFAULT:
+        assert f"make preset NAME={name}" in head
+        assert re.search(r"minute|hour|second", head)
+
+
+def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    assert preset.main(["moons"]) == 0
+    assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
+    assert read(tmp_path / "params.yaml").data.name == "moons"
+    assert preset.main(["nonsense"]) == 2
+    assert "expected one of" in capsys.readouterr().err
+
+
+WRONG = {
+    "unknown key": (changed("base.train.lerning_rate", 1.0), "base.train.lerning_rate: unknown key"),
+    "mistyped section": ({**RAW, "evalute": {}}, "evalute: unknown key; did you mean evaluate?"),
+    "number as text": (changed("base.train.lr", "1e-3"), 'base.train.lr: expected a valid number, got "1e-3"'),
+    "text for a count": (changed("couple.pairs", "many"), "couple.pairs: expected a valid integer"),
+    "fraction for a count": (changed("couple.pairs", 0.5), "couple.pairs: expected a valid integer"),
+    "not finite": (changed("base.train.lr", float("nan")), "base.train.lr: expected a finite number"),
+    "negative": (changed("base.train.lr", -1.0), "lr (=-1.0)"),
+    "out of range": (changed("base.train.lr_final", 2.0), "base.train: lr_final (=2.0) must lie in [0, 1]"),
+    "unknown data": (changed("data.name", "digit"), "data.name: expected one of digits,"),
+    "no name": (changed("network", {"width": 3}), "network.name: missing"),
+    "foreign key of a choice": (changed("network.channels", [8]), "network.channels: unknown key"),
+    "unknown path": (changed("base.path", {"name": "cubic"}), "base.path.name: expected one of linear, cosine"),
+    "path as text": (changed("base.path", "linear"), "base.path"),
+    "path out of range": (
+        changed("base.path", {"name": "vp", "beta_min": 0.0, "beta_max": 20.0}),
+        "base.path: vp",
+    ),
+    "table as a path": (changed("base.path", {"name": "discrete"}), "base.path.name: expected one of linear"),
+    "unknown weighting": (changed("base.weighting", "snr"), "base.weighting: expected one of none, data"),
+    "unknown coupling": (
+        changed("base.coupling", "ot"),
+        "base.coupling: expected one of independent, minibatch_ot",
+    ),
+    "OT where pairs are stored": (
+        changed("base", {**RAW["base"], "coupling": "minibatch_ot", "teacher": "somewhere"}),
+        "base.coupling: minibatch_ot needs a base to train, and base.teacher is one already made",
+    ),
+    "dropout without labels": (
+        changed("base.label_dropout", 0.1),
+        "base.label_dropout: 0.1 needs conditional: true, got false",
+    ),
+    "dropout of all labels": (
+        changed("base.label_dropout", 1.0),
+        "base.label_dropout: expected a number in [0, 1)",
+    ),
+    "guidance without labels": (
+        changed("couple.guidance", {"scale": 2.0, "start": 0.0, "stop": 1.0}),
+        "couple.guidance: expected null for the teacher base: guidance needs a base trained with labels "
+        "(conditional: true) and base.label_dropout > 0; a round may have its own",
+    ),
+    "guidance interval": (
+        changed("couple.guidance", {"scale": 2.0, "start": 0.5, "stop": 0.5}),
+        "couple.guidance: guidance needs scale >= 0",
+    ),
+    "neither number nor auto": (
+        changed("couple.batch", "lots"),
+        'couple.batch: expected a whole number or auto, got "lots"',
+    ),
+    "odd nfe under guidance": (
+        changed("couple", {**RAW["couple"], "nfe": 5, "guidance": {"scale": 2.0, "start": 0.0, "stop": 1.0}}),
+        "couple.nfe: expected multiples of 2 for ab2 under guidance, got 5",
+    ),
+    "random couplings": (changed("couple.solver", "sde"), "couple.solver: sde is stochastic, and couplings need"),
+    "inversion by a one-way solver": (
+        changed("couple", {**RAW["couple"], "solver": "noise_anchored", "inverted": 10}),
+        "couple.solver: noise_anchored runs from noise to data only, so couple.inverted must be 0",
+    ),
+    "EMA that is not kept": (
+        changed("couple.ema", 7.0),
+        "couple.ema: expected null or, after the first, a half-life of base's train.ema_halflife_images ([]), got",
+    ),
+    "EMA twice": (changed("base.train.ema_halflife_images", [5, 5]), "ema_halflife_images must list each once"),
+    "unknown metric": (changed("evaluate.metrics", ["fid"]), "evaluate.metrics: expected any of kid"),
+    "unknown grid": (changed("couple.grid", {"name": "log"}), "couple.grid.name: expected one of uniform, cosine"),
+    "optimised grid for scores": (
+        changed("evaluate.grids", [{"name": "optimised", "trajectories": 4}]),
+        "evaluate.grids",
+    ),
+    "mix without inverted data": (
+        changed("reflow.mix.inverted", 0.2),
+        "reflow.mix.inverted: 0.2 needs couple.inverted > 0, got 0",
+    ),
+    "mix out of range": (changed("reflow.mix.until", 0.0), "reflow.mix: expected inverted and slerp in [0, 1]"),
+    "slerp of nothing": (changed("reflow.mix.slerp", 0.1), "reflow.mix.inverted: slerp and refresh_images act on"),
+    "drop everything": (changed("distill.drop_longest", 1.0), "distill.drop_longest: expected a number in [0, 1)"),
+    "labels to drop": (changed("reflow.labels", "drop"), "reflow.labels: drop needs conditional: true, got false"),
+    "a student whose labels are gone": (
+        {
+            **changed("reflow.labels", "drop"),
+            "conditional": True,
+            "distill": {**RAW["distill"], "init": "base", "couplings": "r2"},
+        },
+        "distill.labels: expected drop, since reflow.labels drop leaves distill.couplings r2 without labels",
+    ),
+    "a student of no kind": (
+        changed("distill.network", {"name": "vit"}),
+        "distill.network.name: expected one of mlp",
+    ),
+    "likelihood of a stochastic sampler": (
+        changed("evaluate.likelihood", {"samples": 10, "solver": "sde", "nfe": 8, "probes": 1}),
+        "evaluate.likelihood.solver: sde has no likelihood; expected a deterministic solver",
+    ),
+    "perceptual distance on another path": (
+        changed(
+            "base",
+            {
+                **RAW["base"],
+                "path": {"name": "cosine"},
+                "distance": {
+                    **{"name": "lpips", "backbone": "a.pth", "linear": "b.pth", "size": 64},
+                    **{"huber": True, "over_noise": False, "scale": 0.001},
+                },
+            },
+        ),
+        "base.distance.name: lpips needs base.path {name: linear, sigma_min: 0}, got cosine",
+    ),
+    "points to flip": ({**RAW, **POINTS, "flip": True}, "flip: moons are points, expected false"),
+    "a teacher of points": (
+        {**RAW, **POINTS, "base": {**RAW["base"], "teacher": "x"}},
+        "base.teacher: expected null for points (moons)",
+    ),
+    "unknown solver": (changed("couple.solver", "leapfrog"), "couple.solver: expected one of euler"),
+    "solver of no couplings": (
+        changed("couple.solver", "dopri5"),
+        'rk4, ab2, noise_anchored, got "dopri5"; adaptive steps are evaluate.dopri5',
+    ),
+    "nfe of heun": (changed("evaluate.solvers.heun", [4]), "evaluate.solvers.heun: expected one of 1, 3, 5, ..."),
+    "no euler": (changed("evaluate.solvers", {"heun": [3]}), "evaluate.solvers.euler: expected at least one"),
+    "teacher that is not there": (
+        changed("reflow.rounds.r2.teacher", "r7"),
+        'reflow.rounds.r2.teacher: expected a model made before it (base, r1), got "r7"',
+    ),
+    "teacher of itself": (changed("reflow.rounds.r1.teacher", "r1"), "reflow.rounds.r1.teacher: expected a model"),
+    "round called base": (
+        changed("reflow.rounds", {"base": {"teacher": "base", "couple": {}, "train": {}}}),
+        "reflow.rounds.base: expected a name like r1",
+    ),
+    "round with a shell in its name": (
+        changed("reflow.rounds", {"$(touch x)": {"teacher": "base", "couple": {}, "train": {}}}),
+        "reflow.rounds.$(touch x): expected a name like r1",
+    ),
+    "override of no key": (
+        changed("reflow.rounds.r2.train", {"lrr": 1.0}),
+        "reflow.rounds.r2.train.lrr: unknown key",
+    ),
+    "override out of range": (changed("reflow.rounds.r2.train", {"lr": -1.0}), "reflow.rounds.r2.train"),
+    "override of nfe": (changed("reflow.rounds.r2.couple", {"solver": "heun", "nfe": 4}), "rounds.r2.couple.nfe"),
+    "init that is not there": (changed("distill.init", "r9"), "distill.init: expected one of base, r1, r2"),
+    "couplings of no round": (
+        changed("distill.couplings", "base"),
+        "distill.couplings: expected a round (r1, r2)",
+    ),
+    "k of 0": (
+        changed("distill.ending", {**REGRESSION, "k": 0}),
+        "distill.ending: regression needs k >= 1, got 0",
+    ),
+    "ending of no kind": (
+        changed("distill.ending.name", "magic"),
+        "distill.ending.name: expected one of regression, matched",
+    ),
+    "share beyond one": (
+        changed("distill.ending.at_noise", 1.5),
+        "distill.ending: matched needs at_noise in (0, 1]",
+    ),
+    "no space": (changed("distill.ending.spaces", []), "distill.ending: matched needs"),
+    "space of no kind": (
+        changed("distill.ending.spaces", [{"name": "inception"}]),
+        "distill.ending.spaces.0.name: expected one of pixels, hidden",
+    ),
+    "one sample a part": (
+        changed("distill.train.accumulate", 64),
+        "distill.ending: each part of a batch needs 2 samples or more",
+    ),
+    "more rows of data than parts": (
+        changed("distill.ending.real", 2, "distill.train.accumulate", 2),
+        "distill.ending",
+    ),
+    "k_grid for a flow": (
+        changed("base.times", {"name": "k_grid", "k": 2}),
+        "base.times.name: k_grid is",
+    ),
+    "an NFE twice": (
+        changed("evaluate.solvers", {"euler": [1, 1]}),
+        "euler: expected each NFE once",
+    ),
+    "too few samples": (changed("evaluate.samples", 70), "evaluate"),
+    "samples that make a covariance singular with a tenth left out": (
+        {
+            **changed("evaluate.samples", 2276),
+            "features": {**RAW["features"], "extractor": "inception-v3-compat"},
+        },
+        "evaluate.samples: expected at least 2277 for 2048 features, got 2276",
+    ),
+    "couplings that cannot be scored": (
+        changed("couple.pairs", 70),
+        "couple.pairs: expected at least 73, to be scored on 64 features, got 70",
+    ),
+    "a seed beyond 64 bits": (changed("seed", 2**63), "seed: expected a number in [0, 2^63)"),
+    "points with a classifier": (
+        changed("data", {"name": "moons", "count": 100}),
+        'features.extractor: expected "none" for points (moons)',
+    ),
+    "images without extractor": (changed("features.extractor", "none"), "features.extractor: none is for points"),
+    "unknown extractor": (
+        changed("features.extractor", "inception"),
+        "features.extractor: expected one of classifier",
+    ),
+    "weights without inception": (changed("features.weights", "file"), "features: expected weights null"),
+    "download without inception": (changed("features.download", True), "features: expected weights null"),
+    "no grids": (changed("evaluate.grids", []), "evaluate.grids: expected at least one grid"),
+    "a grid twice": (
+        changed("evaluate.grids", [{"name": "uniform"}, {"name": "uniform"}]),
+        "evaluate.grids: expected at least one grid and each once",
+    ),
+    "no repeats": (changed("evaluate.repeats", 0), "evaluate.repeats: expected a number >= 1, got 0"),
+    "inception score without classes": (
+        {
+            **changed("features.extractor", "rotation"),
+            "evaluate": {**RAW["evaluate"], "metrics": ["inception_score"]},
+        },
+        "evaluate.metrics: inception_score needs features.extractor classifier",
+    ),
+    "missing key": ({k: v for k, v in RAW.items() if k != "seed"}, "seed: missing"),
+    "missing key with a default": (
+        changed("base.train", {k: v for k, v in RAW["base"]["train"].items() if k != "ema_rampup"}),
+        "base.train.ema_rampup: missing; its usual value is 0.05",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_mistake_is_one_line_that_names_the_key(case):
+    raw, expected = WRONG[case]
+    lines = mistakes(raw)
+    assert any(expected in line for line in lines), lines
+    assert len(lines) <= 3, lines
+
+
+def test_several_mistakes_are_told_at_once():
+    raw = changed("base.train.lr", "fast")
+    raw["seed"] = "zero"
+    assert len(mistakes(raw)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1", "not YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("a: &x 1\nb: *x\n", "anchors and aliases"),
+        ("seed: 1\nseed: 2\n", "not YAML"),
+        ("x" * 70_000, "expected at most"),
+    ],
+)
+def test_files_that_are_no_params(tmp_path, text, expected):
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=expected):
+        read(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ParamsError, match="cannot be read"):
+        read(tmp_path / "params.yaml")
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path):
+    text = DEFAULT.read_text().replace("lr: 1.0e-3", "lr: 1e-3")
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert read(path).base.train.lr == 0.001
+    assert YAML(typ="safe").load(text)["base"]["train"]["lr"] == 0.001
+
+
+def renamed(section, old, new):
+    return {(new if key == old else key): value for key, value in section.items()}
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (renamed(RAW, "flip", "filp"), "test: filp: unknown key; did you mean flip?"),
+        (
+            changed("base.train", renamed(RAW["base"]["train"], "batch_size", "batchsize")),
+            "test: base.train.batchsize: unknown key; did you mean batch_size?",
+        ),
+        ({key: value for key, value in RAW.items() if key != "flip"}, "test: flip: missing"),
+    ],
+)
+def test_a_mistyped_key_is_one_mistake(raw, expected):
+    with pytest.raises(ParamsError) as raised:
+        validate(raw, "test")
+    assert str(raised.value) == expected

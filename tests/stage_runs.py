@@ -1,0 +1,59 @@
+"""Stages run in the current folder on parameters with small budgets, and what they said."""
+
+import copy
+from collections.abc import Iterator
+
+from flows.launch.stages import stage_at, started
+from flows.params.reading import load_yaml, validate
+from repository import ROOT
+
+BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "weight_decay": 0.0}
+BUDGET |= {"accumulate": 1, "clip_norm": 1.0, "ema_halflife_images": [500], "ema_rampup": 0.05}
+
+
+def small(images=5000, **more):
+    return {**BUDGET, "images": images, **more}
+
+
+def tiny(**changes):
+    """The defaults with one round and small budgets, and `changes` by dotted path."""
+    raw = copy.deepcopy(load_yaml(ROOT / "presets/digits.yaml"))
+    raw["precision"], raw["device"] = "fp32", "cpu"
+    raw["network"] |= {"width": 32, "depth": 1}
+    raw["features"]["train"] = small(2000)
+    for section in ("base", "reflow", "distill"):
+        raw[section]["train"] = small()
+    raw["couple"] |= {"pairs": 300, "solver": "euler", "nfe": 4, "batch": 100}
+    raw["reflow"]["rounds"] = {"r1": {"teacher": "base", "couple": {}, "train": {}}}
+    raw["evaluate"] |= {"samples": 200, "batch": 100, "solvers": {"euler": [1, 4]}}
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        at = raw
+        for part in parents:
+            at = at[part]
+        at[last] = value
+    return validate(raw, "test")
+
+
+def points(**changes):
+    data = {"name": "eight_gaussians", "count": 5000}
+    return tiny(data=data, features__extractor="none", **changes)
+
+
+def events_of(params, stage) -> Iterator:
+    return started(params, stage_at(stage))
+
+
+def run(params, *stages):
+    """The events of some stages; the data are taken in after the check."""
+    for stage in stages:
+        yield from events_of(params, stage)
+        if stage == "check":
+            yield from events_of(params, "intake")
+
+
+ALL = ("check", "features", "base", "couple@r1", "reflow@r1", "distill", "evaluate_base", "evaluate@r1")
+
+
+def notes(events):
+    return [event.text for event in events if type(event).__name__ == "Note"]

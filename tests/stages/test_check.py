@@ -1,0 +1,59 @@
+"""Mistakes that the first stage finds, before anything is computed."""
+
+import pytest
+from diffusers import DDPMScheduler
+
+from diffusers_teachers import saved, unet
+from stage_runs import points, run, tiny
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base__teacher": "nowhere"}, "nowhere: expected a diffusers model"),
+        (
+            {"base__teacher": "teacher", "data": {"name": "mnist", "root": "none", "download": True}},
+            r"base.teacher: teacher makes samples of shape \(1, 8, 8\), but those of data.name mnist have",
+        ),
+        (
+            {"base__teacher": "teacher", "conditional": True},
+            "conditional: true, but base.teacher teacher has no classes",
+        ),
+        (
+            {
+                "reflow__distance": {
+                    **{"name": "lpips", "backbone": "none.pth", "linear": "none.pth", "size": 32},
+                    **{"huber": True, "over_noise": False, "scale": 0.001},
+                }
+            },
+            "reflow.distance: .*none.pth",
+        ),
+    ],
+)
+def test_a_mistake_is_found_by_the_first_stage(change, message, folder, monkeypatch):
+    saved(folder / "teacher", unet(), DDPMScheduler())
+    params = tiny(**change)
+    monkeypatch.setattr(type(params.data), "check", lambda self: "")
+    with pytest.raises(ValueError, match=message):
+        list(run(params, "check"))
+
+
+def test_a_network_that_cannot_be_built_is_found_by_the_first_stage():
+    deep = {"name": "unet", "channels": [8, 8, 8, 8, 8], "layers": 1, "attention": False, "dropout": 0.0}
+    for section in ("reflow", "distill"):
+        with pytest.raises(
+            ValueError, match=rf"^{section}.network: unet with 5 levels needs sides divisible by 16"
+        ):
+            list(run(tiny(**{f"{section}__network": deep}), "check"))
+
+
+def test_points_have_no_8_bit_samples():
+    with pytest.raises(ValueError, match=r"couple\.dtype: expected float32 or float16 for points, got uint8"):
+        points(couple__dtype="uint8")

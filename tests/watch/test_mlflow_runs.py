@@ -1,0 +1,137 @@
+"""Runs in MLflow: how they end, to which pipeline they belong, and what DVC made of their outputs."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from flows.local import process
+from flows.watch import journal, postman, to_mlflow
+from mlflow_records import drain, left_over, make_database, make_root, query, stored, tags
+from repository import ROOT
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    return make_database(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def root(tmp_path, empty_database, monkeypatch):
+    return make_root(tmp_path, empty_database, monkeypatch)
+
+
+def test_killed_stage_is_closed(root):
+    code = f"""
+import sys, time
+from pathlib import Path
+from flows.watch import journal
+from flows.events import Metrics
+journal.start_postman = lambda root: None
+run = journal.open_journal(Path({str(root)!r}), stage="base", params={{}}, tags={{}})
+run(Metrics(1, {{"loss": 1.0}}))
+print("ready", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as stage:
+        assert stage.stdout.readline() == "ready\n"
+        assert drain(root).live
+        assert {status for _, status in stored(root)["runs"]} == {"RUNNING"}
+        stage.send_signal(signal.SIGKILL)
+    drain(root)
+    assert [status for _, status in stored(root)["runs"]] == ["KILLED", "FAILED"]
+    assert left_over(root) == []
+
+
+def test_parent_follows_its_children(root, monkeypatch):
+    """It runs while children come, fails with them, and recovers with a stage's second attempt."""
+
+    def statuses():
+        return [status for _, status in stored(root)["runs"]]
+
+    with pytest.raises(RuntimeError), journal.open_journal(root, stage="a", params={}, tags={}):
+        raise RuntimeError
+    drain(root)
+    assert statuses() == ["FAILED", "FAILED"]
+    with journal.open_journal(root, stage="a", params={}, tags={}):
+        drain(root)
+        assert statuses() == ["FAILED", "RUNNING", "RUNNING"]
+    drain(root)
+    assert statuses() == ["FAILED", "FINISHED", "FINISHED"]
+    monkeypatch.setenv(process.PIPELINE, "2-1000000000")
+    with journal.open_journal(root, stage="z", params={}, tags={}):
+        pass
+    drain(root)
+    assert len(query(root, "select distinct value from tags where key = 'mlflow.parentRunId'")) == 2
+
+
+def test_parent_waits_for_its_pipeline(root, monkeypatch):
+    monkeypatch.delenv(process.PIPELINE)
+    monkeypatch.setattr(to_mlflow.MlflowBox, "pause_seconds", 0.05)
+    with journal.open_journal(root, stage="a", params={}, tags={}):
+        pass
+    box = to_mlflow.MlflowBox(root)
+    assert not box.tick(leaving=False).problems
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "RUNNING"]
+    monkeypatch.setattr(postman, "LINGER_SECONDS", 0.1)
+    postman.stay(root, [box])
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+def test_digests_of_dvc(root, monkeypatch):
+    monkeypatch.delenv(process.PIPELINE)  # this process is the pipeline, and alive
+    (root / "dvc.yaml").write_text("stages: {}\n")
+    entry = {
+        "deps": [{"path": "data", "md5": f"{'d' * 32}.dir"}, {"path": "fmcore/a.py", "md5": "a" * 32}],
+        "outs": [{"path": "models/r1", "md5": f"{'1' * 32}.dir"}, {"path": "scores/r1.json", "md5": "2" * 32}],
+    }
+    lock = root / "dvc.lock"
+    stale = {**entry, "outs": [{"path": "models/r1", "md5": "stale"}]}
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": stale}}))
+    os.utime(lock, (1, 1))
+    for stage in ("reflow@r1", "other"):
+        with journal.open_journal(root, stage=stage, params={}, tags={}):
+            pass
+    box = to_mlflow.MlflowBox(root)
+    assert box.tick(leaving=True).waiting
+    assert not any(key.startswith("dvc.out") for key in tags(root, "reflow@r1"))
+    lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": entry}}))
+    assert box.tick(leaving=True).waiting, "DVC may still be writing it"
+    monkeypatch.setattr(to_mlflow, "STILL_SECONDS", 0)
+    assert box.tick(leaving=True).waiting  # for `other`
+    digests = {key: value for key, value in tags(root, "reflow@r1").items() if key.startswith("dvc.")}
+    assert digests == {
+        "dvc.stage": "reflow@r1",
+        "dvc.dep.data": f"{'d' * 32}.dir",
+        "dvc.out.models/r1": f"{'1' * 32}.dir",
+        "dvc.out.scores/r1.json": "2" * 32,
+    }
+    monkeypatch.setattr(to_mlflow, "DIGEST_SECONDS", 0)
+    drain(root)
+    assert left_over(root) == []
+
+
+def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
+    """Two stage processes under one process called dvc share a key; others do not."""
+    monkeypatch.delenv(process.PIPELINE, raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    program = tmp_path / "dvc"
+    program.write_text(
+        "import subprocess, sys, os\n"
+        "print(os.getpid(), flush=True)\n"
+        "code = 'from flows.local import process as t; print(t.pipeline_key(), t.pipeline_started())'\n"
+        "for _ in range(2): subprocess.run(f'{sys.executable} -c \"{code}\"; true', shell=True, check=True)\n"
+    )
+    out = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
+    pid, first, second = out.stdout.splitlines()
+    assert first == second
+    assert first.startswith(f"{pid}-")
+    assert abs(float(first.split()[1]) - time.time()) < 60
+    assert process.pipeline_key().startswith(f"{os.getpid()}-")
+    monkeypatch.setenv(process.PIPELINE, "nightly")
+    assert process.pipeline_key() == "nightly"

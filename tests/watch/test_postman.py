@@ -1,0 +1,309 @@
+"""The postman against a real MLflow: everything arrives, once, whatever dies when."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows.watch import journal, postman, to_mlflow
+from mlflow_records import (
+    ENDED_PIPELINE,
+    FID_AT_NFE,
+    drain,
+    left_over,
+    make_database,
+    make_root,
+    query,
+    record_stage,
+    ship_once,
+    stored,
+    tags,
+)
+from repository import ROOT
+from servers import free_port
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    return make_database(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture
+def root(tmp_path, empty_database, monkeypatch):
+    return make_root(tmp_path, empty_database, monkeypatch)
+
+
+def test_everything_arrives(root):
+    weights = record_stage(root)
+    commands = (["init", "-q"], ["add", "-f", "mlflow.db"], ["commit", "-qm", "x"])
+    for words in commands:
+        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        subprocess.run(["git", *identity, *words], cwd=root, check=True)
+    done = ship_once(root)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert left_over(root) == []
+
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert stored(root)["runs"][1][0].startswith("pipeline 2001-09-0")
+    child, parent = tags(root, "distill"), tags(root, "pipeline%")
+    (parent_id,) = query(root, "select run_uuid from runs where name like 'pipeline%'")[0]
+    assert parent["fmcore.pipeline"] == ENDED_PIPELINE
+    assert child["mlflow.parentRunId"] == parent_id
+    assert child["dvc.stage"] == "distill"
+    assert child["fmcore.data"] == "digits"
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+    assert child["mlflow.source.git.commit"] == head.stdout.strip()
+
+    params = dict(stored(root)["params"])
+    assert params == {"train.seed": "0", "train.rates": "[1, 2]", "note": "x" * 6000, "each_r1": "None"}
+    curve = query(root, "select step, value from metrics where key = 'fid_vs_nfe' order by step")
+    assert dict(curve) == FID_AT_NFE
+    assert query(root, "select count(*) from metrics where key = 'loss'") == [(200,)]
+    assert query(root, "select step, is_nan from metrics where key = 'odd'") == [(3, 1)]
+
+    (artifacts,) = query(root, "select artifact_uri from runs where name = 'distill'")[0]
+    artifacts = Path(artifacts.removeprefix("file://"))
+    assert artifacts.is_relative_to(root / "mlartifacts")
+    assert (artifacts / "pictures/samples-nfe-004.png").read_bytes() == b"new"
+    assert (artifacts / "tables/scores.csv").read_text() == "nfe,fid\n1,90.0\n2,40.5\n"
+    assert [line.split()[1] for line in (artifacts / "log.txt").read_text().splitlines()] == ["first", "second"]
+
+    code = "import sys, mlflow; print(mlflow.artifacts.download_artifacts('models:/digits-student/1'))"
+    uri = f"sqlite:///{root}/mlflow.db"
+    got = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+    )
+    model = Path(got.stdout.strip())
+    assert (model / "model.safetensors").read_bytes() == weights
+    assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors"]
+    assert not (root / "mlruns").exists()
+
+
+class Killed(BaseException):
+    """Ends a postman as abruptly as a signal does."""
+
+
+class Fragile:
+    """A client that dies after its `lives`-th call; with None it only counts."""
+
+    def __init__(self, client, lives):
+        self.client, self.lives, self.calls = client, lives, 0
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            answer = getattr(self.client, name)(*args, **options)
+            self.calls += 1
+            if self.calls == self.lives:
+                raise Killed
+            return answer
+
+        return call
+
+
+@pytest.mark.slow
+def test_killed_after_any_call(root):
+    """A postman that dies after its k-th call, for all k, and a second one that does the rest."""
+    base = root / "whole"
+
+    def prepared(name):
+        path = root / name
+        path.mkdir()
+        shutil.copyfile(root / "mlflow.db", path / "mlflow.db")
+        shutil.copytree(base / "work", path / "work")
+        return path
+
+    def ship(path, lives):
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{path}/mlflow.db"
+        box = to_mlflow.MlflowBox(path)
+        box.store.client = Fragile(box.store.client, lives)
+        assert not postman.once(path, [box])
+        return box.store.client.calls
+
+    base.mkdir()
+    record_stage(base, points=3)
+    whole = prepared("never")
+    calls = ship(whole, None)
+    expected = stored(whole)
+    assert calls > 15
+    for lives in range(1, calls + 1):
+        path = prepared(f"killed-{lives}")
+        with pytest.raises(Killed):
+            ship(path, lives)
+        ship(path, None)
+        assert stored(path) == expected, lives
+        assert left_over(path) == []
+
+
+@pytest.mark.slow
+def test_killed_by_signal(root):
+    record_stage(root)
+    command = [sys.executable, "-m", "flows.watch.postman", str(root)]
+    for seconds in (0.3, 1.3, 1.6, 1.8, 2.0, 2.2):
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGKILL)
+    ship_once(root)
+    result = stored(root)
+    assert len(result["metrics"]) == 400 + 1 + len(FID_AT_NFE)
+    assert result["versions"] == [("digits-student", 1)]
+    assert result["models"] == [("student", 2)]
+    assert [status for _, status in result["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+@contextmanager
+def server(root, port):
+    """A real MLflow server, killed with its workers at the end."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
+    command += ["--artifacts-destination", str(root / "mlartifacts")]
+    env = os.environ | to_mlflow.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:
+        try:
+            for _ in range(600):
+                with socket.socket() as probe:
+                    if probe.connect_ex(("127.0.0.1", port)) == 0:
+                        break
+                time.sleep(0.1)
+            yield
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_dead_server_loses_nothing(root):
+    port = free_port()
+    uri = f"http://me:secret@127.0.0.1:{port}"
+    weights = record_stage(root)
+    dead = ship_once(root, MLFLOW_TRACKING_URI=uri)
+    assert dead.returncode == 1
+    assert dead.stderr.startswith("journals are kept, not sent to MLflow: MlflowException")
+    assert len(dead.stderr.splitlines()) == 1
+    assert "secret" not in dead.stderr
+    with server(root, port):
+        assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
+        record_stage(root, stage="late")
+    assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 1
+    with server(root, port):
+        assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
+    result = stored(root)
+    assert len(result["metrics"]) == 2 * (400 + 1 + len(FID_AT_NFE))
+    assert result["versions"] == [("digits-student", 1), ("digits-student", 2)]
+    assert [name for name, _ in result["runs"]][:2] == ["distill", "late"]
+    assert len(result["runs"]) == 3
+    assert weights in {path.read_bytes() for path in (root / "mlartifacts").rglob("*.safetensors")}
+    assert left_over(root) == []
+
+
+def test_unusable_server_is_given_up(root, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(postman, "LONGEST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(to_mlflow.MlflowBox, "pause_seconds", 0.01)
+    monkeypatch.setattr(postman, "GIVE_UP_SECONDS", 0.2)
+    record_stage(root, points=1)
+    (rounds,) = postman.stay(root, [to_mlflow.MlflowBox(root)])
+    assert len(rounds.outcome.problems) == 1
+    assert len(left_over(root)) == 1
+
+
+def test_a_second_postman_leaves_at_once(root):
+    record_stage(root, points=1)
+    command = [sys.executable, "-m", "flows.watch.postman", str(root)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as first:
+        while not journal.is_locked(journal.lock_of_postman(root)):
+            time.sleep(0.01)
+        started = time.monotonic()
+        assert ship_once(root).returncode == 0
+        assert time.monotonic() - started < 1
+        deadline = time.monotonic() + 20
+        while left_over(root) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        first.send_signal(signal.SIGKILL)
+    assert len(stored(root)["runs"]) == 2
+
+
+def test_torn_last_line_is_ignored(root):
+    record_stage(root, points=2)
+    (folder,) = journal.journal_folders(root)
+    with (folder / journal.RECORDS).open("ab") as file:
+        file.write(b'{"kind": "metrics", "st')
+    drain(root)
+    assert len(stored(root)["metrics"]) == 4 + 1 + len(FID_AT_NFE)
+    assert left_over(root) == []
+
+
+def test_void_journal_is_discarded(root):
+    """A power loss leaves a folder whose records never reached the disk."""
+    for name, content in (
+        ("none", None),
+        ("empty", b""),
+        ("torn", b'{"kind": "sta'),
+        ("zeros", bytes(50) + b"\n"),
+    ):
+        folder = journal.journals(root) / name
+        folder.mkdir(parents=True)
+        if content is not None:
+            (folder / journal.RECORDS).write_bytes(content)
+    record_stage(root, points=2)
+    whole = next(path for path in journal.journal_folders(root) if len(path.name) == 32)
+    with (whole / journal.RECORDS).open("ab") as file:
+        file.write(bytes(20) + b"\n")
+    (whole / "mlflow.json").touch()
+    drain(root)
+    assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
+    assert left_over(root) == []
+
+
+def test_what_nobody_takes_is_dropped_in_the_end(root, caplog):
+    """MLflow has had it, Prefect has not: the models go at once, the rest after two weeks, and with a word."""
+    record_stage(root, points=1)
+    (folder,) = journal.journal_folders(root)
+    records = folder / journal.RECORDS
+    records.write_bytes(records.read_bytes().replace(b'"api": null', b'"api": "http://127.0.0.1:9/api"', 1))
+    assert (folder / journal.MODELS).exists()
+    drain(root)
+    assert not (folder / journal.MODELS).exists()
+    assert journal.journal_folders(root) == [folder]
+    os.utime(records, (time.time() - postman.KEEP_SECONDS - 1,) * 2)
+    postman.sweep(root)
+    assert left_over(root) == []
+    assert "the journal of distill is dropped" in caplog.text
+
+
+def test_a_stage_starts_its_postman(tmp_path, empty_database, monkeypatch):
+    """The postman works behind the stage's back and holds none of the stage's pipes."""
+    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    code = f"""
+import sys, time
+from pathlib import Path
+from flows.watch import journal
+from flows.events import Metrics
+started = time.perf_counter()
+with journal.open_journal(Path({str(tmp_path)!r}), stage="base", params={{}}, tags={{}}) as run:
+    opened = time.perf_counter()
+    run(Metrics(1, {{"loss": 1.0}}))
+assert not {{"mlflow", "torch", "numpy"}} & set(sys.modules)
+print(opened - started)
+"""
+    started = time.monotonic()
+    stage = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5
+    assert float(stage.stdout) < 0.25
+    deadline = time.monotonic() + 20
+    while left_over(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert len(stored(tmp_path)["runs"]) == 2
+    assert [status for _, status in stored(tmp_path)["runs"]] == ["FINISHED", "FINISHED"]

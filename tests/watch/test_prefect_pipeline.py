@@ -1,0 +1,151 @@
+"""Pipelines and schedules in Prefect, which never decides: against real servers and real DVC projects."""
+
+import signal
+import subprocess
+
+import psutil
+import pytest
+
+from flows.watch import journal
+from servers import (
+    PYTHON,
+    QUIET,
+    child_environment,
+    client_of,
+    free_port,
+    make_project,
+    pipeline,
+    prefect_home,
+    running_server,
+    runs_named,
+    wait_until,
+)
+
+pytestmark = QUIET
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _home(tmp_path_factory):
+    with prefect_home(tmp_path_factory.mktemp("prefect-home")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+    """The postman works when a test tells it to, but for those that start processes."""
+    monkeypatch.setattr(journal, "start_postman", lambda root: None)
+
+
+@pytest.fixture(scope="module")
+def _server(tmp_path_factory):
+    with running_server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture
+def server(_server, monkeypatch):
+    monkeypatch.setenv("PREFECT_API_URL", _server.address)
+    return _server
+
+
+@pytest.fixture
+def project(tmp_path):
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def dead_address(monkeypatch):
+    address = f"http://user:secret@127.0.0.1:{free_port()}/api"
+    monkeypatch.setenv("PREFECT_API_URL", address)
+    return address
+
+
+def test_schedules_make_runs(server):
+    """Prefect's scheduler silently makes none with SQLAlchemy 2.1, which `pip check` allows."""
+    body = {
+        "name": "scheduled",
+        "schedules": [{"active": True, "schedule": {"interval": 3600}}],
+    }
+    with client_of(server.address) as client:
+        body["flow_id"] = str(client.create_flow_from_name("scheduled"))
+        made = client.request("POST", "/deployments/", json=body).json()["id"]
+        found = wait_until(lambda: [run for run in client.read_flow_runs() if str(run.deployment_id) == made], 30)
+    assert all(run.state.is_scheduled() for run in found)
+
+
+@pytest.mark.slow
+def test_pipeline_follows_dvc(server, project):
+    def children(client, flow_run_id):
+        return {task.name: task for task in client.read_task_runs() if task.flow_run_id == flow_run_id}
+
+    def pipelines(client):
+        flows = {found.id: client.read_flow(found.flow_id).name for found in client.read_flow_runs()}
+        found = [run for run in client.read_flow_runs() if flows[run.id] == "reflow-pipeline"]
+        return sorted(found, key=lambda run: run.created)
+
+    def ended(client, count):
+        # Task states reach the server as events, a moment after the process has ended.
+        def names():
+            run = pipelines(client)[-1]
+            tasks = children(client, run.id)
+            return (
+                tasks if len(tasks) == count and all(t.state.name != "Running" for t in tasks.values()) else None
+            )
+
+        return wait_until(names, 15)
+
+    done = pipeline(project, server.address)
+    assert done.returncode == 0, done.stderr
+    with client_of(server.address) as client:
+        tasks = ended(client, 3)
+        assert {name: task.state.name for name, task in tasks.items()} == dict.fromkeys(
+            ["a", "b", "c@r1"], "Completed"
+        )
+        wait_until(lambda: [run for run in runs_named(client, "c@r1") if run.state.is_final()], 60)
+        (nested,) = runs_named(client, "c@r1")
+        assert nested.parent_task_run_id == tasks["c@r1"].id
+        assert nested.state.is_completed()
+
+        assert pipeline(project, server.address).returncode == 0
+        assert {task.state.name for task in ended(client, 3).values()} == {"Cached"}
+
+        (project / "broken").touch()
+        (project / "b.seed").write_text("2")
+        failed = pipeline(project, server.address)
+        assert failed.returncode == 1
+        run = pipelines(client)[-1]
+        assert run.state.is_failed()
+        assert "stage 'b' failed" in run.state.message
+        assert "the stage says why" in run.state.message
+        states = {name: task.state.name for name, task in ended(client, 3).items()}
+        assert states == {"a": "Cached", "b": "Failed", "c@r1": "NotReady"}
+
+
+@pytest.mark.slow
+def test_pipeline_needs_no_server(dead_address, project):
+    done = pipeline(project, dead_address, "b")
+    assert done.returncode == 0, done.stderr
+    assert "running without one" in done.stderr
+    assert "secret" not in done.stderr
+    assert "b: done" in done.stdout
+    assert not (project / "c.txt").exists()
+    first, second = (project / "pipelines").read_text().split()
+    assert first == second  # one run, also for MLflow
+    assert "b: cached" in pipeline(project, dead_address, "b").stdout
+    unknown = pipeline(project, dead_address, "d")
+    assert unknown.returncode == 1
+    assert unknown.stderr.splitlines()[-1] == "dvc.yaml has no stage 'd', it has a, b, c@r1"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_pipeline_leaves_no_process(number, dead_address, project):
+    graph = project / "dvc.yaml"
+    graph.write_text(graph.read_text().replace("a 0.1", "a 100"))
+    running = subprocess.Popen(
+        [PYTHON, "-m", "flows.pipeline"], cwd=project, env=child_environment(dead_address),
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    stage = psutil.Process(int(wait_until(lambda: (project / "pid").exists() and (project / "pid").read_text())))
+    running.send_signal(number)
+    assert running.wait(15) == 128 + number
+    wait_until(lambda: not stage.is_running(), 2)

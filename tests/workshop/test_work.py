@@ -1,0 +1,84 @@
+"""What survives a kill, and what is refused before it starts."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections import namedtuple
+
+import pytest
+
+from flows.params.reading import load_yaml, validate
+from flows.workshop import workspace as work
+from flows.workshop.entry import Stage
+from repository import ROOT
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+STAGE = Stage("intake", "")
+PRESET = ROOT / "presets/digits.yaml"
+
+
+def tiny(**changes):
+    raw = load_yaml(PRESET)
+    return validate(raw | changes, "test")
+
+
+def test_work_is_found_again_and_goes_when_done(root):
+    with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
+        (folder / "half").write_text("done")
+        (folder / ".x.1.part").write_text("torn")
+        raise KeyboardInterrupt
+    with work.workspace(STAGE, tiny()) as folder:
+        assert sorted(path.name for path in folder.iterdir()) == ["half"]
+    assert not folder.exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from flows.params.reading import load_yaml, validate
+from flows.workshop.entry import Stage
+from flows.workshop.workspace import workspace
+with workspace(Stage("intake", ""), validate(load_yaml(Path(sys.argv[1])), "test")):
+    print("in", flush=True)
+    input()
+"""
+
+
+def test_two_at_once_are_refused(root, monkeypatch):
+    monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(work.BusyError, match=f"process {holder.pid}"), work.workspace(STAGE, tiny()):
+            pass
+        holder.communicate("\n")
+    with work.workspace(STAGE, tiny()):
+        pass
+
+
+def test_too_little_space_is_told_with_both_sizes(root, monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9))
+    work.need_space(root, 10**8, "pairs")
+    with pytest.raises(OSError, match=r"no space for pairs: it needs 2\.00 GB, .* has 1\.00 GB free"):
+        work.need_space(root, 2 * 10**9, "pairs")
+
+
+def test_publishing_replaces_a_folder_whole(root):
+    for text in ("old", "new"):
+        finished = root / "finished"
+        finished.mkdir()
+        (finished / text).write_text(text)
+        work.publish(finished, root / "models/base")
+    assert os.listdir(root / "models/base") == ["new"]
