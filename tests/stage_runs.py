@@ -57,3 +57,16 @@ ALL = ("check", "features", "base", "couple@r1", "reflow@r1", "distill", "evalua
 
 def notes(events):
     return [event.text for event in events if type(event).__name__ == "Note"]
+
+
+def checkpoints_at_every_record(monkeypatch):
+    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SHARE", float("inf"))
+
+
+def killed_at(events, images, model="r1"):
+    """Stops a training, as a signal would, once it has seen that many images."""
+    for event in events:
+        if type(event).__name__ == "Progress" and event.what == f"train {model}" and event.done >= images:
+            break
+    events.close()

@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from fmcore.endings.match import Matching
 
 from benchmarks import gpu
 from benchmarks.on_gpu import correctness, loops, speed_of_training
 from diffusers_teachers import saved, unet
 from fmcore.disk.pairs import open_pairs
-from fmcore.endings.match import Matching
 from fmcore.endings.regression import Regression
 from fmcore.flow.couplings import (
     Flipped,

@@ -12,7 +12,7 @@ import torch
 from flows import layout
 from flows.events import Event, Events, Note
 from flows.params.schema import Params
-from flows.stages.training import run_training
+from flows.stages.training import resumed, run_training
 from flows.workshop.setup import fresh
 from fmcore.disk import checkpoint
 from fmcore.disk.dataset import load_dataset
@@ -47,8 +47,7 @@ def train_matched(
         convention=start.convention,
     )
     first = ceil(ending.start * config.steps)
-    for line in checkpoint.restore(state, work):
-        yield Note(line)
+    yield from resumed("student", work, state, config)
     if state.step < first:
         yield from run_training("student", work, state, objective(None), config, params.seed, stop=first)
         checkpoint.save(state, work)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from flows import layout
-from flows.events import Events, Note, Progress
+from flows.events import Events, Progress
 from flows.params.schema import Params
 from flows.stages.on_couplings import Lesson, labelled_for, lesson
-from flows.stages.training import finish, run_training
+from flows.stages.training import finish, resumed, run_training
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import made_by, workspace
 from fmcore.disk import checkpoint
@@ -71,8 +71,7 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
     real = labelled_for(of.start, open_pairs(layout.couplings(name) / layout.INVERTED, of.start.device)[0])
     stretch = max(1, mix.refresh_images // config.batch_size) if mix.refresh_images else config.steps
     last = ceil(mix.until * config.steps)
-    for line in checkpoint.restore(state, work):
-        yield Note(line)
+    yield from resumed(name, work, state, config)
     while state.step < config.steps:
         first = min(state.step, last - 1) // stretch * stretch
         kept = work / f"inverted-{first:010d}.safetensors"

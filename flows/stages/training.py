@@ -39,10 +39,7 @@ def run_training(
 ) -> Events:
     """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
     if not state.step:
-        for line in checkpoint.restore(state, work):
-            yield Note(line)
-        if state.step:
-            yield Note(f"{name}: going on from step {state.step} of {config.steps}")
+        yield from resumed(name, work, state, config)
     curve = [record for record in _read_curve(work) if record.step <= state.step]
     total = config.steps * config.batch_size
     yield Progress(f"train {name}", state.step * config.batch_size, total)
@@ -60,6 +57,14 @@ def run_training(
             needed = (saved - began) / CHECKPOINT_SHARE
             pause = min(max(CHECKPOINT_SECONDS, needed), CHECKPOINT_AT_MOST)
     write_file(work / "curve.json", json.dumps(curve).encode())
+
+
+def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Events:
+    """Takes up the newest checkpoint in `work`, if there is one."""
+    for line in checkpoint.restore(state, work):
+        yield Note(line)
+    if state.step:
+        yield Note(f"{name}: going on from step {state.step} of {config.steps}")
 
 
 def _read_curve(work: Path) -> list[Record]:

@@ -13,7 +13,17 @@ from fmcore.disk.pairs import open_pairs
 from fmcore.flow.training import Record, TrainConfig
 from fmcore.model import load as load_model
 from fmcore.ode.solvers import SOLVERS, integrate
-from stage_runs import ALL, events_of, notes, points, run, small, tiny
+from stage_runs import (
+    ALL,
+    checkpoints_at_every_record,
+    events_of,
+    killed_at,
+    notes,
+    points,
+    run,
+    small,
+    tiny,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -87,19 +97,6 @@ def test_a_refreshed_training_whose_inverted_data_is_lost_says_so(folder, monkey
         path.unlink()
     with pytest.raises(ArtifactError, match=r"inverted-0000000100.safetensors is missing; remove"):
         list(run(params, "reflow@r1"))
-
-
-def checkpoints_at_every_record(monkeypatch):
-    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SECONDS", 0.0)
-    monkeypatch.setattr("flows.stages.training.CHECKPOINT_SHARE", float("inf"))
-
-
-def killed_at(events, images):
-    """Stops a training, as a signal would, once it has seen that many images."""
-    for event in events:
-        if type(event).__name__ == "Progress" and event.what == "train r1" and event.done >= images:
-            break
-    events.close()
 
 
 def test_couplings_that_do_not_fit_into_memory_stay_on_disk_and_train_the_same(monkeypatch):

@@ -1,0 +1,104 @@
+"""The stage that trains a matched flow: what it resumes, what it keeps, and what it never looks at."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from diffusers_teachers import saved, unet
+from fmcore.disk.files import ArtifactError, read_json
+from fmcore.model import load as load_model
+from stage_runs import checkpoints_at_every_record, events_of, killed_at, notes, points, run, small, tiny
+
+TO_COUPLINGS = ("check", "base", "couple@r1")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path
+
+
+def matched(**more):
+    """From the base, so that no round need be trained."""
+    return {"distill__init": "base", "distill__train": small(20_000), **more}
+
+
+def digest():
+    return load_model("models/student").digest
+
+
+@pytest.mark.parametrize(("images", "kept"), [(5000, 2500), (17_500, 15_000), (20_000, 17_500)])
+def test_killed_before_at_or_in_the_matching_it_ends_in_the_same_bytes(monkeypatch, images, kept):
+    params = points(**matched())
+    list(run(params, *TO_COUPLINGS, "distill"))
+    whole = digest()
+    checkpoints_at_every_record(monkeypatch)
+    killed_at(events_of(params, "distill"), images, "student")
+    again = list(run(params, "distill"))
+    assert digest() == whole
+    assert f"student: going on from step {kept // 50} of 400" in notes(again)
+
+
+def test_spaces_are_said_and_stand_in_the_manifest():
+    params = points(**matched())
+    said = notes(run(params, *TO_COUPLINGS, "distill"))
+    (line,) = [text for text in said if "they are matched in" in text]
+    about = read_json(Path("models/student/manifest.json"))
+    assert about["matched"]["base"] == load_model("models/base").digest
+    for space in about["matched"]["spaces"]:
+        assert f"{space['block']} at t = {space['t']:g}" in line
+    student = load_model("models/student")
+    assert student.k is None
+    assert student.is_paired, "though it started from the base"
+    assert torch.isfinite(student.sample(10, 3, precision="fp32")).all()
+
+
+def test_lost_spaces_of_a_matching_that_had_begun_are_told(monkeypatch):
+    params = points(**matched())
+    list(run(params, *TO_COUPLINGS))
+    checkpoints_at_every_record(monkeypatch)
+    killed_at(events_of(params, "distill"), 20_000, "student")
+    (kept,) = Path("work/distill").rglob("spaces.json")
+    kept.unlink()
+    with pytest.raises(ArtifactError, match=r"spaces\.json is missing; remove .* to start this training again"):
+        list(run(params, "distill"))
+
+
+def test_the_scorer_never_enters():
+    """Without features, or with others, the student is the same to the last bit."""
+    params = tiny(**matched(distill__train=small(2000)))
+    list(run(params, *TO_COUPLINGS, "distill"))
+    without = digest()
+    list(run(params, "features", "distill"))
+    assert digest() == without
+    shutil.rmtree("features")
+
+
+@pytest.mark.parametrize("kind", ["classes", "no classes any more", "mirrored", "pixels", "teacher"])
+def test_every_kind_of_base_and_data_is_matched(kind, folder):
+    saved(folder / "teacher", unet(), DDPMScheduler())
+    changes = {
+        "classes": {"conditional": True},
+        "no classes any more": {"conditional": True, "base__label_dropout": 0.2, "distill__labels": "drop"},
+        "mirrored": {"flip": True, "network": {"name": "unet", "channels": [8, 16], "layers": 1}},
+        "pixels": {"distill__ending__spaces": [{"name": "pixels"}]},
+        "teacher": {"base__teacher": "teacher"},
+    }[kind]
+    if kind == "mirrored":
+        changes["network"] |= {"attention": False, "dropout": 0.0}
+    if kind == "no classes any more":
+        changes["distill__network"] = None
+    params = tiny(**matched(distill__train=small(400), base__train=small(400), couple__pairs=200), **changes)
+    list(run(params, *TO_COUPLINGS, "distill"))
+    student, base = load_model("models/student"), load_model("models/base")
+    assert student.num_classes == (None if "no classes" in kind else base.num_classes)
+    spaces = student.manifest["matched"]["spaces"]
+    if kind in ("mirrored", "teacher"):
+        assert [space["pooled"] for space in spaces] == [False, True]
+    elif kind == "pixels":
+        assert [space["name"] for space in spaces] == ["pixels"]
+    assert torch.isfinite(student.sample(4, 2, precision="fp32")).all()
