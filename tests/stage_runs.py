@@ -11,6 +11,9 @@ BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "
 BUDGET |= {"accumulate": 1, "clip_norm": 1.0, "ema_halflife_images": [500], "ema_rampup": 0.05}
 
 
+REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "pseudo_huber", "scale": 0.00054}}
+
+
 def small(images=5000, **more):
     return {**BUDGET, "images": images, **more}
 

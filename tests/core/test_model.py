@@ -56,7 +56,7 @@ def test_a_label_is_asked_for_or_drawn(model):
 @pytest.mark.parametrize(
     ("solver", "nfe", "message"),
     [
-        ("heun", 3, "cannot spend 3"),
+        ("heun", 4, "cannot spend 4"),
         ("rk4", 6, "cannot spend 6"),
         ("euler", 0, "cannot spend 0"),
         ("rk9", 1, "'rk9'"),

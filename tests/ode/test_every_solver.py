@@ -7,7 +7,7 @@ import torch
 
 from fmcore.flow.fields import Counted, Guidance, guided
 from fmcore.flow.times import uniform_grid
-from fmcore.ode.solvers import SOLVERS, integrate, integrate_adaptive, solver, step, steps_for, trajectory
+from fmcore.ode.solvers import SOLVERS, cost, integrate, integrate_adaptive, solver, step, steps_for, trajectory
 from solver_examples import MIXTURES, RK4, every, field_and_noise, rms, standard_normal, tableaux
 
 pytestmark = pytest.mark.numerics
@@ -28,10 +28,10 @@ def test_a_grid_that_is_not_monotone_is_refused(method, knots):
 
 @every
 @pytest.mark.parametrize("steps", [1, 3, 8])
-def test_evaluations_are_steps_times_stages(method, steps):
+def test_evaluations_are_steps_times_stages_but_what_the_last_saves(method, steps):
     field = Counted(lambda x, t, label: x)
     integrate(field, torch.zeros(2, 1), uniform_grid(steps), method)
-    assert field.nfe == steps * method.stages
+    assert field.nfe == cost(method, steps) == steps * method.stages - method.saved
     assert steps_for(method, field.nfe) == steps
     twice = Counted(lambda x, t, label: x)
     label = torch.zeros(2, dtype=torch.int64)
@@ -43,9 +43,11 @@ def test_evaluations_are_steps_times_stages(method, steps):
 @every
 @pytest.mark.parametrize("passes", [1, 2])
 def test_evaluations_that_no_number_of_steps_costs_are_refused(method, passes):
-    cost = method.stages * passes
-    for nfe in {0, -cost, cost + 1 if cost > 1 else 0}:
-        with pytest.raises(ValueError, match=rf"{cost} evaluations a step( under guidance)? cannot spend {nfe}"):
+    one, two, three = (passes * cost(method, steps) for steps in (1, 2, 3))
+    guided_ = " under guidance" if passes > 1 else ""
+    for nfe in {0, -one, *range(one + 1, two)}:
+        said = rf"whose steps{guided_} cost {one}, {two}, {three}, \.\.\. evaluations cannot spend {nfe}"
+        with pytest.raises(ValueError, match=said):
             steps_for(method, nfe, passes=passes)
 
 

@@ -270,7 +270,7 @@ def test_noise_anchored_joins_predicted_data_to_the_first_noise(mixture, knots):
 @pytest.mark.parametrize("name", TORCHDIFFEQ)
 def test_torchdiffeq_agrees(mixture, name):
     field, x0 = mixture
-    grid = f64(0.0, 0.3, 0.4, 0.85, 1.0)
+    grid = f64(0.0, 0.3, 0.4, 0.85, 0.95 if name == "heun" else 1.0)  # whose step to the data is Euler's
     theirs = torchdiffeq.odeint(lambda t, x: field(x, t.expand(len(x)), None), x0, grid, method=TORCHDIFFEQ[name])
     ours = torch.stack(list(trajectory(field, x0, grid, SOLVERS[name])))
     torch.testing.assert_close(ours, theirs)

@@ -15,6 +15,8 @@ from repository import ROOT
 
 DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's to edit
 RAW = load_yaml(DEFAULT)
+MATCHED, TRAIN = RAW["distill"]["ending"], RAW["distill"]["train"]
+REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "squared"}}
 PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
@@ -165,7 +167,7 @@ WRONG = {
     ),
     "odd nfe under guidance": (
         changed("couple", {**RAW["couple"], "nfe": 5, "guidance": {"scale": 2.0, "start": 0.0, "stop": 1.0}}),
-        "couple.nfe: expected multiples of 2 for ab2 under guidance, got 5",
+        "couple.nfe: expected one of 2, 4, 6, ... for ab2 under guidance, got 5",
     ),
     "random couplings": (changed("couple.solver", "sde"), "couple.solver: sde is stochastic, and couplings need"),
     "inversion by a one-way solver": (
@@ -278,9 +280,16 @@ WRONG = {
         changed("distill.train.accumulate", 64),
         "distill.ending: each part of a batch needs 2 samples or more",
     ),
-    "more rows of data than parts": (
-        changed("distill.ending.real", 2, "distill.train.accumulate", 2),
-        "distill.ending",
+    "two rows of data in two parts": (
+        {
+            **RAW,
+            "distill": {**RAW["distill"], "ending": {**MATCHED, "real": 2}, "train": {**TRAIN, "accumulate": 2}},
+        },
+        "distill.ending: each part of a batch needs 2 samples or more",
+    ),
+    "base that knows classes only": (
+        {**RAW, "conditional": True, "distill": {**RAW["distill"], "labels": "drop"}},
+        "distill.labels: drop needs base.label_dropout > 0 for the ending matched",
     ),
     "k_grid for a flow": (
         changed("base.times", {"name": "k_grid", "k": 2}),

@@ -10,7 +10,7 @@ from fmcore.disk.files import ArtifactError, read_json
 from fmcore.disk.pairs import open_pairs
 from fmcore.flow.pixels import dequantise
 from fmcore.model import load as load_model
-from stage_runs import ALL, events_of, notes, run, small, tiny
+from stage_runs import ALL, REGRESSION, events_of, notes, run, small, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_couplings_killed_while_data_is_inverted_keep_what_was_generated(folder)
 def test_couplings_of_8_bit_samples_take_three_bytes_a_number_and_teach_as_well():
     found = {}
     for dtype in ("float32", "uint8"):
-        params = tiny(couple__dtype=dtype, couple__inverted=50, distill__match=None)
+        params = tiny(couple__dtype=dtype, couple__inverted=50, distill__ending=REGRESSION)
         list(run(params, *ALL[:6]))
         (x0, x1, _), _ = open_pairs("couplings/r1")
         real = open_pairs("couplings/r1/inverted")[0][:2]

@@ -20,7 +20,7 @@ from fmcore.score.extractors import load_extractor
 from fmcore.score.frechet import frechet_distance, stats
 from fmcore.score.reference import load_reference
 from fmcore.score.scoring import ImageScorer
-from stage_runs import events_of, points, run, tiny
+from stage_runs import REGRESSION, events_of, points, run, tiny
 
 MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 
@@ -109,7 +109,7 @@ def test_repeats_use_noise_of_their_own(here):
 
 def test_each_solver_runs_on_each_grid_once(here):
     grids = [{"name": "uniform"}, {"name": "sigmoid", "kappa": 10.0}]
-    params = tiny(evaluate__grids=grids, evaluate__solvers={"euler": [1, 2, 4], "heun": [4]})
+    params = tiny(evaluate__grids=grids, evaluate__solvers={"euler": [1, 2, 4], "heun": [3]})
     list(events_of(params, "evaluate_base"))
     table = scores("base")
     found = table[table.metric == "fd_cnn64"][["solver", "grid", "nfe"]]
@@ -118,7 +118,7 @@ def test_each_solver_runs_on_each_grid_once(here):
         ("euler", "uniform", 1),
         ("euler", "uniform", 2),
         ("euler", "uniform", 4),
-        ("heun", "uniform", 4),
+        ("heun", "uniform", 3),
     ]
     model = load_model(layout.model("base"))
     assert {run.grid for run in samplings_for(model, params.evaluate)} == {UniformGrid(), SigmoidGrid()}
@@ -164,7 +164,8 @@ def test_what_is_shown(here):
     torch.testing.assert_close(tensors["nearest_distance"].double(), expected.values, rtol=1e-3, atol=1e-3)
 
 
-def test_a_student_has_scores_and_pictures_but_no_flow(here):
+def test_a_student_by_regression_has_scores_and_pictures_but_no_flow(here):
+    list(run(tiny(distill__ending=REGRESSION), "distill", "evaluate_student"))
     assert set(scores("student").metric) == {"fd_cnn64", "memorisation"}
     assert not (layout.scores("student") / "bends.csv").exists()
     assert {"strips", "nearest"} < set(read_tensors(layout.scores("student") / "samples.safetensors"))

@@ -80,8 +80,8 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     assert (bits.solver, bits.nfe, bits.n_samples) == ("rk4", 16, 20)
     assert 0 < bits.value < 20
     student = pd.read_csv("scores/student/scores.csv")
-    assert "bits_per_dim" not in set(student.metric)
-    assert set(student.grid) == {"uniform"}
+    assert {"bits_per_dim", "straightness"} < set(student.metric), "a matched flow is a flow"
+    assert set(student[student.metric == "straightness"].grid) == {"cosine"}
 
 
 def test_a_refreshed_training_whose_inverted_data_is_lost_says_so(folder, monkeypatch):
