@@ -40,7 +40,7 @@ def params(tmp_path, monkeypatch):
         train = raw[section]["train"]
         train |= {"images": steps * BATCH, "batch_size": BATCH, "warmup_images": 80, "ema_halflife_images": [400]}
     raw["base"]["train"]["lr"] = 2e-3
-    raw["couple"] |= {"pairs": 100, "nfe": 4}
+    raw["couple"] |= {"pairs": 100, "nfe": 3}
     raw["reflow"]["rounds"] = {"r1": {"teacher": "base", "couple": {}, "train": {}}}
     raw["evaluate"] |= {"samples": 100, "batch": 50, "solvers": {"euler": [1, 4]}}
     return validate(raw, "test")

@@ -13,13 +13,13 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from fmcore.endings.match import Matching
 
 from benchmarks import gpu
 from benchmarks.on_gpu import correctness, loops, speed_of_training
 from diffusers_teachers import saved, unet
 from fmcore.disk.pairs import open_pairs
-from fmcore.endings.regression import Regression
+from fmcore.endings.matched import Matched, target_of
+from fmcore.endings.spaces import Hidden, Pixels, embedding
 from fmcore.flow.couplings import (
     Flipped,
     Independent,
@@ -36,6 +36,7 @@ from fmcore.flow.losses import DISTANCES, WEIGHTINGS
 from fmcore.flow.paths import LINEAR, PATHS, Discrete
 from fmcore.flow.times import TIMES, Uniform, uniform_grid
 from fmcore.flow.training import TrainConfig, flow_objective, new_state, train
+from fmcore.models.folder import Trained
 from fmcore.models.networks import MLP, UNet, initialised
 from fmcore.ode.reflow import generate_pairs, invert_data
 from fmcore.ode.solvers import SOLVERS, solve
@@ -43,7 +44,7 @@ from fmcore.score.extractors import adopt
 from fmcore.score.reference import reference_parts
 from fmcore.score.scoring import ImageScorer
 from pretended import DEVICE, There, cuda
-from stage_runs import points, run, small, tiny
+from stage_runs import REGRESSION, points, run, small, tiny
 
 STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
 SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1")
@@ -163,9 +164,12 @@ def test_every_path_trains_without_a_wait(path):
 @pytest.mark.precisions
 def test_a_student_is_matched_without_a_wait():
     with cuda() as waits:
-        ending = Regression(2, DISTANCES["squared"](), Matching(1.0, 0.0))
+        spaces = (Pixels(), Hidden("block1", 0.5))
+        base = Trained(network().eval(), MLP(width=16, depth=1), (1, 8, 8), 4, {}, "")
+        ending = Matched(DISTANCES["squared"](), 0.5, 0.0, 1.0, 4, spaces)
+        target = target_of(embedding(spaces, base), images(), flip=True, clip=True, device=DEVICE)
         objective = ending.objective(
-            Stored(stored()), Flipped(images()), batch_size=8, precision="auto", convention=Convention(LINEAR)
+            Stored(stored()), target, batch_size=8, precision="auto", convention=Convention(LINEAR)
         )
         state = new_state(network(), CONFIG)
         waits.clear()
@@ -274,14 +278,14 @@ VARIANTS = {
             *("kid", "precision_recall", "density_coverage", "frechet_infinity", "inception_score")
         ],
         "evaluate__dopri5": {"rtol": 1e-2, "atol": 1e-2},
-        "evaluate__solvers": {name: [1, 2] if name == "euler" else [4] for name in SOLVERS},
+        "evaluate__solvers": {name: {"euler": [1, 2], "heun": [3]}.get(name, [4]) for name in SOLVERS},
         "evaluate__likelihood": {"samples": 8, "solver": "euler", "nfe": 2, "probes": 1},
     },
     "teacher": {"base__teacher": "teacher", "features__extractor": "random"},
     "another path": {
         "base__path": {"name": "vp", "beta_min": 0.1, "beta_max": 20.0},
         "features__extractor": "pixels",
-        "distill__match": {"weight": 20.0, "start": 0.25},
+        "distill__ending": REGRESSION,
     },
 }
 

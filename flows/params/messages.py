@@ -21,29 +21,47 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
     meant: set[str] = set()
     tried = {found["loc"][: i + 1] for found in error.errors() for i in range(len(found["loc"]))}
     for found in error.errors():
-        loc = list(found["loc"])
-        if re.fullmatch(r"int|literal\['auto'\]", str(loc[-1])):  # a number or auto: one line for both
-            value = json.dumps(_at(raw, loc[:-1]))
-            lines.append(f"{'.'.join(map(str, loc[:-1]))}: expected a whole number or auto, got {value}")
+        loc, line = _resolved(found["loc"], raw, classes, tried)
+        if line is not None:
+            lines.append(line)
+        if loc is None:
             continue
-        union = next((i for i, part in enumerate(loc) if part in classes), None)
-        if union is not None:
-            # A choice by name: pydantic reports on every member of the union, the user chose one.
-            family, chosen = classes[str(loc[union])], _at(raw, loc[:union])
-            name = str(chosen.get("name")) if isinstance(chosen, Mapping) else f"no mapping with a name: {chosen}"
-            offered = [n for n, kind in family.items() if (*loc[:union], kind.__name__) in tried]
-            if name not in offered:
-                key = ".".join([*map(str, loc[:union]), "name"])
-                lines.append(f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}")
-                continue
-            if family[name].__name__ != loc[union]:
-                continue
-            del loc[union]
         lines.append(_line(found, loc, raw))
         if found["type"] in UNKNOWN and (close := _close(loc)):
             meant.add(_line({"type": "missing"}, [*loc[:-1], close], raw))
     # A mistyped key is one mistake: that the right one is missing goes without saying.
     return [line for line in dict.fromkeys(lines) if line not in meant]
+
+
+def _resolved(
+    loc: tuple[Any, ...], raw: Mapping[str, Any], classes: Mapping[str, Mapping[str, type]], tried: set[Any]
+) -> tuple[list[Any] | None, str | None]:
+    """Where in the file a finding of pydantic's lies, and a line if that says all; None if nothing is to be said.
+
+    pydantic names each member of a union that it tried on the way, of which the user chose one by name.
+    """
+    plain: list[Any] = []
+    for i, part in enumerate(loc):
+        if part in classes:
+            family, chosen = classes[part], _at(raw, plain)
+            name = str(chosen.get("name")) if isinstance(chosen, Mapping) else f"no mapping with a name: {chosen}"
+            offered = [n for n, kind in family.items() if (*loc[:i], kind.__name__) in tried]
+            if name not in offered:
+                key = ".".join(map(str, [*plain, "name"]))
+                return None, f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}"
+            if family[name].__name__ != part:
+                return None, None
+        elif re.fullmatch(r"int|literal\['auto'\]|tuple\[.*", str(part)):  # something or auto: one line for both
+            if i == len(loc) - 1:
+                value, key = _at(raw, plain), ".".join(map(str, plain))
+                many = any(len(other) == len(loc) and str(other[-1]).startswith("tuple[") for other in tried)
+                if isinstance(value, list) and many:
+                    return None, None
+                kind = "a list" if many else "a whole number"
+                return None, f"{key}: expected {kind} or auto, got {json.dumps(value)}"
+        else:
+            plain.append(part)
+    return plain, None
 
 
 def _line(found: Any, loc: list[Any], raw: Mapping[str, Any]) -> str:

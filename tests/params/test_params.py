@@ -1,14 +1,11 @@
 """params.yaml: every key is read, every mistake is one line that names it."""
 
 import copy
-import json
-import re
 from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 from ruamel.yaml import YAML
 
-from flows.params import preset
 from flows.params.reading import ParamsError, load_yaml, read, validate
 from flows.params.schema import Params
 from repository import ROOT
@@ -17,7 +14,6 @@ DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's t
 RAW = load_yaml(DEFAULT)
 MATCHED, TRAIN = RAW["distill"]["ending"], RAW["distill"]["train"]
 REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "squared"}}
-PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
 
 
 POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"], "extractor": "none"}}
@@ -77,43 +73,6 @@ def test_values_are_read_as_written():
             if isinstance(value, tuple):
                 value = [asdict(one) if is_dataclass(one) else one for one in value]
             assert value == at, path
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    whole = json.loads(json.dumps(preset.overlaid(name)))
-    validate(whole, name)
-    if name != preset.DEFAULT:
-        default = dict(raw_leaves(RAW))
-        over = load_yaml(ROOT / "presets" / f"{name}.yaml")
-        for path, value in raw_leaves(over):
-            section = path.split(".")[0]
-            replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
-            in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
-            assert (
-                replaced or in_rounds or path.endswith(".name") or path not in default or default[path] != value
-            ), path
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_state_command_time_and_result(name):
-    text = (ROOT / "presets" / f"{name}.yaml").read_text()
-    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
-    if name != preset.DEFAULT:
-        assert f"make preset NAME={name}" in head
-        assert re.search(r"minute|hour|second", head)
-
-
-def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "presets").symlink_to(ROOT / "presets")
-    (tmp_path / "params.yaml").write_text("mine: 1\n")
-    assert preset.main(["moons"]) == 0
-    assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
-    assert read(tmp_path / "params.yaml").data.name == "moons"
-    assert preset.main(["nonsense"]) == 2
-    assert "expected one of" in capsys.readouterr().err
 
 
 WRONG = {

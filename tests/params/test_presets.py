@@ -1,0 +1,58 @@
+"""Presets: each is valid, lists only what differs, says what it takes, and keeps the file it replaces."""
+
+import json
+import re
+
+import pytest
+
+from flows.params import preset
+from flows.params.reading import load_yaml, read, validate
+from repository import ROOT
+
+RAW = load_yaml(ROOT / "presets/digits.yaml")  # not params.yaml, which is the user's to edit
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+def raw_leaves(value, at=""):
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            yield from raw_leaves(item, f"{at}{key}.")
+        else:
+            yield f"{at}{key}", item
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    whole = json.loads(json.dumps(preset.overlaid(name)))
+    validate(whole, name)
+    if name != preset.DEFAULT:
+        default = dict(raw_leaves(RAW))
+        over = load_yaml(ROOT / "presets" / f"{name}.yaml")
+        for path, value in raw_leaves(over):
+            section = path.split(".")[0]
+            replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
+            in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
+            assert (
+                replaced or in_rounds or path.endswith(".name") or path not in default or default[path] != value
+            ), path
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_state_command_time_and_result(name):
+    text = (ROOT / "presets" / f"{name}.yaml").read_text()
+    head = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    if name != preset.DEFAULT:
+        assert f"make preset NAME={name}" in head
+        assert re.search(r"minute|hour|second", head)
+
+
+def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets").symlink_to(ROOT / "presets")
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    assert preset.main(["moons"]) == 0
+    assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
+    assert read(tmp_path / "params.yaml").data.name == "moons"
+    assert preset.main(["nonsense"]) == 2
+    assert "expected one of" in capsys.readouterr().err
