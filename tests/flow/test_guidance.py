@@ -104,7 +104,7 @@ def test_evaluations_are_those_of_the_network():
     assert counted.nfe == 2  # one sample inside is enough
     counted = Counted(by_class)
     integrate(guided(counted, Guidance(3.0), NULL), x, uniform_grid(5), SOLVERS["heun"], label)
-    assert counted.nfe == 2 * 2 * 5
+    assert counted.nfe == 2 * (2 * 5 - 1)
 
 
 def test_guided_images_broadcast_over_every_dimension():
