@@ -100,7 +100,9 @@ def test_choices_and_overrides_are_upgraded_too(project, capsys):
     raw["reflow"]["rounds"]["r2"]["train"] = {"ema_halflife_images": 7000}
     raw["features"]["extractor"] = "inception"
     yaml.dump(raw, Path("params.yaml"))
-    (project / "presets/mine.yaml").write_text("base: {path: linear}  # mine\nevaluate: {grid: {name: cosine}}\n")
+    (project / "presets/mine.yaml").write_text(
+        "base: {path: linear}  # mine\nevaluate: {grid: {name: cosine}}\nnetwork: {name: unet, layers: 2}\n"
+    )
     assert upgrade.main() == 0
     params = read(Path("params.yaml"))
     assert params.base.path.name == "cosine"
@@ -110,6 +112,7 @@ def test_choices_and_overrides_are_upgraded_too(project, capsys):
     said = capsys.readouterr().out
     assert "reflow.rounds.r2.train.ema_halflife_images is written [7000] now" in said
     assert "presets/mine.yaml: evaluate.grid is called evaluate.grids now" in said
+    assert "presets/mine.yaml: network.patch is new: 1" in said
     assert "# mine" in (project / "presets/mine.yaml").read_text()
 
 

@@ -138,6 +138,17 @@ def filled(whole: Any, usual: Any, at: str = "") -> list[str]:
     return lines
 
 
+def filled_choices(part: Any, usual: Any, at: str = "") -> list[str]:
+    """Adds the keys that a preset's own choices lack; the rest of a preset says only what differs."""
+    lines: list[str] = []
+    for key, value in part.items():
+        old = usual.get(key) if isinstance(usual, Mapping) else None
+        if isinstance(value, Mapping):
+            chosen = "name" in value and not (isinstance(old, Mapping) and old.get("name") == value["name"])
+            lines += _filled_choice(value, f"{at}{key}.") if chosen else filled_choices(value, old, f"{at}{key}.")
+    return lines
+
+
 def _filled_choice(section: Any, at: str) -> list[str]:
     """Adds what the chosen member of a family has a default for."""
     kind = next((family[section["name"]] for family in FAMILIES if section.get("name") in family), None)
@@ -161,8 +172,8 @@ def upgraded(path: Path, *, whole: bool) -> tuple[bytes, list[str]]:
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
     found = yaml.load(path)
     lines = stepped(found)
-    if whole:
-        lines += filled(found, YAML().load(PRESETS / f"{DEFAULT}.yaml"))
+    fill = filled if whole else filled_choices
+    lines += fill(found, YAML().load(PRESETS / f"{DEFAULT}.yaml"))
     text = io.BytesIO()
     yaml.dump(found, text)
     return text.getvalue(), lines

@@ -50,12 +50,16 @@ class UNet:
         layers: residual blocks a level.
         attention: self-attention on the levels after the first, and in the middle.
         dropout: in the residual blocks.
+        patch: side of the squares of pixels that are taken as the channels of one position, so that the first
+            level works at 1 / patch of the resolution (pixel unshuffle; Shi et al., arXiv:1609.05158). 1 for
+            none; 2 makes a small U-Net several times faster on a CPU.
     """
 
     channels: tuple[int, ...] = (32, 64)
     layers: int = 1
     attention: bool = False
     dropout: float = 0.0
+    patch: int = 1
     name: Literal["unet"] = "unet"
 
     def __post_init__(self) -> None:
@@ -65,16 +69,17 @@ class UNet:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"unet needs 0 <= dropout < 1, got {self.dropout}")
+        if self.patch < 1:
+            raise ValueError(f"unet needs patch >= 1, got {self.patch}")
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """The network for images of shape (C, H, W)."""
         if len(shape) != 3:
             raise ValueError(f"unet needs images (C, H, W), got data of shape {shape}: use mlp for points")
-        shrink = 2 ** (len(self.channels) - 1)
+        shrink = self.patch * 2 ** (len(self.channels) - 1)
         if shape[1] % shrink or shape[2] % shrink:
-            raise ValueError(
-                f"unet with {len(self.channels)} levels needs sides divisible by {shrink}, got {shape[1:]}"
-            )
+            levels = f"{len(self.channels)} levels" + (f" and patch {self.patch}" if self.patch > 1 else "")
+            raise ValueError(f"unet with {levels} needs sides divisible by {shrink}, got {shape[1:]}")
         return VelocityUNet(self, shape, num_classes)
 
 
@@ -194,12 +199,13 @@ class VelocityUNet(_AnyLayout):
         super().__init__()
         from diffusers import UNet2DModel
 
-        levels = len(config.channels)
+        self.patch, levels = config.patch, len(config.channels)
+        channels, *sides = shape[0] * self.patch**2, shape[1] // self.patch, shape[2] // self.patch
         kinds = ["AttnDownBlock2D" if config.attention and i else "DownBlock2D" for i in range(levels)]
         self.unet = UNet2DModel(
-            sample_size=shape[1] if shape[1] == shape[2] else (shape[1], shape[2]),
-            in_channels=shape[0],
-            out_channels=shape[0],
+            sample_size=sides[0] if sides[0] == sides[1] else tuple(sides),
+            in_channels=channels,
+            out_channels=channels,
             block_out_channels=config.channels,
             layers_per_block=config.layers,
             down_block_types=tuple(kinds),
@@ -215,8 +221,10 @@ class VelocityUNet(_AnyLayout):
         self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
     ) -> Float[Tensor, "B C H W"]:
         """See the module's docstring."""
+        if self.patch > 1:
+            x = nn.functional.pixel_unshuffle(x, self.patch)
         v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
-        return v
+        return nn.functional.pixel_shuffle(v, self.patch) if self.patch > 1 else v
 
 
 class DiffusersUNet(_AnyLayout):

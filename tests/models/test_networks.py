@@ -93,7 +93,9 @@ def test_mlp_fourier_features_tell_close_points_apart():
     assert response(6) > 2 * response(0)
 
 
-@pytest.mark.parametrize("config", [UNet(attention=True), UNet(channels=(8, 16, 16), layers=2), UNet(dropout=0.5)])
+@pytest.mark.parametrize(
+    "config", [UNet(attention=True), UNet(channels=(8, 16, 16), layers=2), UNet(dropout=0.5), UNet(patch=2)]
+)
 def test_unet_options(config):
     x, t, _ = inputs((1, 8, 8))
     network = build("unet", (1, 8, 8), config=config)
@@ -104,6 +106,19 @@ def test_unet_options(config):
     assert torch.equal(*trained) == (config.dropout == 0)
     attention = [key for key, _ in network.named_parameters() if "attentions" in key]
     assert bool(attention) == config.attention
+
+
+def test_unet_takes_a_patch_as_the_channels_of_one_position():
+    """Pixel (patch i + a, patch j + b) is channel (a, b) at (i, j), on both sides of the U-Net."""
+    network = build("unet", (3, 16, 8), config=UNet(patch=2))
+    x, t, _ = inputs((3, 16, 8))
+    patched = torch.stack([x[:, c, a::2, b::2] for c in range(3) for a in range(2) for b in range(2)], 1)
+    with torch.no_grad():
+        inner = network.unet(patched, 1000 * t).sample.unflatten(1, (3, 2, 2))
+        v = network(x, t, None)
+    for a in range(2):
+        for b in range(2):
+            torch.testing.assert_close(v[:, :, a::2, b::2], inner[:, :, a, b])
 
 
 def test_unet_sees_halfway_as_diffusers_timestep_500():
@@ -136,6 +151,11 @@ def test_time_features_reach_from_half_a_period_to_sixteen():
         (lambda: UNet(channels=(8, 12)), r"\[8, 12\]"),
         (lambda: UNet(layers=0), "layers >= 1"),
         (lambda: UNet(dropout=1.0), "dropout < 1, got 1.0"),
+        (lambda: UNet(patch=0), "patch >= 1, got 0"),
+        (
+            lambda: UNet(patch=4).build((1, 28, 28), None),
+            r"levels and patch 4 .* by 8, got \(28, 28\)",
+        ),
         (lambda: UNet().build((2,), None), "use mlp for points"),
         (lambda: UNet().build((1, 7, 8), None), r"divisible by 2, got \(7, 8\)"),
     ],
