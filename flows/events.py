@@ -11,12 +11,21 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """`done` of `total` `unit`s of the work called `what`; `done == 0` opens it, `done == total` closes it."""
+    """`done` of `total` `unit`s of the work `what`, say "train"; `done == 0` opens it, `done == total` closes it.
+
+    `of` is what the work is done on, e.g. a model.
+    """
 
     what: str
     done: int
     total: int
     unit: str = "images"
+    of: str = ""
+
+    @property
+    def title(self) -> str:
+        """The work and what it is done on."""
+        return f"{self.what} {self.of}".rstrip()
 
 
 class Metrics(NamedTuple):

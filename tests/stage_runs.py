@@ -70,6 +70,6 @@ def checkpoints_at_every_record(monkeypatch):
 def killed_at(events, images, model="r1"):
     """Stops a training, as a signal would, once it has seen that many images."""
     for event in events:
-        if type(event).__name__ == "Progress" and event.what == f"train {model}" and event.done >= images:
+        if type(event).__name__ == "Progress" and event.title == f"train {model}" and event.done >= images:
             break
     events.close()

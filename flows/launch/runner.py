@@ -101,17 +101,14 @@ class Bars:
         if not isinstance(event, Done):
             return []
         if self.bar is None:
-            self.bar = Progress(event.what, event.total, event.unit, event.done)
+            self.bar = Progress(event.title, event.total, event.unit, event.done)
         self.bar.to(event.done)
         if event.done < event.total:
             return []
-        seconds, first, rate_name = (
-            self.bar.seconds,
-            self.bar.first,
-            f"{event.what.split()[0]}_{event.unit}_per_second",
-        )
+        seconds, first = self.bar.seconds, self.bar.first
         self._close()
-        return [Metrics(0, {rate_name: (event.total - first) / seconds})] if seconds else []
+        rate = f"{event.what}_{event.unit}_per_second"
+        return [Metrics(0, {rate: (event.total - first) / seconds})] if seconds else []
 
     def _close(self) -> None:
         if self.bar is not None:

@@ -176,7 +176,7 @@ def likelihood(
     found: list[Tensor] = []
     unit = "points" if params.is_points else "images"
     batch = min(params.evaluate.batch, LIKELIHOOD_BATCH)
-    yield Progress(f"likelihood {name}", 0, len(x1), unit)
+    yield Progress("likelihood", 0, len(x1), unit, of=name)
     for first in range(0, len(x1), batch):
         rows = slice(first, first + batch)
         x = floats(x1[rows])
@@ -194,6 +194,6 @@ def likelihood(
             start=first,
         ).cpu()
         found.append(-log_p if data.bin_width is None else bits_per_dim(log_p, prod(model.shape), data.bin_width))
-        yield Progress(f"likelihood {name}", min(first + batch, len(x1)), len(x1), unit)
+        yield Progress("likelihood", min(first + batch, len(x1)), len(x1), unit, of=name)
     metric = "nats" if data.bin_width is None else "bits_per_dim"
     yield Score(metric, mean_estimate(torch.cat(found)), 0, "", "")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flows import layout
-from flows.events import Event, Events, Metrics, Note
+from flows.events import Event, Events, Metrics, Note, Progress
 from flows.params.schema import Couple, Params
 from flows.stages.shards import shard_size, write_shards
 from flows.workshop.entry import Stage
@@ -142,12 +142,11 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
     def generated(start: int, stop: int) -> Iterator[Pairs]:
         return generate_pairs(of.field, stop, start=start, dtype=dtype, **of.noise, **common)
 
-    shards = yield from write_shards(
-        out, f"couple {of.name}", generated, section.pairs, size, metric="transport_cost"
-    )
+    work = Progress("couple", 0, section.pairs, "pairs", of=of.name)
+    shards = yield from write_shards(out, work, generated, size, metric="transport_cost")
     if section.inverted:
         assert of.data is not None
-        x1, labels, what = of.data.x1, of.labels, f"invert {of.name}"
+        x1, labels = of.data.x1, of.labels
         order = torch.randperm(len(x1), generator=generator(of.seed, f"inverted/{of.name}"))
         chosen = order[: section.inverted].sort().values
 
@@ -158,13 +157,13 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
 
         if len(chosen) < section.inverted:
             yield Note(f"couple {of.name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data")
-        place = out / layout.INVERTED
-        real = yield from write_shards(place, what, inverted, len(chosen), size, metric="transport_cost_inverted")
+        place, work = out / layout.INVERTED, Progress("invert", 0, len(chosen), "pairs", of=of.name)
+        real = yield from write_shards(place, work, inverted, size, metric="transport_cost_inverted")
         # After both: a sealed folder could not be gone on with.
         about = {"stage": f"invert@{of.name}", "pairs": len(chosen)}
         seal_pairs(place, real.values(), manifest | about)
         found = _checked(place, map_pairs(place)[0], teacher)
-        yield from _record(place, what, found, prefix="inverted")
+        yield from _record(place, work.title, found, prefix="inverted")
     seal_pairs(out, shards.values(), manifest | {"pairs": section.pairs})
 
 

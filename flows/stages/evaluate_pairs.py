@@ -3,6 +3,8 @@
 Their distance to the data is what a student of theirs can reach at best.
 """
 
+from functools import partial
+
 import torch
 
 from flows import layout
@@ -27,15 +29,16 @@ def evaluate_pairs(params: Params, stage: Stage) -> Events:
     parts, manifest = map_pairs(folder)
     how: Sampling = params.couple_of(name).sampling
     judge, count = judge_of(params, device), min(section.samples, sum(len(part.x0) for part in parts))
-    scorer, what = scorer_of(judge, params, count), f"score couplings {name}"
+    scorer = scorer_of(judge, params, count)
+    scoring = partial(Progress, "score", total=count, unit="pairs", of=f"couplings {name}")
     with workspace(stage, params) as work:
-        yield Progress(what, 0, count, "pairs")
+        yield scoring(done=0)
         stored, done = Sharded(parts), 0
         for rows in torch.split(torch.arange(count), section.batch):
             batch = floats(stored.at(rows).x1).to(device)
             scorer.add(batch if params.is_points else quantise(batch))
             done += len(rows)
-            yield Progress(what, done, count, "pairs")
+            yield scoring(done=done)
         found = rows_of(
             [scorer.scores()],
             model=layout.coupled(name),

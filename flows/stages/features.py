@@ -91,11 +91,11 @@ def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generato
             f"features.extractor: {params.features.extractor} makes {extractor.dims} features, for which data "
             f"{params.data.name} has too few images, {len(pixels)}; expected e.g. classifier or rotation"
         )
-    yield Progress("reference features", 0, len(pixels))
+    yield Progress("reference", 0, len(pixels), of="features")
     reference: Reference | None = None
     for part in reference_parts(extractor, torch.split(pixels, BATCH), len(pixels)):
         reference = part if reference is None else reference + part
-        yield Progress("reference features", reference.stats.count, len(pixels))
+        yield Progress("reference", reference.stats.count, len(pixels), of="features")
     assert reference is not None
     return reference
 

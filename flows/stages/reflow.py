@@ -100,10 +100,10 @@ def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pair
         device=of.start.device,
     )
     parts: list[Tensor] = []
-    yield Progress(f"invert {name}", 0, len(real.x1), "pairs")
+    yield Progress("invert", 0, len(real.x1), "pairs", of=name)
     for part in pairs:
         parts.append(part.x0)
-        yield Progress(f"invert {name}", sum(map(len, parts)), len(real.x1), "pairs")
+        yield Progress("invert", sum(map(len, parts)), len(real.x1), "pairs", of=name)
     write_tensors(kept, {"x0": torch.cat(parts)})
     for old in sorted(kept.parent.glob("inverted-*.safetensors"))[: -checkpoint.KEEP]:
         old.unlink()

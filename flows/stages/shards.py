@@ -34,20 +34,20 @@ def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
 
 
 def write_shards(
-    out: Path, what: str, made: Callable[[int, int], Iterator[Pairs]], count: int, size: ShardSize, metric: str
+    out: Path, work: Progress, made: Callable[[int, int], Iterator[Pairs]], size: ShardSize, metric: str
 ) -> Generator[Event, None, dict[int, Shard]]:
     """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all.
 
     A thread writes one shard while the next is made, so memory holds two. Their mean transport cost becomes the
     metric of that name, unless some were there already.
     """
-    shards = finished_shards(out)
+    shards, count = finished_shards(out), work.total
     done = sum(shard.pairs for shard in shards.values())
     need_space(out.parent, size.pair_bytes * (count - done), f"{count - done} pairs")
     if done:
-        yield Note(f"{what}: {done} of {count} pairs are there already")
+        yield Note(f"{work.title}: {done} of {count} pairs are there already")
     whole = not done
-    yield Progress(what, done, count, "pairs")
+    yield work._replace(done=done)
     # In one piece: small tensors kept from each batch would hold the large blocks around them, and memory grow.
     costs = torch.empty(count - done)
     made_here = 0
@@ -64,7 +64,7 @@ def write_shards(
                 costs[made_here : made_here + len(cost)] = cost
                 made_here += len(cost)
                 done += len(cost)
-                yield Progress(what, done, count, "pairs")
+                yield work._replace(done=done)
             _collect(shards, writing)
             writing.append(thread.submit(write_shard, out, start, batches))
         _collect(shards, writing)

@@ -42,11 +42,11 @@ def run_training(
         yield from resumed(name, work, state, config)
     curve = [record for record in _read_curve(work) if record.step <= state.step]
     total = config.steps * config.batch_size
-    yield Progress(f"train {name}", state.step * config.batch_size, total)
+    yield Progress("train", state.step * config.batch_size, total, of=name)
     saved, pause = time.monotonic(), CHECKPOINT_SECONDS
     for record in train(state, objective, config, seed=seed, every=RECORD_STEPS, stop=stop):
         curve.append(record)
-        yield Progress(f"train {name}", record.images, total)
+        yield Progress("train", record.images, total, of=name)
         yield Metrics(record.images, {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr})
         began = time.monotonic()
         if began - saved > pause and state.step < config.steps:

@@ -234,7 +234,7 @@ class Writer:
                 shutil.copytree(path, kept, copy_function=_link)
                 registered = f"{self._data}-{name}" if self._data else name
                 self._append(kind="model", name=name, path=path, registered=registered, files=files)
-            case Progress(what, done, total, unit):
+            case Progress(done=done, total=total, unit=unit, title=what):
                 if done in (0, total) or time.monotonic() - self._shown.get(what, 0.0) > PROGRESS_SECONDS:
                     self._shown[what] = time.monotonic()
                     self._append(kind="progress", what=what, done=done, total=total, unit=unit)

@@ -28,7 +28,7 @@ def test_couplings_killed_while_data_is_inverted_keep_what_was_generated(folder)
     whole = {p.name: p.read_bytes() for p in sorted((folder / "couplings/r1").rglob("*.safetensors"))}
     stopped = events_of(params, "couple@r1")
     for event in stopped:
-        if type(event).__name__ == "Progress" and event.what == "invert r1":
+        if type(event).__name__ == "Progress" and event.title == "invert r1":
             break
     stopped.close()
     said = notes(run(params, "couple@r1"))

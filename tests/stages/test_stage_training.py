@@ -62,7 +62,7 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     back = integrate(second.field("fp32"), inverted.x1, grid.flip(0), SOLVERS["euler"])
     torch.testing.assert_close(back, inverted.x0, rtol=1e-3, atol=1e-4)
     seen = list(run(params, "reflow@r1"))
-    assert sum(type(e).__name__ == "Progress" and e.what == "invert r1" and e.done == e.total for e in seen) == 1
+    assert sum(type(e).__name__ == "Progress" and e.title == "invert r1" and e.done == e.total for e in seen) == 1
     whole = load_model("models/r1").digest
 
     # Killed between two refreshes, it goes on with the inverted data it had.
@@ -70,8 +70,8 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     killed_at(events_of(params, "reflow@r1"), 10_000)
     again = [e for e in run(params, "reflow@r1") if type(e).__name__ == "Progress"]
     assert load_model("models/r1").digest == whole
-    assert min(e.done for e in again if e.what == "train r1") >= 7500
-    assert again[0].what == "train r1", "it does not invert again what it had"
+    assert min(e.done for e in again if e.title == "train r1") >= 7500
+    assert again[0].title == "train r1", "it does not invert again what it had"
 
     list(run(params, "distill", "evaluate_base", "evaluate_student"))
     table = pd.read_csv("scores/base/scores.csv")
