@@ -14,8 +14,11 @@ from flows.params.schema import Params
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of
 from fmcore.disk.files import sha256, write_json
+from fmcore.endings.matched import Matched
+from fmcore.endings.spaces import Hidden
 from fmcore.flow.perceptual import Perceptual, load_lpips
 from fmcore.intake.teachers import read_teacher, teacher_files
+from fmcore.models.hidden import taps
 from fmcore.score.extractors import digest_of
 
 
@@ -38,6 +41,7 @@ def check(params: Params, stage: Stage) -> Events:
                     network.build(params.data.shape, None)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
+    _check_spaces(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
     write_json(layout.CHECKED, found)
 
@@ -58,6 +62,31 @@ def _check_teacher(params: Params, folder: str) -> str:
             f"base.teacher: {folder} has {teacher.num_classes} classes, data.name {params.data.name} {classes}"
         )
     return " ".join(sha256(path) for path in teacher_files(folder))
+
+
+def _check_spaces(params: Params) -> None:
+    """A ValueError if the student's ending asks the base for activations that it does not have."""
+    ending, teacher = params.distill.ending, params.base.teacher
+    if not isinstance(ending, Matched):
+        return
+    at = "distill.ending.spaces"
+    if teacher is not None:
+        base = read_teacher(teacher).network
+    else:
+        with torch.device("meta"):
+            base = params.network.build(params.data.shape, None)
+    offered = taps(base)
+    if ending.spaces == "auto":
+        if not offered:
+            raise ValueError(f"{at}: the base offers no activations to choose from; expected a list, e.g. pixels")
+        return
+    for space in ending.spaces:
+        if not isinstance(space, Hidden):
+            continue
+        if space.block not in offered:
+            raise ValueError(f"{at}: expected a block of {', '.join(offered) or 'none'}, got {space.block!r}")
+        if space.pooled and not offered[space.block].has_positions:
+            raise ValueError(f"{at}: {space.block} has no positions to average over; expected pooled: false")
 
 
 def _check_perceptual(params: Params) -> dict[str, str]:

@@ -46,12 +46,39 @@ def test_a_mistake_is_found_by_the_first_stage(change, message, folder, monkeypa
 
 
 def test_a_network_that_cannot_be_built_is_found_by_the_first_stage():
-    deep = {"name": "unet", "channels": [8, 8, 8, 8, 8], "layers": 1, "attention": False, "dropout": 0.0}
+    deep = {
+        "name": "unet",
+        "channels": [8, 8, 8, 8, 8],
+        "layers": 1,
+        "attention": False,
+        "dropout": 0.0,
+        "patch": 1,
+    }
     for section in ("reflow", "distill"):
         with pytest.raises(
             ValueError, match=rf"^{section}.network: unet with 5 levels needs sides divisible by 16"
         ):
             list(run(tiny(**{f"{section}__network": deep}), "check"))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"block": "block9"}, "expected a block of block1, got 'block9'"),
+        ({"block": "block1", "pooled": True}, "block1 has no positions to average over"),
+        ({"block": "mid_block", "teacher": True}, None),
+        ({"block": "block1", "teacher": True}, "expected a block of mid_block, .*, got 'block1'"),
+    ],
+)
+def test_a_space_that_the_base_does_not_have_is_found_by_the_first_stage(space, message, folder):
+    saved(folder / "teacher", unet(), DDPMScheduler())
+    teacher = {"base__teacher": "teacher"} if space.pop("teacher", False) else {}
+    params = tiny(**teacher, distill__ending__spaces=[{"name": "hidden", "t": 0.5, "pooled": False, **space}])
+    if message is None:
+        list(run(params, "check"))
+        return
+    with pytest.raises(ValueError, match=rf"^distill\.ending\.spaces: {message}"):
+        list(run(params, "check"))
 
 
 def test_points_have_no_8_bit_samples():

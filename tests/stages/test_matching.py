@@ -89,7 +89,7 @@ def test_every_kind_of_base_and_data_is_matched(kind, folder):
         "teacher": {"base__teacher": "teacher"},
     }[kind]
     if kind == "mirrored":
-        changes["network"] |= {"attention": False, "dropout": 0.0}
+        changes["network"] |= {"attention": False, "dropout": 0.0, "patch": 2}
     if kind == "no classes any more":
         changes["distill__network"] = None
     params = tiny(**matched(distill__train=small(400), base__train=small(400), couple__pairs=200), **changes)

@@ -147,7 +147,7 @@ def test_likelihood_of_points_is_that_of_their_distribution():
 @pytest.mark.parametrize("kind", ["ddpm", "edm"])
 def test_a_diffusion_model_is_reflowed_into_a_smaller_student(kind, folder):
     saved(folder / "teacher", unet(), DDPMScheduler() if kind == "ddpm" else EDMEulerScheduler())
-    student = {"name": "unet", "channels": [8], "layers": 1, "attention": False, "dropout": 0.0}
+    student = {"name": "unet", "channels": [8], "layers": 1, "attention": False, "dropout": 0.0, "patch": 1}
     params = tiny(
         base__teacher="teacher",
         couple__nfe=8,
@@ -176,11 +176,11 @@ def test_a_diffusion_model_is_reflowed_into_a_smaller_student(kind, folder):
 
 
 def test_dropout_may_change_between_teacher_and_round():
-    network = {"name": "unet", "channels": [8, 16], "layers": 1, "attention": False, "dropout": 0.3}
+    network = {"name": "unet", "channels": [8, 16], "layers": 1, "attention": False, "dropout": 0.3, "patch": 1}
     params = tiny(
         network=network,
         base__train=small(500),
-        reflow__network={**network, "dropout": 0.0},
+        reflow__network={**network, "dropout": 0.0, "patch": 1},
         reflow__train=small(100),
     )
     said = notes(run(params, "check", "base", "couple@r1", "reflow@r1"))
