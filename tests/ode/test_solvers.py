@@ -276,6 +276,29 @@ def test_torchdiffeq_agrees(mixture, name):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("knots", [[0.0, 0.3, 1.0], [1.0, 0.3, 0.0]], ids=["to the data", "to the noise"])
+def test_heun_takes_an_euler_step_next_to_the_data(mixture, end, knots):
+    field, x0 = mixture
+    x, asked = x0 if knots[0] == 0 else end, []
+
+    def watched(x_t, t, label):
+        asked.append(t[0].item())
+        return field(x_t, t, label)
+
+    def heun(x_t, t, s):
+        v = field(x_t, x_t.new_full((len(x_t),), t), None)
+        there = field(x_t + (s - t) * v, x_t.new_full((len(x_t),), s), None)
+        return x_t + (s - t) * (v + there) / 2
+
+    def euler(x_t, t, s):
+        return x_t + (s - t) * field(x_t, x_t.new_full((len(x_t),), t), None)
+
+    first, second = (heun, euler) if knots[0] == 0 else (euler, heun)
+    there = second(first(x, knots[0], knots[1]), knots[1], knots[2])
+    torch.testing.assert_close(integrate(watched, x, f64(*knots), SOLVERS["heun"]), there)
+    assert asked == ([0.0, 0.3, 0.3] if knots[0] == 0 else [1.0, 0.3, 0.0])
+
+
 def test_torchdiffeq_rk4_agrees_at_the_order(mixture):
     """Theirs is Kutta's 3/8 rule, so the two differ by O(h^4) only."""
     field, x0 = mixture
