@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-CHECKED = Path("params.checked.json")
+CHECKED = Path("params.checked.json")  # digests of files beside the data: a teacher's, a distance's
+CHECKED_FEATURES = Path("features.checked.json")  # of the extractor's
+SEEN = Path("data.seen.json")
 DATASET = Path("dataset")
 FEATURES = Path("features")
 MODELS = Path("models")

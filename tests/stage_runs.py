@@ -52,6 +52,7 @@ def run(params, *stages):
     for stage in stages:
         yield from events_of(params, stage)
         if stage == "check":
+            yield from events_of(params, "look")
             yield from events_of(params, "intake")
 
 

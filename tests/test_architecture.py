@@ -217,7 +217,7 @@ def test_an_edit_of_the_page_reaches_the_report_alone():
 
 @pytest.mark.parametrize(("kind", "stage"), stages())
 def test_nothing_from_params_reaches_a_shell(kind, stage):
-    assert stage["cmd"] == "python -m flows.launch"
+    assert stage["cmd"] == ("python -m flows.stages.look" if kind == "look" else "python -m flows.launch")
 
 
 def test_no_file_holds_two_jobs():

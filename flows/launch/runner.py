@@ -21,7 +21,8 @@ from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.params.reading import FILE, ParamsError, load_yaml, read
 from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
-from flows.workshop.workspace import BusyError, root
+from flows.workshop.place import bring, root
+from flows.workshop.workspace import BusyError
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
 from fmcore.progress import Progress
 
@@ -70,6 +71,7 @@ def _run(stage: str) -> None:
         )
     params, before = read(), entry_of(stage, load_yaml(FILE)).params
     shown = params.model_dump(mode="json")
+    bring(shown)
     with ExitStack() as stack:
         tags = {"dvc.stage": stage, "fmcore.data": params.data.name}
         journal = stack.enter_context(open_journal(root(), stage=stage, params=shown, tags=tags))

@@ -18,7 +18,7 @@ from typing import Any
 
 from flows.layout import WORK
 from flows.local.process import pipeline_key, pipeline_started
-from flows.workshop.workspace import root
+from flows.workshop.place import root
 
 STARTED = "FMCORE_STARTED"  # when DVC started the stage, seconds since the epoch
 

@@ -1,7 +1,7 @@
 """Stage `check`: params.yaml and the data it names, before anything expensive starts.
 
-It runs first whenever params.yaml changed, and a mistake stops `dvc repro` there. Its output is a digest of the
-data's files, so nothing reruns because of it unless they changed.
+It runs first whenever params.yaml changed, and a mistake stops `dvc repro` there. It opens no file of
+the data. Its outputs are digests of the other files that params.yaml names: when one changes, stages run again.
 """
 
 from pathlib import Path
@@ -24,14 +24,14 @@ from fmcore.score.extractors import digest_of
 
 def check(params: Params, stage: Stage) -> Events:
     """Params were validated on the way here; this looks at the files they name."""
-    found = {"data_sha256": params.data.check()}
+    found = {}
     if params.base.teacher is not None:
         found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
     found |= _check_perceptual(params)
     section = params.features
     options = (section.weights, section.download, params.data.shape, device_of(params))
-    if digest := digest_of(section.extractor, *options):
-        found["extractor_sha256"] = digest
+    digest = digest_of(section.extractor, *options)
+    write_json(layout.CHECKED_FEATURES, {"extractor_sha256": digest} if digest else {})
     sections = {"network": None if params.base.teacher else params.network}
     sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}
     with torch.device("meta"):  # weighs nothing, and refuses what cannot be built

@@ -12,14 +12,16 @@ import io
 import os
 import shutil
 import time
+from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from flows.layout import CHECKED, WORK
+from flows.layout import CHECKED, CHECKED_FEATURES, WORK
 from flows.params.schema import Params
 from flows.workshop.entry import Stage, digest_of, entry_of
+from flows.workshop.place import root
 from fmcore.disk.files import read_json, write_file
 
 BUSY_SECONDS = 10.0
@@ -27,11 +29,6 @@ BUSY_SECONDS = 10.0
 
 class BusyError(RuntimeError):
     """Another process is at the same work."""
-
-
-def root() -> Path:
-    """The repository's root, also in DVC experiments, which run in a copy of it."""
-    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
 
 
 @contextmanager
@@ -60,7 +57,8 @@ def made_by(params: Params, stage: Stage) -> dict[str, Any]:
     """What a manifest says of the stage that made the folder: its parameters, and what `check` found in files."""
     entry = entry_of(stage.address, params.model_dump(mode="json"))
     about = {"stage": stage.address, "params": entry.params}
-    return about | ({"checked": read_json(CHECKED)} if CHECKED in entry.inputs else {})
+    checked = [read_json(file) for file in (CHECKED, CHECKED_FEATURES) if file in entry.inputs]
+    return about | ({"checked": dict(ChainMap(*checked))} if checked else {})
 
 
 def _take(lock: TextIO, stage: str) -> None:

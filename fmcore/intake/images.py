@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.intake.known import folder_digest
 
 MAX_PIXELS = 64_000_000
 NAMED_BAD_FILES = 20
@@ -39,11 +38,6 @@ class Images:
     def shape(self) -> tuple[int, ...]:
         """Of one image."""
         return (1 if self.grey else 3, self.size, self.size)
-
-    def check(self) -> str:
-        """A digest of the images; a DataError if the folder is missing or holds none."""
-        self._find()
-        return folder_digest(self.root, lambda path: path.suffix.lower() in SUFFIXES)
 
     def _find(self) -> list[Path]:
         try:

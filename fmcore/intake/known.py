@@ -1,7 +1,5 @@
 """Data sets that everyone knows, from the libraries that bring them."""
 
-import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -9,16 +7,6 @@ from typing import ClassVar, Literal
 import torch
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
-
-
-def folder_digest(root: str, keep: Callable[[Path], bool] = lambda path: True) -> str:
-    """SHA-256 over the names and contents of a folder's files, in order of name."""
-    whole = hashlib.sha256()
-    for path in sorted(path for path in Path(root).rglob("*") if path.is_file() and keep(path)):
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        whole.update(f"{path.relative_to(root)} {content}\n".encode())
-    return whole.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -31,10 +19,6 @@ class Digits:
     def shape(self) -> tuple[int, ...]:
         """Of one image."""
         return (1, 8, 8)
-
-    def check(self) -> str:
-        """Ships inside scikit-learn: nothing can be missing or change."""
-        return ""
 
     def load(self) -> Dataset:
         """(1797, 1, 8, 8) float32 in [-1, 1]; 10 classes."""
@@ -49,11 +33,6 @@ class Digits:
 class _Torchvision:
     root: str
     download: bool = False
-
-    def check(self) -> str:
-        """A digest of the files under the root; a DataError if it is not there and must not be downloaded."""
-        self._find()
-        return folder_digest(self.root)
 
     def _find(self) -> None:
         if not self.download and not Path(self.root).is_dir():

@@ -47,10 +47,6 @@ class _Points:
         """Of one point."""
         return (2,)
 
-    def check(self) -> str:
-        """Drawn from a formula: nothing can be missing or change."""
-        return ""
-
     def _load(self, sampler: Callable[[int, Generator], Tensor]) -> Dataset:
         name = sampler.__name__
         x1 = sampler(self.count, rng.generator(0, f"data/{name}"))

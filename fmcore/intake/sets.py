@@ -1,7 +1,6 @@
 """Data sets by name.
 
-A set's configuration is a frozen dataclass: `check()` finds what is missing without reading everything, `load()`
-reads it.
+A set's configuration is a frozen dataclass, and `load()` reads it.
 """
 
 from typing import get_args

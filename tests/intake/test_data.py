@@ -25,7 +25,6 @@ TORCHVISION = {name: kind for name, kind in DATA.items() if "download" in kind._
 @pytest.mark.parametrize("name", BUNDLED)
 def test_bundled_sets_load_the_same_each_time(name):
     config = BUNDLED[name]()
-    config.check()
     first, second = config.load(), config.load()
     assert torch.equal(first.x1, second.x1)
     assert torch.equal(first.reference, second.reference)
@@ -111,7 +110,6 @@ def mnist_like(tmp_path):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_torchvision_sets_are_read_as_pixels(mnist_like, name):
     config = DATA[name](root=str(mnist_like))
-    config.check()
     data = config.load()
     assert data.x1.shape == (7, 1, 28, 28)
     assert data.x1.dtype == torch.uint8
@@ -130,9 +128,8 @@ def test_a_truncated_torchvision_file_is_an_error_in_one_line(mnist_like, part):
 
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_a_missing_root_is_named(tmp_path, name):
-    for act in ("check", "load"):
-        with pytest.raises(DataError, match=r"data\.root: no folder .*nowhere'; .* or data\.download: true"):
-            getattr(TORCHVISION[name](root=str(tmp_path / "nowhere")), act)()
+    with pytest.raises(DataError, match=r"data\.root: no folder .*nowhere'; .* or data\.download: true"):
+        TORCHVISION[name](root=str(tmp_path / "nowhere")).load()
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -159,7 +156,6 @@ def test_images_of_every_suffix_and_mode_become_one_tensor(tmp_path):
     picture(tmp_path / "i.png", mode="P", colour=3)
     (tmp_path / "notes.txt").write_text("not an image, and not asked to be one")
     config = Images(root=str(tmp_path), size=8)
-    config.check()
     data = config.load()
     assert data.x1.shape == (9, 3, 8, 8)
     assert data.x1.dtype == torch.uint8
@@ -284,10 +280,9 @@ def test_a_decompression_bomb_is_refused_before_it_opens(tmp_path, scale):
 
 def test_a_folder_without_images_or_none_at_all_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("x")
-    for act in ("check", "load"):
-        with pytest.raises(DataError, match=r"no image in .*\.png, \.jpg"):
-            getattr(Images(root=str(tmp_path), size=8), act)()
-        with pytest.raises(DataError, match=r"no folder .*nowhere"):
-            getattr(Images(root=str(tmp_path / "nowhere"), size=8), act)()
+    with pytest.raises(DataError, match=r"no image in .*\.png, \.jpg"):
+        Images(root=str(tmp_path), size=8).load()
+    with pytest.raises(DataError, match=r"no folder .*nowhere"):
+        Images(root=str(tmp_path / "nowhere"), size=8).load()
     with pytest.raises(ValueError, match="size must be at least 4 pixels, got 3"):
         Images(root=str(tmp_path), size=3)

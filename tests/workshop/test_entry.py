@@ -52,9 +52,15 @@ def test_entries_are_resolved_as_dvc_resolves_them(checkout, monkeypatch, name):
 def test_stages_come_after_what_they_read():
     raw = load_yaml(ROOT / "presets/digits.yaml")
     found = addresses(raw)
-    assert len(found) == len(set(found)) == 16
+    assert len(found) == len(set(found)) == 17
     for before, after in (
-        *(("check", "intake"), ("intake", "features"), ("intake", "base"), ("base", "couple@r1")),
+        *(
+            ("check", "look"),
+            ("look", "intake"),
+            ("intake", "features"),
+            ("intake", "base"),
+            ("base", "couple@r1"),
+        ),
         *(("couple@r1", "reflow@r1"), ("reflow@r1", "couple@r2"), ("couple@r1", "distill")),
     ):
         assert found.index(before) < found.index(after)
@@ -104,7 +110,7 @@ def test_parameters_inputs_and_code_decide_the_key(copied):
     Path("dataset/manifest.json").write_text("changed")
     assert key() != first
     Path("dataset/manifest.json").write_text("dataset")
-    Path("params.checked.json").write_text('{"data_sha256": "changed"}')
+    Path("params.checked.json").write_text('{"teacher_sha256": "changed"}')
     assert key() != first
     Path("params.checked.json").write_text("{}")
     assert key() == first

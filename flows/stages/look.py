@@ -1,0 +1,97 @@
+"""Stage `look`: whether the data that `data` names changed, by names, sizes and times; it opens no file of theirs.
+
+DVC runs it in every `dvc repro`, wherever the data lie. Its output is a digest, so `intake` reads the data again
+only when that changed. It imports neither torch nor the schema: it is all that runs where nothing changed.
+"""
+
+import hashlib
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from flows import layout
+from flows.workshop.place import bring
+
+if TYPE_CHECKING:
+    from flows.events import Events
+    from flows.params.schema import Params
+    from flows.workshop.entry import Stage
+
+
+def look(params: "Params", stage: "Stage") -> "Events":
+    """Writes what it sees of the data."""
+    write_seen(params.model_dump(mode="json")["data"])
+    yield from ()
+
+
+def write_seen(data: Mapping[str, Any]) -> None:
+    """Writes a digest of the files that `data` names.
+
+    Raises:
+        FileNotFoundError: if they are not there, and not to be downloaded.
+    """
+    about: dict[str, Any] = {"name": data.get("name")}
+    root = data.get("root")
+    if root is not None and not data.get("download"):  # what is downloaded is checked by who downloads it
+        about |= seen(Path(root), root)
+    layout.SEEN.write_text(json.dumps(about, indent=1) + "\n")
+
+
+def seen(place: Path, name: str) -> dict[str, Any]:
+    """How many files there are, their size in bytes, and a SHA-256 of all names, sizes and times."""
+    if not place.exists():
+        raise FileNotFoundError(f"data.root: no file or folder {name!r}")
+    whole, files, size = hashlib.sha256(), 0, 0
+    for path, about in found(place):
+        relative = os.fsencode(os.path.relpath(path, place))
+        whole.update(b"%b\0%d %d\n" % (relative, about.st_size, about.st_mtime_ns))
+        files, size = files + 1, size + about.st_size
+    return {"files": files, "bytes": size, "sha256": whole.hexdigest()}
+
+
+def found(place: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """The files at or below a place, in order of name; links are followed, each folder is entered once."""
+    if not place.is_dir():
+        yield str(place), place.stat()
+        return
+    entered = set()
+    for folder, folders, names in os.walk(place, followlinks=True):
+        here = os.stat(folder)
+        if (here.st_dev, here.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((here.st_dev, here.st_ino))
+        folders.sort()
+        for name in sorted(names):
+            path = os.path.join(folder, name)  # a Path for each of a million files takes seconds
+            try:
+                about = os.stat(path)
+            except OSError:  # a link to nothing, or gone since
+                about = os.lstat(path)
+            if stat.S_ISREG(about.st_mode) or stat.S_ISLNK(about.st_mode):
+                yield path, about
+
+
+def main() -> int:
+    """Looks at what params.yaml names; what is wrong with params.yaml itself, `check` says."""
+    try:
+        whole = YAML(typ="safe").load(Path("params.yaml"))
+        data = whole.get("data") if isinstance(whole, Mapping) else None
+        about = data if isinstance(data, Mapping) else {}
+        bring({"data": about})
+        write_seen(about)
+    except (OSError, YAMLError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""Where the project lies, and the files that params.yaml names in it."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PATHS = (
+    "root",
+    "weights",
+    "backbone",
+    "linear",
+    "teacher",
+)  # keys that name files or folders
+
+
+def root() -> Path:
+    """The repository's root, also in DVC experiments, which run in a copy of it."""
+    return Path(os.environ.get("DVC_ROOT", ".")).resolve()
+
+
+def bring(params: Mapping[str, Any]) -> None:
+    """Links what params.yaml names into a copy of the repository, which lacks what git ignores."""
+    for path in set(_named(params)):
+        here, there = Path(path), root() / path
+        if not here.is_absolute() and not here.exists() and there.exists():
+            here.parent.mkdir(parents=True, exist_ok=True)
+            here.symlink_to(there)
+
+
+def _named(params: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in params.items():
+        if isinstance(value, Mapping) and key != "rounds":  # whose teachers are models of the pipeline
+            yield from _named(value)
+        elif key in PATHS and isinstance(value, str):
+            yield value
