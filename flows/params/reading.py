@@ -51,7 +51,19 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise ParamsError(f"{path}: expected a mapping of sections, got {type(value).__name__}")
+    if lines := [f"{path}: {line}" for line in _odd_keys(value)]:
+        raise ParamsError("\n".join(lines))
     return value
+
+
+def _odd_keys(value: Any, at: str = "") -> Iterator[str]:
+    """Keys that are no text, such as the 1 of `rounds: {1: ...}`, which DVC and JSON would take for another."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        if isinstance(value, dict) and not isinstance(key, str):
+            yield f'{at or "params"}: expected keys that are texts, got {key}: write "{key}" in quotes'
+        else:
+            yield from _odd_keys(inner, f"{at}.{key}".lstrip("."))
 
 
 def validate(raw: Mapping[str, Any], source: str) -> Params:

@@ -77,12 +77,12 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
         yield f"{at('solver')}: {couple.solver} runs from noise to data only, so {at('inverted')} must be 0"
     if teacher is None:
         return
-    dropout = 0.0 if params.base.teacher else params.base.label_dropout
-    if couple.guidance and (teacher != "base" or not dropout):
+    knows_none = params.conditional if params.base.teacher else params.base.label_dropout > 0
+    if couple.guidance and (teacher != "base" or not knows_none):
         yield (
             f"{at('guidance')}: expected null for the teacher {teacher}: guidance needs a base trained with "
-            "labels (conditional: true) and base.label_dropout > 0; a round may have its own in "
-            "reflow.rounds.NAME.couple"
+            "labels (conditional: true) and base.label_dropout > 0, or a diffusion model with a class for none; a "
+            "round may have its own in reflow.rounds.NAME.couple"
         )
     train = params.base.train if teacher == "base" else params.train_of(teacher)
     further = [] if teacher == "base" and params.base.teacher else list(train.ema_halflife_images[1:])

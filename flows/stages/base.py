@@ -8,10 +8,11 @@ from flows.workshop.entry import Stage
 from flows.workshop.setup import classes_of, device_of, fresh, set_up
 from flows.workshop.workspace import made_by, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
+from fmcore.disk.files import read_json
 from fmcore.flow.couplings import COUPLINGS, Coupling, Flipped, LabelDropout
 from fmcore.flow.fields import Convention
 from fmcore.flow.training import flow_objective, new_state
-from fmcore.intake.teachers import read_teacher
+from fmcore.intake.teachers import Teacher, read_teacher
 from fmcore.models.folder import Trained, save_model
 from fmcore.models.networks import initialised
 
@@ -56,16 +57,37 @@ def _coupling(params: Params, data: Dataset, classes: int | None) -> Coupling:
 def _adopt(params: Params, stage: Stage, folder: str) -> Events:
     """Publishes the model in `folder` as the base."""
     teacher = read_teacher(folder)
+    classes, null_label = _classes(params, teacher, folder)
     with workspace(stage, params) as work:
         save_model(
             work / "out",
             teacher.network,
             network_config=teacher.network_config,
             shape=teacher.shape,
-            num_classes=teacher.num_classes,
+            num_classes=classes,
+            null_label=null_label,
             convention=teacher.convention,
             # Nothing else matters to it, and what does not must not change its bytes.
             manifest=made_by(params, stage) | {"params": {"base.teacher": folder}, "rounds": 0, "images_seen": 0},
         )
-        yield Note(f"base: {folder} taken as it is; it predicts {teacher.convention.predicts}")
+        which = "" if null_label is None else f"; its class {null_label} stands for none"
+        yield Note(f"base: {folder} taken as it is; it predicts {teacher.convention.predicts}{which}")
         yield from publish_model("base", work)
+
+
+def _classes(params: Params, teacher: Teacher, folder: str) -> tuple[int | None, int | None]:
+    """How many classes the teacher has, and which of its labels stands for none: one more than the data has.
+
+    Raises:
+        ValueError: if its classes are not the data's.
+    """
+    if teacher.num_classes is None:
+        return None, None
+    classes = read_json(layout.DATASET / "manifest.json")["num_classes"]
+    if teacher.num_classes == classes:
+        return classes, None
+    if classes is not None and teacher.num_classes == classes + 1:
+        return classes, classes
+    raise ValueError(
+        f"base.teacher: {folder} has {teacher.num_classes} classes, data.name {params.data.name} {classes}"
+    )

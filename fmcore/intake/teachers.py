@@ -60,8 +60,12 @@ def teacher_files(folder: str | Path) -> tuple[Path, Path, Path]:
         ArtifactError: that names the file that is missing and where it was looked for.
     """
     top = Path(folder)
-    unet = top / "unet" if (top / "unet").is_dir() else top
-    schedules = [place / "scheduler_config.json" for place in (top / "scheduler", top, unet)]
+    parts = [top / name for name in ("unet_ema", "unet")]  # the averaged weights are those that one samples with
+    unet = next((part for part in parts if part.is_dir()), top)
+    places = [top / "scheduler", top, unet]
+    if top.name in ("unet", "unet_ema"):  # the network's own folder was named
+        places.append(top.parent / "scheduler")
+    schedules = [place / "scheduler_config.json" for place in places]
     schedule = next((path for path in schedules if path.is_file()), None)
     if schedule is None:
         looked = " or ".join(map(str, dict.fromkeys(schedules))) if top.is_dir() else "there is no such folder"
@@ -69,8 +73,25 @@ def teacher_files(folder: str | Path) -> tuple[Path, Path, Path]:
     found = (unet / "config.json", unet / WEIGHTS, schedule)
     for path in found:
         if not path.is_file():
-            raise ArtifactError(f"{path} is missing: expected a UNet2DModel saved by diffusers as safetensors")
+            raise ArtifactError(
+                f"{path} is missing: expected a UNet2DModel saved by diffusers as safetensors{_instead(path)}"
+            )
     return found
+
+
+def _instead(path: Path) -> str:
+    """What lies where weights are missing, and how they can be used."""
+    stem = WEIGHTS.removesuffix(".safetensors")
+    others = sorted(file.name for file in path.parent.glob(f"{stem}*")) if path.name == WEIGHTS else []
+    tensors = [name for name in others if name.endswith(".safetensors")]
+    if tensors:
+        return f"; there is {tensors[0]}: copy it to that name"
+    if others:
+        load = (
+            f"UNet2DModel.from_pretrained('{path.parent}', use_safetensors=False).save_pretrained('{path.parent}')"
+        )
+        return f"; there is {others[0]}, a pickle, which is not read; if you trust it, convert it: {load}"
+    return ""
 
 
 def read_teacher(folder: str | Path) -> Teacher:
@@ -145,6 +166,8 @@ def _convention(config: dict[str, Any], schedule: dict[str, Any]) -> tuple[Diffu
         raise ValueError(
             "rescale_betas_zero_snr: expected false; where no signal is left, noise says nothing of data"
         )
+    if schedule.get("thresholding"):
+        raise ValueError("thresholding: expected false; where data is cut depends on the sample, which is no flow")
     clips = schedule.get("clip_sample", kind in ("DDPMScheduler", "DDIMScheduler"))
     clip = schedule.get("clip_sample_range", 1.0) if clips else None
     path = Discrete(tuple(table.double().clamp(min=2.0**-30).tolist()))

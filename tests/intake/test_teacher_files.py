@@ -31,7 +31,16 @@ def flat_with_scheduler(folder):
     return folder
 
 
-@pytest.mark.parametrize("layout", [lambda folder: folder, flat, flat_with_scheduler])
+def beside_a_model_that_is_not_averaged(folder):
+    (folder / "unet").rename(folder / "unet_ema")
+    unet(seed=5).save_pretrained(folder / "unet")
+    return folder
+
+
+LAYOUTS = [lambda folder: folder, flat, flat_with_scheduler, lambda folder: folder / "unet"]
+
+
+@pytest.mark.parametrize("layout", [*LAYOUTS, beside_a_model_that_is_not_averaged])
 def test_layouts(tmp_path, layout):
     network = unet()
     folder = layout(saved(tmp_path, network, DDPMScheduler()))
@@ -94,6 +103,11 @@ def pickle_only(folder):
     path.unlink()
 
 
+def variant_only(folder):
+    path = folder / "unet" / WEIGHTS
+    path.rename(path.with_suffix(".fp16.safetensors"))
+
+
 def truncate(folder):
     path = folder / "unet" / WEIGHTS
     path.write_bytes(path.read_bytes()[:-1000])
@@ -125,7 +139,9 @@ DAMAGES = {
     "no scheduler": (remove("scheduler", "scheduler_config.json"), "", "scheduler_config.json"),
     "no config": (remove("unet", "config.json"), CONFIG, "is missing"),
     "no weights": (remove("unet", WEIGHTS), f"unet/{WEIGHTS}", "is missing.*safetensors"),
-    "only a pickle": (pickle_only, f"unet/{WEIGHTS}", "is missing.*safetensors"),
+    "only a pickle": (pickle_only, f"unet/{WEIGHTS}", r"is missing.*\.bin, a pickle, which is not read.*convert"),
+    "only a variant": (variant_only, f"unet/{WEIGHTS}", r"is missing.*there is .*\.fp16\.safetensors: copy it"),
+    "thresholding": (schedule_says(thresholding=True), SCHEDULE, "thresholding: expected false"),
     "config is not JSON": (not_json, CONFIG, "not JSON"),
     "truncated": (truncate, f"unet/{WEIGHTS}", "damaged"),
     "other architecture": (other_weights, f"unet/{WEIGHTS}", "not of this network"),

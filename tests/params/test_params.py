@@ -114,7 +114,8 @@ WRONG = {
     "guidance without labels": (
         changed("couple.guidance", {"scale": 2.0, "start": 0.0, "stop": 1.0}),
         "couple.guidance: expected null for the teacher base: guidance needs a base trained with labels "
-        "(conditional: true) and base.label_dropout > 0; a round may have its own",
+        "(conditional: true) and base.label_dropout > 0, or a diffusion model with a class for none; a "
+        "round may have its own",
     ),
     "guidance interval": (
         changed("couple.guidance", {"scale": 2.0, "start": 0.5, "stop": 0.5}),
@@ -366,3 +367,13 @@ def test_a_mistyped_key_is_one_mistake(raw, expected):
     with pytest.raises(ParamsError) as raised:
         validate(raw, "test")
     assert str(raised.value) == expected
+
+
+def test_a_key_that_is_no_text_is_named(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("reflow:\n  rounds: {1: {teacher: base}, r2: {teacher: 1}}\nevaluate: [{true: x}]\n")
+    with pytest.raises(ParamsError) as caught:
+        load_yaml(path)
+    first, second = str(caught.value).splitlines()
+    assert first.endswith('reflow.rounds: expected keys that are texts, got 1: write "1" in quotes')
+    assert "evaluate.0: expected keys that are texts, got True" in second

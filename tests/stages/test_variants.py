@@ -144,6 +144,22 @@ def test_likelihood_of_points_is_that_of_their_distribution():
     assert entropy - 4 * row.std < row.value < entropy + 0.3
 
 
+@pytest.mark.parametrize(("rows", "null_label"), [(10, None), (11, 10)])
+def test_a_teacher_may_know_a_class_more_for_none(rows, null_label, folder):
+    saved(folder / "teacher", unet(num_class_embeds=rows), DDPMScheduler())
+    guidance = None if null_label is None else {"scale": 1.5, "start": 0.0, "stop": 1.0}
+    guided = {"couple__guidance": guidance, "couple__nfe": 4, "couple__pairs": 100}
+    list(run(tiny(base__teacher="teacher", conditional=True, **guided), "check", "base", "couple@r1"))
+    base = load_model("models/base")
+    assert (base.num_classes, base.null_label) == (10, null_label)
+
+
+def test_a_teacher_of_other_classes_is_refused(folder):
+    saved(folder / "teacher", unet(num_class_embeds=7), DDPMScheduler())
+    with pytest.raises(ValueError, match=r"teacher has 7 classes, data\.name digits 10"):
+        list(run(tiny(base__teacher="teacher", conditional=True), "check", "base"))
+
+
 @pytest.mark.parametrize("kind", ["ddpm", "edm"])
 def test_a_diffusion_model_is_reflowed_into_a_smaller_student(kind, folder):
     saved(folder / "teacher", unet(), DDPMScheduler() if kind == "ddpm" else EDMEulerScheduler())
