@@ -97,8 +97,9 @@ class Choice(NamedTuple):
 def chosen(base: Trained, ends: Labelled, data: Labelled, precision: str = "auto") -> Choice:
     """The spaces that tell a student's ends from data best, by their energy distance over the data's own.
 
-    That is the block and time of the largest, and beside it the block's average over positions, or at two thirds
-    of that time where a block has no positions. What was tried is in docs/LOG.md.
+    That is the block and time of the largest, and beside it the block at two thirds of that time. A block with
+    positions is taken at two thirds alone, as it is and averaged over them: at the time of the largest it sees
+    fine noise, and makes a student worse. What was tried is in docs/LOG.md.
 
     Raises:
         ValueError: if the base offers no activations.
@@ -112,9 +113,9 @@ def chosen(base: Trained, ends: Labelled, data: Labelled, precision: str = "auto
         x, y = (torch.cat([embed(*part)[0] for part in _batches(*rows)]) for rows in (ends, data))
         found[space] = float(energy(x, y, scale_of(y, None)))
     best = max(found, key=lambda space: found[space])
-    pooled = blocks[best.block].has_positions
-    beside = replace(best, pooled=True) if pooled else replace(best, t=round(best.t * 2 / 3, 3))
-    return Choice((best, beside), found)
+    earlier = replace(best, t=round(best.t * 2 / 3, 3))
+    pair = (earlier, replace(earlier, pooled=True)) if blocks[best.block].has_positions else (best, earlier)
+    return Choice(pair, found)
 
 
 def _batches(x: Tensor, label: Tensor | None) -> Iterator[Labelled]:
