@@ -1,8 +1,8 @@
 """fmcore: conditional flow matching, reflow and few-step distillation.
 
 Time runs from noise to data: x_0 ~ N(0, I) at t = 0, data x_1 at t = 1, and a velocity field v carries
-one to the other along dx = v(x, t) dt. The whole package is three nouns (a path, a coupling, a velocity
-field) and one verb (`integrate`); see `docs/conventions.md`.
+one to the other along dx = v(x, t) dt. The package is built of paths, couplings, velocity fields and one
+`integrate`; see `docs/conventions.md`.
 
 `import fmcore` is cheap: torch and the submodules load when they are first used.
 """

@@ -1,7 +1,8 @@
-"""Velocity fields with exact answers: tests, docs and benchmarks measure everything else against them.
+"""Velocity fields known in closed form, which tests, docs and benchmarks compare with.
 
-All are marginal velocities v(x, t) = E[u_t | x_t = x] with x_0 and x_1 independent, of the linear path
-x_t = (1 - t) x_0 + t x_1 unless another is given.
+Unless its docstring says otherwise, a field is the marginal velocity v(x, t) = E[u_t | x_t = x] of independent x_0
+and x_1 on the linear path x_t = (1 - t) x_0 + t x_1. Means m0, m1 and standard deviations s0, s1 broadcast
+against points x (B, *D).
 """
 
 import torch
@@ -67,8 +68,8 @@ def mixture_field(
 ) -> VelocityField:
     """The field on a path from N(0, I) to the mixture sum_k weights_k N(means_k, stds_k^2 I), on points (B, D).
 
-    Given component k, x_t ~ N(a means_k, var_k I) with var_k = s^2 + a^2 stds_k^2, whose velocity is
-    a' means_k + var_k' / (2 var_k) (x - a means_k); v is their mean under the components' posterior weights.
+    Given component k, x_t ~ N(a means_k, var_k I) with var_k = s^2 + a^2 stds_k^2, whose velocity is a' means_k +
+    var_k' / (2 var_k) (x - a means_k). v is the mean of these under the components' posterior weights.
     """
 
     def field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
@@ -100,8 +101,8 @@ def atoms_field(atoms: Float[Tensor, "K D"], path: ProbPath = LINEAR) -> Velocit
     """The field on a path from N(0, I) to a finite set of points, each equally likely.
 
     On the linear path v = (sum_k w_k a_k - x) / (1 - t) with w = softmax(-|x - t a_k|^2 / (2 (1-t)^2)): what a
-    perfect network learns from finite data. It is the mixture with standard deviation 0; where the path has no
-    noise left, at t = 1, is outside its domain.
+    perfect network learns from finite data. It is `mixture_field` with standard deviations 0. The field is not
+    defined at t = 1, where the path has no noise left.
     """
     count = len(atoms)
     return mixture_field(atoms.new_full((count,), 1 / count), atoms, atoms.new_zeros(count), path)

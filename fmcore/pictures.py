@@ -1,7 +1,7 @@
 """Pictures of samples: grids of images, scatter plots of points, animations.
 
-A picture in the making is a sheet of bytes, (h, w, channels): grey, RGB, or RGBA where what is behind should show.
-matplotlib and PIL load when one is drawn.
+A sheet is a picture that is not yet a file: bytes (h, w, channels), grey, RGB, or RGBA with a transparent
+background. matplotlib and PIL load when a picture is drawn.
 """
 
 import io
@@ -20,7 +20,7 @@ EXTENT = 5.0  # points are shown in [-EXTENT, EXTENT]^2
 
 
 def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1, fill: int = 255) -> UInt8[Tensor, "h w C"]:
-    """Images side by side, `columns` to a row, on white, or on what `fill` is in all channels."""
+    """Images side by side, `columns` to a row, on a background of `fill` in all channels (255: white)."""
     count, channels, height, width = pixels.shape
     rows = -(-count // columns)
     sheet = torch.full(
@@ -33,7 +33,7 @@ def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1, fill: int
 
 
 def clear_tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[Tensor, "h w 4"]:
-    """Grey or RGB images side by side, with nothing between them."""
+    """Grey or RGB images side by side, on a transparent background."""
     colour = pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
     return tile(torch.cat([colour, torch.full_like(pixels[:, :1], 255)], 1), columns, gap, fill=0)
 
@@ -41,18 +41,18 @@ def clear_tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> 
 def dots(
     points: Float[Tensor, "N 2"], side: int, colour: str, opacity: float = 0.6
 ) -> UInt8[Tensor, "side side 4"]:
-    """Points of [-EXTENT, EXTENT]^2 as dots of 2x2 pixels, denser where they overlap, on nothing.
+    """Points of [-EXTENT, EXTENT]^2 as dots of 2x2 pixels, more opaque where they overlap, else transparent.
 
     Main arguments:
         colour: as #rrggbb.
-        opacity: of one dot; 1 draws without shades.
+        opacity: of one dot, in (0, 1].
     """
     cells = ((points.double() / EXTENT + 1) / 2 * side).round().long()
     hit = torch.cat([cells + torch.tensor(offset) for offset in product((-1, 0), repeat=2)])
     hit = hit[((hit >= 0) & (hit < side)).all(1)]
     counts = torch.bincount((side - 1 - hit[:, 1]) * side + hit[:, 0], minlength=side * side).view(side, side)
     sheet = torch.zeros(side, side, 4, dtype=torch.uint8)
-    # Few shades: a picture of them is a fraction of the size.
+    # At most six shades: PNG compresses them far better.
     sheet[:, :, 3] = (255 * (1 - (1 - opacity) ** counts.clamp(max=6).double())).round().byte()
     sheet[:, :, :3] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8) * (counts > 0)[:, :, None]
     return sheet
@@ -75,10 +75,10 @@ def png(sheet: UInt8[Tensor, "h w C"]) -> bytes:
 
 
 def animation(frames: Sequence[UInt8[Tensor, "h w 4"]], seconds: Sequence[float], limit: int) -> bytes:
-    """Sheets as a GIF that loops: a pixel is there or not, and colours are as many as fit in `limit` bytes.
+    """Sheets as a GIF that loops, with as many colours as fit in `limit` bytes.
 
-    Colours are shared by all frames. If 32 of them are still too many, every other frame is left out, the first
-    and the last kept.
+    A pixel is opaque or transparent, and all frames share their colours. While 32 colours are too many, every
+    other frame is left out, but never the first or the last. `seconds` is how long each frame is shown.
     """
     from PIL import Image
 
@@ -136,7 +136,7 @@ def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:
 
 
 def sample_picture(samples: Float[Tensor, "N *D"], path: Path) -> None:
-    """The picture that fits the samples: a grid for images, a scatter plot for 2-D points."""
+    """Writes a grid of images or a scatter plot of 2-D points; a ValueError for samples of another shape."""
     if samples.ndim == 4 and samples.shape[1] in (1, 3):
         image_grid(samples, path)
     elif samples.ndim == 2 and samples.shape[1] == 2:

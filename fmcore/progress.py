@@ -9,12 +9,12 @@ LINE_EVERY_SECONDS = 10.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every ten seconds and at the end, none for what takes a moment.
+    """A bar on a terminal; elsewhere a line every ten seconds and at the end, none for work of under a second.
 
     Main arguments:
         what: the work, e.g. "train base".
         total: how many `unit`s there are.
-        first: how many were done before, by a run that was stopped.
+        first: how many an earlier, stopped run did.
     """
 
     def __init__(self, what: str, total: int, unit: str, first: int = 0) -> None:
@@ -26,7 +26,7 @@ class Progress:
             initial=first,
             unit=f" {unit}",
             unit_scale=True,
-            # tqdm still counts and formats where it must not draw
+            # Without a terminal tqdm must not draw, but still counts and formats.
             file=None if sys.stderr.isatty() else _Nowhere(),
         )
         self._terminal = sys.stderr.isatty()
@@ -42,7 +42,7 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since it was opened."""
+        """Seconds since the bar was opened."""
         return time.monotonic() - self.start
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
-"""Does another reflow round pay, and which model to use at each number of evaluations?
+"""Does another reflow round pay, and which model is best at each number of evaluations?
 
-A round straightens its teacher's paths, so few steps come out better, and it learns from its teacher's samples
-instead of data, so many steps come out worse. Both are measured: `bend`, what a round's few-step samples still
-lose against its own many-step ones, is all that a further round could win; `drift` is what the round lost at many
-steps.
+A round straightens its teacher's paths, so its few-step samples get better. It learns from its teacher's samples
+instead of data, so its many-step samples get worse. Both are measured. `bend` is how much worse a round scores at
+few steps than at many; a further round could win no more than that. `drift` is how much worse the round scores at
+many steps than its teacher.
 
-A further round straightens a part of the bend and drifts again by a part of the drift, at every number of steps.
-Of 28 cases under fourteen settings (docs/verdict.md) three had a bend that was sure and more than `RATIO` times
-the drift; the next round won 4 to 26 % of the one-step distance there, and at most 8 % anywhere else.
+A further round removes a part of the bend, and adds a part of the drift at every number of steps. Of 28 cases
+under fourteen settings (docs/verdict.md), three had a bend of more than `SURE` standard errors and more than
+`RATIO` times the drift. In these the next round won 4 to 26 % of the one-step distance, in the others at most 8 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from fmcore.score.estimates import Estimate, difference
 
-RATIO = 4.0  # of bend to drift, from which on a further round pays; anything from 3.2 to 4.5 decides the same
+RATIO = 4.0  # least bend / drift for a further round to pay; any value from 3.2 to 4.5 decides the 28 cases alike
 WORTH = 0.05  # the least bend that is worth a round, as a share of the few-step distance
-MANY = 32  # evaluations at least for drift; below, a teacher's own coarse steps look like its pupil's gain
-SURE = 2.0  # standard errors from which on two models differ
+MANY = 32  # least evaluations to measure drift at; at fewer, the teacher's coarse steps look like the round's gain
+SURE = 2.0  # two models differ if their scores do by more standard errors than this
 
 
 class Round(NamedTuple):
-    """What a round did: `won` at few steps, `drift` at many, both against its teacher; and its `bend`."""
+    """What a round `won` at few steps and lost (`drift`) at many, both against its teacher, and its `bend`."""
 
     name: str
     teacher: str
@@ -32,9 +32,10 @@ class Round(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What each round did, and whether a further one after the last pays; None if that cannot be told.
+    """What each round did, and whether a further one after the last `pays`; None if that cannot be told.
 
-    `margin` is the last round's bend less `RATIO` times its drift, if it drifted at all.
+    `few` and `many` are the two NFE compared. `margin` is the last round's bend less `RATIO` times its drift, a
+    negative drift counting as 0.
     """
 
     few: int
@@ -54,7 +55,7 @@ class Sampled(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The best run that needs at most `budget` evaluations, and the other models that are as good there."""
+    """The best run that needs at most `budget` evaluations, and the models that cannot be told from it there."""
 
     budget: int
     run: Sampled

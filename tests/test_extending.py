@@ -27,7 +27,7 @@ def test_one_of_each_is_added(tmp_path):
     union = (at / "fmcore/flow/paths.py").read_text()
     (at / "fmcore/flow/paths.py").write_text(union.replace("Polynomial | VP", "Polynomial | Arc | VP"))
     insert(at / "fmcore/ode/solvers.py", solver, '    "heun": ')
-    insert(at / "fmcore/flow/couplings.py", f"{coupling}\n\n", "# Of data and fresh noise, by the name")
+    insert(at / "fmcore/flow/couplings.py", f"{coupling}\n\n", "# Couplings of data with fresh noise")
     insert(at / "fmcore/flow/couplings.py", '    "ordered": Ordered,\n', '    "minibatch_ot": ')
     (at / "flows/stages/sizes.py").write_text(stage)
     insert(at / "dvc.yaml", f"{entry}\n", "  features:\n")

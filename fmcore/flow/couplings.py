@@ -1,9 +1,9 @@
 """Couplings: where pairs (x_0, x_1) come from.
 
-A coupling is called with a count, a generator and how much of the training is done (0 to 1). `Independent` pairs
-each data point with fresh noise, `MinibatchOT` pairs them within a batch so that they travel least, `Stored`
-returns the pairs that an earlier flow induced, and the others change or mix those. Reflow is the same training
-on another coupling (Liu et al., arXiv:2209.03003).
+A coupling is called with a count, a generator and the share of the training that is done (0 to 1). `Independent`
+pairs each data point with fresh noise, `MinibatchOT` pairs them within a batch at the least squared distance,
+`Stored` and `Sharded` return the pairs that an earlier flow induced, and the others change or mix pairs. Reflow is
+the same training on another coupling (Liu et al., arXiv:2209.03003).
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 
 @runtime_checkable
 class Coupling(Protocol):
-    """What training needs of a coupling; `slow` ones are drawn from in a thread, a step ahead."""
+    """What training asks of a coupling. From a `slow` one it draws in a thread, one step ahead."""
 
     @property
     def slow(self) -> bool: ...
@@ -42,7 +42,10 @@ class Coupling(Protocol):
 
 
 def rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count"]:
-    """Which pairs, drawn on the host wherever they lie: where there is room must not change what is trained on."""
+    """`count` indices below `length`, with replacement; drawn on the CPU for a GPU's generator too.
+
+    So whether the data fit on the GPU does not change which pairs are trained on.
+    """
     if generator.device.type != "cpu":
         generator = torch.Generator().manual_seed((generator.initial_seed() + length) % 2**63)
     return torch.randint(length, (count,), generator=generator)
@@ -52,8 +55,8 @@ def rows(length: int, count: int, generator: Generator) -> Int64[Tensor, " count
 class Independent:
     """Each data point with noise of its own, drawn anew at every call: q(x_0, x_1) = N(x_0) q(x_1).
 
-    Data may be kept as 8-bit pixels, a quarter of the memory; it is trained on as float32 either way. Data on the
-    host beside a GPU that has no room for it is `slow`.
+    Data may be kept as 8-bit pixels, in a quarter of the memory; training sees float32 either way. Data kept on
+    the host because the GPU has no room is `slow`.
     """
 
     x1: Float[Tensor, "N *D"] | UInt8[Tensor, "N *D"]
@@ -72,7 +75,7 @@ class Independent:
 
 @dataclass(frozen=True)
 class Stored:
-    """Pairs made beforehand and held where training is; `fmcore.disk.pairs.open_pairs` reads them from disk."""
+    """Pairs made beforehand, on the device that trains; `fmcore.disk.pairs.open_pairs` reads them from disk."""
 
     pairs: Pairs
     slow = False
@@ -89,9 +92,9 @@ class Stored:
 
 @dataclass(frozen=True)
 class Sharded:
-    """Stored pairs in parts that stay where they are: memory-mapped files, of which only what is drawn is read.
+    """Stored pairs in parts that stay in memory-mapped files; only the pairs drawn are read.
 
-    It draws the pairs that `Stored` of all parts joined would draw, with `rows` those at these places of it.
+    It draws the pairs that `Stored` of all parts joined would draw. `rows` limits it to these indices.
     """
 
     parts: tuple[Pairs, ...]
@@ -111,7 +114,7 @@ class Sharded:
         return Pairs(x0.float(), floats(x1), label)
 
     def at(self, index: Int64[Tensor, " count"]) -> Pairs:
-        """The pairs at these places, as they are stored."""
+        """The pairs at these indices (into `rows`, if given), in the types they are stored in."""
         if self.rows is not None:
             index = self.rows[index]
         stops = torch.tensor([len(part.x0) for part in self.parts]).cumsum(0)
@@ -131,11 +134,11 @@ class Sharded:
 class MinibatchOT:
     """Fresh noise and data, paired within each batch at the least total squared distance.
 
-    Tong et al. (arXiv:2302.00482), section 3.2; Pooladian et al. (arXiv:2304.14772). Between equally many
-    equally likely points an optimal plan is a permutation (Birkhoff), so the assignment problem is solved and
-    each noise and each image is used once, its label with it; drawing from the plan would repeat some. With
-    labels, noise changes places within a class only: else a class would get the noise that lies near it, and no
-    conditional sampler starts there (Cheng and Schwing, arXiv:2503.10636).
+    Tong et al. (arXiv:2302.00482), section 3.2; Pooladian et al. (arXiv:2304.14772). Between equally many equally
+    likely points an optimal plan is a permutation (Birkhoff). So the assignment problem is solved, and each noise
+    and each image, with its label, is used once; drawing from the plan would repeat some. With labels, noise is
+    permuted within each class only. Otherwise a class would be trained on the noise near it alone, while a
+    conditional sampler starts from all of N(0, I) (Cheng and Schwing, arXiv:2503.10636).
     """
 
     fresh: Independent
@@ -162,7 +165,7 @@ class MinibatchOT:
         return Pairs(x0[moved(torch.from_numpy(order), x0.device)], x1, label)
 
 
-# Of data and fresh noise, by the name that params.yaml calls them.
+# Couplings of data with fresh noise, by their names in params.yaml.
 COUPLINGS: dict[str, Callable[[Independent], Coupling]] = {
     "independent": lambda fresh: fresh,
     "minibatch_ot": MinibatchOT,
@@ -171,10 +174,10 @@ COUPLINGS: dict[str, Callable[[Independent], Coupling]] = {
 
 @dataclass(frozen=True)
 class Mixture:
-    """Each batch in shares from several couplings until `until` of the training; after that from the first alone.
+    """Each batch in shares from several couplings; once the share `until` of training is done, the first alone.
 
-    With real images carried to noise as the second part it is the real-data anchoring of Lee et al.
-    (arXiv:2405.20320, section 4.3) and Seong et al. ("conic reflow", arXiv:2510.25229).
+    If the second part holds real images and the noise they are carried to, this is the real-data anchoring of Lee
+    et al. (arXiv:2405.20320, section 4.3) and Seong et al. ("conic reflow", arXiv:2510.25229).
     """
 
     parts: tuple[Coupling, ...]
@@ -196,8 +199,8 @@ class Mixture:
         return sum(len(part) for part in self.parts)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        # Whole numbers that are right on average, without asking the device: systematic sampling. A mixture in a
-        # mixture is shorter, and so has an offset of its own.
+        # Systematic sampling: whole numbers that are right on average, drawn without waiting for the device. The
+        # length in the seed gives a mixture inside a mixture, which is shorter, another offset.
         offset, at, counts = Random(f"{generator.initial_seed()} {len(self)}").random(), 0.0, []
         for share in self.shares if progress < self.until else (1.0, *[0.0] * (len(self.parts) - 1)):
             counts.append(floor((at + share) * count + offset) - floor(at * count + offset))
@@ -227,10 +230,10 @@ class _Changed:
 
 @dataclass(frozen=True)
 class Slerped(_Changed):
-    """Turns each x_0 towards fresh noise by a share, uniform in [0, most], of a right angle.
+    """Turns each x_0 towards fresh noise by an angle uniform in [0, most * pi / 2].
 
-    x_0 cos + fresh sin is N(0, I) again in any dimension; in high ones, where fresh noise is at a right angle to
-    any other, it is the slerp of conic reflow (arXiv:2510.25229, with most = 0.13).
+    x_0 cos + fresh sin is N(0, I) again in any dimension. In high dimensions fresh noise is nearly orthogonal to
+    x_0, so this is the slerp of conic reflow (arXiv:2510.25229, with most = 0.13).
     """
 
     most: float
@@ -249,9 +252,10 @@ class Slerped(_Changed):
 
 @dataclass(frozen=True)
 class Flipped(_Changed):
-    """Mirrors half of the pairs left to right, noise and image together: the flow of a mirrored data set.
+    """Mirrors each pair left to right with probability 1/2, noise and image together.
 
-    For stored pairs it is exact only if their teacher commutes with mirroring, which training with flips teaches.
+    A mirrored stored pair is one of its teacher's pairs only if the teacher commutes with mirroring. A teacher
+    trained with flips learns to.
     """
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
@@ -287,14 +291,14 @@ def joined(parts: Sequence[Pairs], device: torch.device | str = "cpu") -> Pairs:
 
 
 def without_longest(coupling: Stored | Sharded, share: float) -> Stored | Sharded:
-    """The pairs but for the `share` of them with the largest |x_1 - x_0|, in their order (arXiv:2511.23342)."""
+    """The pairs without the `share` that have the largest |x_1 - x_0|, in the same order (arXiv:2511.23342)."""
     if not 0 <= share < 1:
         raise ValueError(f"expected a share in [0, 1), got {share}")
     if not share:
         return coupling
     costs = []
     for part in (coupling.pairs,) if isinstance(coupling, Stored) else coupling.parts:
-        # A few at a time: halves are widened, and all at once might not fit.
+        # In blocks: all pairs as float32 at once might not fit into memory.
         for a, b in zip(torch.split(part.x0, 4096), torch.split(part.x1, 4096), strict=True):
             costs.append((floats(b) - a.float()).flatten(1).square().sum(1))
     cost = torch.cat(costs)

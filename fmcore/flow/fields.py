@@ -1,7 +1,7 @@
-"""Velocity fields made from things: a network of any convention, guidance, a field that is being counted.
+"""Velocity fields: of a network of any convention, guided, or counting their evaluations.
 
 A velocity field maps x (B, *D), t (B,) and a class (B,) or None to dx/dt (B, *D), with t = 0 noise and
-t = 1 data. Whatever follows another convention is converted here.
+t = 1 data. Networks of another convention are converted here.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,14 @@ from fmcore.flow.paths import LINEAR, Prediction, ProbPath, coefficients, ends, 
 
 VelocityField = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 PRECISIONS = ("auto", "fp32", "bf16")
-# Noise becomes data by a division by a, data noise by one by s: beyond |log(a / s)| = 10 float32 loses too much.
+# To turn predicted noise into data one divides by a, and data into noise by s. Beyond |log(a / s)| = 10 that loses
+# too much in float32.
 DIVIDED, DIVIDED_SNR = ("noise", "score", "data"), 10.0
 
 
 @dataclass(frozen=True)
 class Convention:
-    """What a network's output means: a prediction on a path, its data cut at +-`clip` if that is given."""
+    """What a network's output means: what it `predicts` on which path. `clip` cuts predicted data at +-clip."""
 
     path: ProbPath = LINEAR
     predicts: Prediction = "velocity"
@@ -34,8 +35,8 @@ OURS = Convention()
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype networks compute in, None for plain float32.
 
-    `auto` takes bfloat16 where the processor has instructions for it: elsewhere it is emulated, and slower.
-    The choice depends on the machine's kind alone, never on a timing, so that it repeats.
+    `auto` takes bfloat16 where the processor has instructions for it; elsewhere it is emulated, and slower.
+    The choice depends on the kind of machine alone, never on a timing, so a resumed run makes the same one.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
@@ -54,10 +55,10 @@ def has_bfloat16(device: torch.device) -> bool:
 def network_field(
     network: nn.Module, precision: str, convention: Convention = OURS, target: ProbPath = LINEAR
 ) -> VelocityField:
-    """The velocity on the path `target` of a network that follows `convention`.
+    """The velocity field on the path `target` that a network of `convention` predicts.
 
-    Autocast works inside the network only; x, t and the velocity stay in x's dtype. Times near 1 lose all meaning
-    in bfloat16 (steps of 0.004), so t enters the network as float32 and its embedding is computed there.
+    Autocast acts inside the network only; the velocity has x's dtype. bfloat16 cannot tell times near 1 apart (its
+    steps there are 0.004), so t enters the network, and is embedded, as float32.
     """
     device = next(network.parameters()).device
     dtype = autocast_dtype(precision, device)
@@ -76,11 +77,12 @@ def network_field(
 
 
 def reparametrised(field: VelocityField, source: Convention, target: ProbPath = LINEAR) -> VelocityField:
-    """The velocity on the path `target` of a field that follows `source`.
+    """The velocity field on the path `target`, from a field that follows `source`.
 
-    All affine Gaussian paths are one flow with other clocks and scales: a point of the target path at t is the
-    source's point at the time of equal a / s, rescaled (Karras et al., arXiv:2206.00364, section 2; Pokle et al.,
-    arXiv:2310.04432, section 3). Noise levels outside those the source knows are taken at its nearest.
+    All affine Gaussian paths are one flow at different speeds and scales. A point of the target path at t is a
+    rescaled point of the source path, at the time of equal a / s (Karras et al., arXiv:2206.00364, section 2;
+    Pokle et al., arXiv:2310.04432, section 3). An a / s outside the source's range is replaced by the range's
+    nearest end.
     """
     if source == Convention(target):
         return field
@@ -90,7 +92,7 @@ def reparametrised(field: VelocityField, source: Convention, target: ProbPath = 
         low, high = max(low, -DIVIDED_SNR), min(high, DIVIDED_SNR)
 
     def converted(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
-        # An adaptive solver looks a little beyond the ends.
+        # An adaptive solver evaluates a little outside [0, 1].
         r = path.time_at(half_log_snr(target, t.double().clamp(0, 1)).clamp(low, high))
         to, at = (
             type(c)(*(value.to(x.dtype) for value in c))
@@ -136,7 +138,7 @@ def guided(field: VelocityField, guidance: Guidance, null_label: int) -> Velocit
         if label is None:
             raise ValueError("guidance needs a label for each sample, got none")
         inside = (guidance.start <= t) & (t <= guidance.stop)
-        # A GPU is asked before it has the network to evaluate, and not at all if guidance is everywhere.
+        # Reading from a GPU waits for its queue: done before the network is queued, and never if always guided.
         twice = guidance.scale != 1 and (everywhere or bool(inside.any()))
         v = field(x, t, label)
         if not twice:
@@ -148,7 +150,7 @@ def guided(field: VelocityField, guidance: Guidance, null_label: int) -> Velocit
 
 
 class Counted:
-    """A field that counts its evaluations, for honest NFE: `nfe` is the number of calls since the start."""
+    """A field that counts its evaluations: `nfe` is the number of calls so far."""
 
     def __init__(self, field: VelocityField) -> None:
         self.field = field

@@ -1,7 +1,7 @@
 """Distances between a predicted and a target velocity, and the flow-matching loss.
 
-A distance maps a predicted velocity v, its target u_t, the point x_t they start from, all (B, *D), and the time t
-(B,) to one number per sample; the caller reduces.
+A distance maps a predicted velocity v, its target u_t, the point x_t where both are taken, all (B, *D), and the
+time t (B,) to one number per sample; the caller takes the mean.
 """
 
 from collections.abc import Callable
@@ -50,7 +50,8 @@ class PseudoHuber:
 Distance = Squared | PseudoHuber | Perceptual
 DISTANCES = {distance.name: distance for distance in get_args(Distance)}
 
-# Weights of the loss over time. A square needs none: on the linear path it already weighs data and noise alike.
+# Weights of the loss over time. The squared distance needs none: on the linear path it already weighs errors in
+# the data and in the noise alike.
 Weighting = Callable[[Tensor], Tensor]
 WEIGHTINGS: dict[str, Weighting] = {
     "none": torch.ones_like,
@@ -72,8 +73,8 @@ class Compared(NamedTuple):
 def compared(field: VelocityField, path: ProbPath, pairs: Pairs, t: Float[Tensor, " B"]) -> Compared:
     """The velocities that the flow-matching loss compares.
 
-    Times in [0, 1] are mapped to those the path is trained at, and on a `normalised` path velocities are compared
-    at unit size, where noise prediction weighs all scales alike.
+    Times in [0, 1] are mapped linearly to `path.span`. On a `normalised` path both velocities are divided by
+    sqrt(a'^2 + s'^2), so that all noise levels weigh alike, as in noise prediction.
     """
     low, high = path.span
     t = low + (high - low) * t

@@ -2,10 +2,12 @@
 
 Every path here is affine and Gaussian: x_t = a(t) x_1 + s(t) x_0 with velocity u_t = a'(t) x_1 + s'(t) x_0, the
 conditional paths of Lipman et al., "Flow Matching for Generative Modeling" (arXiv:2210.02747), section 4, written
-in terms of the pair they connect. Diffusion's clock is turned round: noise is at t = 0, data at t = 1.
+in terms of the pair they connect. Time runs opposite to a diffusion model's: noise is at t = 0, data at t = 1.
 
-A path is a frozen value; calling it with times gives its coefficients, and `time_at` inverts its half log
-signal-to-noise ratio log(a / s), in which all of them are the same flow (Kingma et al., arXiv:2107.00630).
+A path is a frozen value. Calling it with times gives its coefficients. `time_at` gives the time of a half log
+signal-to-noise ratio log(a / s), as a function of which all paths are the same flow up to scale (Kingma et al.,
+arXiv:2107.00630). `span` is the range of times that a network is trained at. On a `normalised` path a network is
+given points, and gives velocities, of unit scale.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch import Tensor
 
 Prediction = Literal["velocity", "noise", "data", "score", "v"]
 PREDICTIONS: tuple[Prediction, ...] = get_args(Prediction)
-LARGEST_SNR = 20.0  # |log(a / s)| beyond which float32 cannot tell a time from an end
+LARGEST_SNR = 20.0  # |log(a / s)| beyond which float32 cannot tell a time from 0 or 1
 
 
 class Coefficients(NamedTuple):
@@ -58,7 +60,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """a = sin(pi t / 2), s = cos(pi t / 2): the variance stays that of the ends (arXiv:2209.15571, eq. 2.9)."""
+    """a = sin(pi t / 2), s = cos(pi t / 2), so a^2 + s^2 = 1 (arXiv:2209.15571, eq. 2.9)."""
 
     name: Literal["cosine"] = "cosine"
     span: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -76,8 +78,8 @@ class Cosine:
 class Polynomial:
     """a = t^power, s = 1 - t^power: the straight segment, travelled ever faster for power > 1.
 
-    Nothing moves at t = 0 then and a network's velocity says nothing of where to go, so it is trained and asked
-    from a = 0.01 on only, about where VP and VE begin.
+    For power > 1 the velocity is 0 at t = 0, and so says nothing of the data. A network is therefore trained and
+    evaluated from a = 0.01 on only, which is about where VP and VE begin.
     """
 
     power: float = 2.0
@@ -230,18 +232,18 @@ def interpolate(
 
 
 def half_log_snr(path: ProbPath, t: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-    """log(a / s), which every path raises from noise to data; cut at +-`LARGEST_SNR`."""
+    """log(a / s), clamped to +-`LARGEST_SNR`; it rises from noise to data on every path."""
     a, s, _, _ = path(t)
     return (a.log() - s.log()).clamp(-LARGEST_SNR, LARGEST_SNR)
 
 
 def ends(kind: Prediction, c: Coefficients, x: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """(x_0, x_1), the expected noise and data, that a prediction of `kind` at the point x amounts to.
+    """(x_0, x_1), the expected noise and data, from a prediction `value` of `kind` at the point x.
 
-    They solve x = a x_1 + s x_0 together with what the prediction is: the velocity da x_1 + ds x_0, the noise x_0,
-    the data x_1, the score -x_0 / s of the marginal (Song et al., arXiv:2011.13456), or v = a x_0 - s x_1
-    (Salimans and Ho, arXiv:2202.00512, appendix D). Where the path makes that impossible (noise at a = 0, data or
-    the score at s = 0) the result is not finite.
+    They solve x = a x_1 + s x_0 together with the prediction's definition: the velocity da x_1 + ds x_0, the noise
+    x_0, the data x_1, the score -x_0 / s of the marginal (Song et al., arXiv:2011.13456), or v = a x_0 - s x_1
+    (Salimans and Ho, arXiv:2202.00512, appendix D). The result is not finite where there is no solution: for noise
+    at a = 0, for data at s = 0.
     """
     a, s, da, ds = c
     if kind == "velocity":
@@ -275,7 +277,7 @@ def convert(
     source: Prediction,
     target: Prediction,
 ) -> Float[Tensor, "B *D"]:
-    """What a network that predicts `source` at (x, t) on the path says of `target`.
+    """Converts a prediction `value` of the kind `source`, at (x, t) on the path, to one of the kind `target`.
 
     Example, the score of N(0, 1), which every variance preserving path keeps:
         >>> x, t = torch.tensor([[2.0]]), torch.tensor([0.5])

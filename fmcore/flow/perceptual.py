@@ -1,6 +1,6 @@
 """LPIPS, a perceptual distance between images, and the reflow loss built on it.
 
-LPIPS is eq. 1 of Zhang et al. (arXiv:1801.03924) on VGG16, v0.1. Nothing is downloaded: both files are given.
+LPIPS is eq. 1 of Zhang et al. (arXiv:1801.03924) on VGG16, v0.1. Nothing is downloaded: the user names both files.
 """
 
 from collections.abc import Iterator
@@ -63,9 +63,9 @@ class LPIPS(nn.Module):
 
 
 @lru_cache(maxsize=4)
-@torch.inference_mode(False)  # a first call inside it would make weights that no gradient passes
+@torch.inference_mode(False)  # weights made inside inference mode would let no gradient pass
 def load_lpips(backbone: str, linear: str, device: torch.device | str = "cpu") -> LPIPS:
-    """LPIPS with the given weights, frozen; files are read once. ValueError if one is not what it must be."""
+    """LPIPS with the weights of two files, frozen; files are read once. ValueError if one is not as expected."""
     with torch.device("meta"):  # no time and no random numbers spent on weights that are replaced
         network = LPIPS()
     wanted = {f"features.{name}": tuple(value.shape) for name, value in network.features.state_dict().items()}
@@ -91,7 +91,7 @@ def _read(role: str, file: str, published: str, wanted: dict[str, tuple[int, ...
         pth = file.endswith(".pth")
         found = torch.load(file, "cpu", weights_only=True) if pth else safetensors.torch.load_file(file)
         shapes = {name: tuple(value.shape) for name, value in found.items()}
-    except Exception as error:  # its own words advise to load the file unsafely
+    except Exception as error:  # torch's message advises to load the file unsafely
         raise refusal(f"is not a file of plain tensors ({type(error).__name__})") from None
     wrong = [name for name, shape in wanted.items() if shapes.get(name) != shape]
     if wrong:
@@ -110,10 +110,11 @@ def pseudo_huber(a: Float[Tensor, "B *D"], b: Float[Tensor, "B *D"], scale: floa
 
 @dataclass(frozen=True)
 class Perceptual:
-    """LPIPS(x1_hat, x1) + t h(v, u_t), where x1_hat = x_t + (1 - t) v is the data that v leads to in a line.
+    """LPIPS(x1_hat, x1) + t h(v, u_t), where x1_hat = x_t + (1 - t) v is the data that v predicts.
 
-    Lee et al. (arXiv:2405.20320), whose time is 1 - t; h is the pseudo-Huber distance. `huber` keeps its term,
-    `over_noise` divides LPIPS by 1 - t. They resize to 224, and replace VGG's max pooling by averages.
+    Lee et al. (arXiv:2405.20320), whose time is 1 - t; h is the pseudo-Huber distance. `huber` keeps the second
+    term, `over_noise` divides LPIPS by 1 - t. Images are resized to `size`. Lee et al. resize to 224, and replace
+    VGG's max pooling by average pooling.
     """
 
     backbone: str

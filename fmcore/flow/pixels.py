@@ -19,5 +19,5 @@ def dequantise(pixels: UInt8[Tensor, "*D"]) -> Float[Tensor, "*D"]:
 
 
 def floats(x: Tensor) -> Tensor:
-    """What networks see: 8-bit pixels in [-1, 1], anything else as it is, in float32."""
+    """x in float32, as networks take it: 8-bit pixels are mapped to [-1, 1], other values kept."""
     return dequantise(x) if x.dtype == torch.uint8 else x.float()

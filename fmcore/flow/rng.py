@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-LONG = 512  # numbers of a row, from which on drawing them takes longer than Python's part of it
+LONG = 512  # numbers in a row from which on drawing them takes longer than Python's overhead
 
 
 def _key(seed: int, purpose: str, words: int) -> list[int]:
@@ -35,7 +35,7 @@ def generator(seed: int, purpose: str, index: int = 0, device: torch.device | st
 
 
 def _philox(seed: int, purpose: str, indices: range) -> Iterator[np.random.Generator]:
-    """A generator for each index in turn; the same object, set back, since making one takes far longer."""
+    """A generator for each index in turn: one object that is reset, since making a new one takes far longer."""
     bits = np.random.Philox(key=_key(seed, purpose, 2))
     drawn, state = np.random.Generator(bits), bits.state
     for index in indices:
@@ -57,7 +57,7 @@ def noise(seed: int, purpose: str, start: int, count: int, shape: tuple[int, ...
         for row, drawn in zip(rows, _philox(seed, purpose, indices), strict=True):
             drawn.standard_normal(dtype=np.float32, out=row)
 
-    # NumPy draws without Python's lock: on all cores where a row is long enough to be worth a thread.
+    # NumPy draws without holding Python's lock, so long rows are drawn on all cores.
     threads = torch.get_num_threads() if prod(shape) >= LONG else 1
     size = max(1, -(-count // threads))
     if size == count:

@@ -1,7 +1,7 @@
 """Time samplers for training and time grids for sampling.
 
-A sampler is a frozen value; calling it with a count and a generator draws that many times in [0, 1]. Its
-fields are its parameters, its `name` is what `params.yaml` calls it.
+A sampler is a frozen value; calling it with a count and a generator draws that many times in [0, 1]. A grid is one
+too; calling it with a number of steps gives their knots from 0 to 1. `name` is its name in `params.yaml`.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ class EDMGrid:
 
 @dataclass(frozen=True)
 class OptimisedGrid:
-    """A grid fitted to a model, a solver and a number of steps on a few trajectories; `solvers.optimised_grid`."""
+    """A grid fitted to a model, a solver and a number of steps; see `fmcore.ode.sampling.optimised_grid`."""
 
     trajectories: int = 64
     name: Literal["optimised"] = "optimised"

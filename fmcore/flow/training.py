@@ -27,8 +27,8 @@ class Objective(NamedTuple):
     """What is trained: how a step's batch is drawn, and the loss of each of its samples.
 
     Main arguments:
-        draw: the batch from a generator and the share of the training that is done; from nothing else, so that
-            it can be drawn ahead of time.
+        draw: the batch, from a generator and the share of the training that is done. It depends on nothing else,
+            since it may be drawn a step ahead.
         loss: of a network on a batch, (B,).
         slow: drawing takes long enough to be done in a thread, one step ahead.
     """
@@ -50,11 +50,11 @@ class TrainConfig:
 
     Other arguments:
         warmup_images: images over which lr rises linearly from 0.
-        accumulate: parts a batch is taken in, one after the other, when it does not fit into memory whole.
+        accumulate: parts that a batch is split into, for a batch that does not fit into memory whole.
         weight_decay: AdamW's decoupled weight decay.
         clip_norm: largest gradient norm; larger gradients are scaled down to it.
-        ema_halflife_images, ema_rampup: see `fmcore.flow.ema.decay`; each half-life gets an average of its own,
-            the first is the model's.
+        ema_halflife_images, ema_rampup: see `fmcore.flow.ema.decay`. Each half-life gets an average of its own;
+            the first average becomes the model's weights.
     """
 
     images: int
@@ -79,7 +79,7 @@ class TrainConfig:
             raise ValueError(f"lr_final (={self.lr_final}) must lie in [0, 1]")
         if min(self.warmup_images, self.weight_decay, self.ema_rampup, *self.ema_halflife_images) < 0:
             raise ValueError("warmup_images, weight_decay, ema_halflife_images and ema_rampup must be >= 0")
-        rounded = {round(halflife) for halflife in self.ema_halflife_images}  # as files are named
+        rounded = {round(halflife) for halflife in self.ema_halflife_images}  # files are named by it
         if not rounded or len(rounded) < len(self.ema_halflife_images):
             raise ValueError(f"ema_halflife_images must list each once, got {list(self.ema_halflife_images)}")
 
@@ -89,7 +89,7 @@ class TrainConfig:
         return self.images // self.batch_size
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of step number `step`, a pure function of it."""
+        """The learning rate of step number `step`."""
         images = (step + 1) * self.batch_size
         warm = min(1.0, images / self.warmup_images) if self.warmup_images else 1.0
         falling = 0.5 * (1 + cos(pi * step / self.steps))
@@ -97,11 +97,14 @@ class TrainConfig:
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or its gradient became NaN or infinite; nothing of that step was kept."""
+    """The loss or its gradient became NaN or infinite; no record that includes that step was yielded."""
 
 
 class Record(NamedTuple):
-    """What the loop says every `every` steps: means over them. `images` counts all images seen so far."""
+    """What the loop yields every `every` steps: the means of loss and gradient norm over them, and the last lr.
+
+    `images` counts all images seen so far.
+    """
 
     step: int
     images: int
@@ -175,7 +178,7 @@ def _batches(
     if not (objective.slow and steps):
         yield from map(draw, steps)
         return
-    # On one core: a second team of OpenMP's threads that wait spinning made training half as fast.
+    # The thread draws on one core: a second OpenMP team, whose idle threads spin, made training half as fast.
     threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
@@ -200,15 +203,15 @@ def train(
 ) -> Iterator[Record]:
     """Trains `state` in place and yields a `Record` after every `every` steps and after the last.
 
-    It ends at step `stop` if given, which counts as the last; all else stays that of the whole training.
+    If `stop` is given, training ends at that step, which counts as the last; schedules stay those of the whole.
 
-    The state is whole whenever a record is yielded: saving it then, and calling `train` with it later, gives
-    the weights that an uninterrupted run gives, bit for bit on the same CPU and thread count, because step k
-    draws from `generator(seed, "train", k)` and nothing else carries over.
+    The state is complete whenever a record is yielded. Saved then and trained on later, it gives the weights of an
+    uninterrupted run, bit for bit on the same CPU and thread count: step k draws from
+    `generator(seed, "train", k)` and nothing else carries over.
 
     Raises:
-        NonFiniteLoss: on the CPU before the offending update; on a GPU, where asking each step would stall
-            it, before the record that would have included it is yielded.
+        NonFiniteLoss: on the CPU before the offending update; on a GPU, which a look at each step would stall,
+            before the record that would have included it.
     """
     network, optimizer = state.network, state.optimizer
     parameters = list(network.parameters())
@@ -221,7 +224,7 @@ def train(
         lr = config.lr_at(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if dropout:  # it knows only torch's global generator
+        if dropout:  # it draws from torch's global generator
             torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
         optimizer.zero_grad(set_to_none=True)
         loss = _backward(network, objective, batch, config)
@@ -230,7 +233,7 @@ def train(
         window.append((loss, grad_norm))
         if device.type == "cpu":
             _check_finite(loss.item(), grad_norm.item(), state.step, lr)
-        if device.type != "cpu" or grad_norm + 1e-6 > config.clip_norm:  # a GPU is not to be asked
+        if device.type != "cpu" or grad_norm + 1e-6 > config.clip_norm:  # comparing on a GPU would stall it
             nn.utils.clip_grads_with_norm_(parameters, config.clip_norm, grad_norm, foreach=True)
         optimizer.step()
         seen = state.step * config.batch_size
@@ -251,7 +254,7 @@ def _backward(network: nn.Module, objective: Objective, batch: Any, config: Trai
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     losses = []
-    for which in range(config.accumulate):  # a column is cut by its own length: not all have as many rows
+    for which in range(config.accumulate):  # each column is split by its own length: lengths may differ
         part = tree_map(lambda column, which=which: _part(column, which, config.accumulate), batch)
         loss = objective.loss(network, part).mean() / config.accumulate
         loss.backward()  # type: ignore[no-untyped-call]
@@ -273,7 +276,7 @@ def _check_finite(loss: float, grad_norm: float, step: int, lr: float) -> None:
 
 @torch.no_grad()
 def take_average(state: TrainState, which: int = 0) -> nn.Module:
-    """The network in evaluation mode with the EMA weights of one half-life; do not train the state after."""
+    """The network in evaluation mode with the EMA weights of one half-life; do not train the state afterwards."""
     for parameter, mean in zip(state.network.parameters(), state.averages[which], strict=True):
         parameter.copy_(mean)
     return state.network.eval()
