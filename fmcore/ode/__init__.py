@@ -1,1 +1,1 @@
-"""How a field is followed: solvers, the pairs it induces, likelihoods, and fields known exactly."""
+"""How a field is integrated: solvers, sampling, the pairs it induces, likelihoods."""

@@ -17,18 +17,18 @@ from fmcore.flow import rng
 from fmcore.flow.fields import VelocityField
 from fmcore.ode.solvers import Solver, integrate, integrate_adaptive
 
-CELLS = 4096  # places of the noise in a bin: float32 rounding of 8-bit levels stays clear of the bin's edges
+CELLS = 4096  # values the noise takes in a bin; all are farther from the bin's edges than float32 rounds
 
 
 class Tolerances(NamedTuple):
-    """Of the adaptive solver, whose step control looks at the whole batch."""
+    """Relative and absolute tolerance of the adaptive solver; its step control looks at the whole batch."""
 
     rtol: float
     atol: float
 
 
 def _directions(x1: Tensor, probes: int, seed: int, start: int) -> Float[Tensor, "K B D"]:
-    """What the Jacobian is probed along: every axis, or signs drawn for each sample."""
+    """The directions e of e^T J e: every axis, or random signs for each sample."""
     dims = prod(x1.shape[1:])
     if probes == 0:
         return torch.eye(dims, dtype=x1.dtype, device=x1.device)[:, None].expand(dims, len(x1), dims)
@@ -66,13 +66,16 @@ def log_likelihood(
     """The natural logarithm of the density at x1, in x1's dtype, of the flow that starts as noise N(0, I).
 
     Main arguments:
-        field: differentiable in x, and without influence between rows.
+        field: differentiable in x; no row may influence another.
         grid: times from noise to data, as for sampling; it is walked backwards.
         solver: any deterministic one, or `Tolerances` for the adaptive one, which uses the grid's ends only.
         probes: 0 for the exact divergence, at D vector-Jacobian products an evaluation; otherwise the number
             of Rademacher probes of Hutchinson's unbiased estimate, each kept along the whole trajectory
             (Grathwohl et al., FFJORD, arXiv:1810.01367).
         seed: of the probes; row i has those of sample `start + i`, however the samples are batched.
+
+    Raises:
+        ValueError: if the solver is stochastic, `probes` is negative or the grid does not rise.
 
     Example:
         >>> from fmcore import analytic
@@ -117,6 +120,6 @@ def bits_per_dim(log_p: Float[Tensor, " B"], dims: int, width: float) -> Float[T
     """Bits each dimension takes, from log densities at uniformly dequantised data of levels `width` apart.
 
     A level's log probability is at least its bin's mean log density plus dims log(width), by Jensen's
-    inequality, so the mean of this is an upper bound (Theis et al., arXiv:1511.01844, section 3.1).
+    inequality, so the mean is an upper bound of the levels' own (Theis et al., arXiv:1511.01844, section 3.1).
     """
     return -log_p / (dims * log(2)) - log2(width)

@@ -32,7 +32,7 @@ def draw(
 ) -> tuple[Float[Tensor, "count *D"], Int64[Tensor, " count"] | None]:
     """Noise, and for conditional models classes, of the samples `start <= i < start + count`.
 
-    The noise is rounded to `dtype` and returned as float32: what is stored is exactly what was integrated.
+    The noise is rounded to the type it is stored in but returned as float32: the stored is the integrated noise.
     Classes are drawn from the pool `labels`, so they follow the data's frequencies.
     """
     x0 = rng.noise(seed, purpose, start, count, shape).to(_of_noise(dtype)).float()
@@ -42,7 +42,7 @@ def draw(
 
 
 def _of_noise(dtype: torch.dtype) -> torch.dtype:
-    """How noise is kept where samples are kept as `dtype`: it is not made of 8-bit pixels."""
+    """The type that noise is stored in where samples are stored as `dtype`: 8-bit pixels cannot hold noise."""
     return torch.float16 if dtype == torch.uint8 else dtype
 
 
@@ -65,9 +65,9 @@ def generate_pairs(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Pairs]:
-    """Yields the pairs `start <= i < count` in batches, on the CPU, as `dtype`; uint8 makes pixels of the samples.
+    """Yields the pairs `start <= i < count` in batches, on the CPU, as `dtype`; uint8 stores samples as pixels.
 
-    Sample i is always computed in batch i // batch among the same neighbours, the last batch padded: kernels
+    Sample i is always computed in batch i // batch, with the same neighbours; the last batch is padded. Kernels
     differ in the last bits between batch sizes, so this makes the pairs independent of shards and restarts.
 
     Main arguments:
@@ -78,12 +78,12 @@ def generate_pairs(
         batch: samples integrated together; part of what defines the pairs.
 
     Other arguments:
-        labels: the pool classes are drawn from, for conditional fields.
+        labels: the pool that classes are drawn from, for conditional fields.
         start: first sample wanted; a multiple of `batch`.
 
     Raises:
-        ValueError: if `start` is not a multiple of `batch`, or the solver is stochastic: its pairs would be no
-            map from noise to samples.
+        ValueError: if `start` is not a multiple of `batch`, or the solver is stochastic: its samples would not be
+            a function of the noise.
         FloatingPointError: at a sample that is not finite, named by its index.
     """
     if solver.stochastic:
@@ -110,11 +110,11 @@ def generate_pairs(
         yield _finished(*rest, dtype)
 
 
-_Begun = tuple[int, Pairs, "torch.Event | None"]  # its first sample, the pairs, what says when they have come
+_Begun = tuple[int, Pairs, "torch.Event | None"]  # index of its first sample, the pairs, their arrival on the host
 
 
 def _finished(first: int, pairs: Pairs, done: torch.Event | None, dtype: torch.dtype) -> Pairs:
-    """A batch as it is stored, waited for and checked."""
+    """Waits for a batch, checks it, and converts it to what is stored."""
     if done is not None:
         done.synchronize()
     _check_finite(pairs.x1, first)
@@ -122,7 +122,7 @@ def _finished(first: int, pairs: Pairs, done: torch.Event | None, dtype: torch.d
 
 
 def _to_host(x: Tensor) -> tuple[Tensor, torch.Event | None]:
-    """The tensor on the host and, if it is still on its way there, what says when it has come."""
+    """The tensor on the host and, if it is still being copied, the event that ends the copy."""
     if x.device.type == "cpu":
         return x, None
     there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
@@ -142,10 +142,10 @@ def invert_data(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Iterator[Pairs]:
-    """Yields pairs of real data x_1 (N, *D) and the noise x_0 to which the field's ODE, run backwards, takes it.
+    """Yields pairs of real data x_1 (N, *D) and the noise x_0 that the field's ODE, run backwards, takes it to.
 
-    Their x_1 is the data itself, which anchors reflow where a model's samples would drift (Lee et al.,
-    arXiv:2405.20320, section 4.3; Seong et al., arXiv:2510.25229). `grid` runs from 0 to 1, as in sampling.
+    Such pairs keep reflow at the data, from which a model's samples drift (Lee et al., arXiv:2405.20320, section
+    4.3; Seong et al., arXiv:2510.25229). `grid` runs from 0 to 1, as in sampling.
 
     Raises:
         ValueError: if the grid does not rise.
@@ -171,11 +171,11 @@ def reconstruction_error(
     solver: Solver,
     label: Int64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " B"]:
-    """Squared distance, mean over dimensions, of x_1 to what one step makes of the noise x_1 came from.
+    """Squared distance, mean over dimensions, between x_1 and its reconstruction in one step.
 
-    The noise is found by running the field backwards over the whole grid (which rises from 0 to 1). On the
-    couplings a flow was trained on this is how bent it is; how much larger it is on real data says how far the
-    flow has drifted away from them (Seong et al., arXiv:2510.25229).
+    x_1 is carried back to noise over the whole grid (which rises from 0 to 1), then to data in one Euler step. On
+    the couplings a flow was trained on, the error says how bent the flow is. By how much it is larger on real data
+    says how far the flow has drifted from them (Seong et al., arXiv:2510.25229).
     """
     x0 = integrate(field, x1, grid.flip(0), solver, label)
     once = integrate(field, x0, grid[[0, -1]], SOLVERS["euler"], label)

@@ -1,4 +1,4 @@
-"""How samples are drawn, said one way everywhere; and the grid of steps that is found by trying."""
+"""`Sampling`, the one description of how samples are drawn, and the search for an optimised grid."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from fmcore.flow.times import Grid, OptimisedGrid, UniformGrid, uniform_grid
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, Solver, integrate, solver, steps_for
 
 UNIFORM = UniformGrid()
-Starts = Callable[[int], tuple[Tensor, Tensor | None]]  # noise and labels of the first so many samples
+Starts = Callable[[int], tuple[Tensor, Tensor | None]]  # a count to the noise and labels of the first samples
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Sampling:
     Main arguments:
         solver: a name of `SOLVERS`, or `ADAPTIVE`, which chooses its own steps.
         grid: where the steps lie; None for the adaptive solver.
-        nfe: network evaluations a sample, two of which make one guided evaluation; 0 for the adaptive solver.
-        guidance: None for none.
+        nfe: network evaluations a sample; under guidance each evaluation of the field takes two. 0 for the
+            adaptive solver.
+        guidance: classifier-free guidance, or None.
     """
 
     solver: str = "euler"
@@ -39,27 +40,27 @@ class Sampling:
 
     @property
     def grid_name(self) -> str:
-        """Empty for the adaptive solver."""
+        """The grid's name; empty for the adaptive solver."""
         return "" if self.grid is None else self.grid.name
 
     @property
     def method(self) -> Solver:
-        """The fixed-step solver; a ValueError lists the names if there is none of this one."""
+        """The fixed-step solver; a ValueError lists the names if this one is unknown."""
         return solver(self.solver)
 
     @property
     def steps(self) -> int:
-        """Steps of the solver that cost `nfe`; a ValueError if none do."""
+        """The number of steps that costs `nfe`; a ValueError if none does."""
         return steps_for(self.method, self.nfe, passes=1 if self.guidance is None else 2)
 
     def knots(self) -> Float[Tensor, " knots"]:
-        """The times from 0 to 1 between which the solver steps, of a grid that needs no search."""
+        """The times from 0 to 1 between which the solver steps; an optimised grid needs `found_knots` instead."""
         assert self.grid is not None
         assert not isinstance(self.grid, OptimisedGrid)
         return self.grid(self.steps)
 
     def found_knots(self, field: VelocityField, starts: Starts) -> Float[Tensor, " knots"]:
-        """`knots`, of an optimised grid found on noise and labels that `starts` draws."""
+        """`knots`, or those of an optimised grid, searched for on noise and labels that `starts` draws."""
         if not isinstance(self.grid, OptimisedGrid):
             return self.knots()
         x0, label = starts(self.grid.trajectories)
@@ -74,10 +75,11 @@ def optimised_grid(
     *,
     label: Int64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, " knots"]:
-    """The grid of `steps` steps on which the solver carries a few x0 nearest to where the exact flow does.
+    """A grid of `steps` steps on which the solver carries a few x0 close to where the exact flow does.
 
-    It moves one knot of the uniform grid at a time, by ever smaller shifts, as long as the mean squared error of
-    the ends falls, so it is never worse there than the uniform one. Costs at most 24 `steps` solves of x0.
+    The search starts from the uniform grid and shifts one knot at a time, by ever smaller shifts. It keeps a shift
+    if the mean squared error of the ends falls. So on these x0 the grid is never worse than the uniform one. Costs
+    at most 24 `steps` solves of x0, besides the exact one.
 
     Raises:
         FloatingPointError: if the exact trajectories are not finite.

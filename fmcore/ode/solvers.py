@@ -24,14 +24,14 @@ from fmcore.flow.speed import is_out_of_memory, moved
 
 @runtime_checkable
 class Solver(Protocol):
-    """What walks along a field.
+    """A method that integrates a field on a given grid.
 
     Main arguments:
         stages: network evaluations a step.
-        saved: evaluations that the step next to the data does without.
+        saved: evaluations fewer that the step which ends at the data takes.
         order: the end's error shrinks as step^order (in law, for a stochastic solver); 0 if it does not shrink.
         stochastic: the end is random given the start.
-        reversible: may start at any time and run either way; else only from noise to data.
+        reversible: may start at any time and run either way; other solvers run from noise to data only.
     """
 
     @property
@@ -105,9 +105,9 @@ class AdamsBashforth:
 class Heun:
     """The mean of the velocities at both ends of a step; Euler in the step next to the data, whose end is t = 1.
 
-    So it does without the velocity at t = 1, as do algorithm 1 of Karras et al. (arXiv:2206.00364) and Lee et al.
-    (arXiv:2405.20320): N steps cost 2 N - 1 evaluations. A velocity network is worst there: x is data, and shows
-    nothing of the noise that the velocity points away from.
+    So it never evaluates the velocity at t = 1, like algorithm 1 of Karras et al. (arXiv:2206.00364) and Lee et
+    al. (arXiv:2405.20320): N steps cost 2 N - 1 evaluations. A velocity network is worst at t = 1, where x is data
+    and says nothing of the noise that the velocity depends on.
     """
 
     stages: ClassVar[int] = 2
@@ -125,11 +125,11 @@ class Heun:
 
 @dataclass(frozen=True)
 class NoiseAnchored:
-    """x <- s (x + (1 - t) v) + (1 - s) x_0: the predicted data, joined to the *initial* noise instead of the last.
+    """x <- s (x + (1 - t) v) + (1 - s) x_0: from the *initial* noise to the predicted data, by the share s.
 
-    Lee et al., "Improving the Training of Rectified Flows" (arXiv:2405.20320), section 4.4. Exact where paths are
-    straight, a little better than Euler where they nearly are, and no solver elsewhere: on curved paths its error
-    grows with the number of steps.
+    Lee et al., "Improving the Training of Rectified Flows" (arXiv:2405.20320), section 4.4. (Euler takes the
+    latest predicted noise instead.) It is exact on straight paths, and a little better than Euler on nearly
+    straight ones. It does not converge on curved paths: its error grows with the number of steps.
     """
 
     stages: ClassVar[int] = 1
@@ -148,13 +148,12 @@ class NoiseAnchored:
 
 @dataclass(frozen=True)
 class EulerMaruyama:
-    """dx = (v + g^2 / 2 score) dt + g dW with g^2 = 2 churn (1 - t): other paths, the ODE's marginals.
+    """dx = (v + g^2 / 2 score) dt + g dW with g^2 = 2 churn (1 - t): other paths with the ODE's marginals.
 
-    Song et al. (arXiv:2011.13456), appendix D. On the linear path the score is -(x - t v) / (1 - t), which this
-    choice of g keeps finite (Ma et al., arXiv:2401.08740, section 2.3), if noise and data were paired
-    independently: the velocity of a rectified flow says where its pairs go, not how its density slopes. The last
-    step adds no noise: none would be left of it. Noise of step k for sample i depends on (seed, k, start + i)
-    alone: see `seeded`.
+    Song et al. (arXiv:2011.13456), appendix D. On the linear path, with noise and data paired independently, the
+    score is -(x - t v) / (1 - t), and this g keeps g^2 score finite (Ma et al., arXiv:2401.08740, section 2.3).
+    The velocity of a rectified flow does not give the score. The last step adds no noise, which would stay in the
+    sample. The noise of step k for sample i depends on (seed, k, start + i) alone; see `seeded`.
     """
 
     churn: float = 1.0
@@ -204,12 +203,12 @@ def solver(name: str) -> Solver:
 
 
 def seeded(method: Solver, seed: int, start: int) -> Solver:
-    """The solver for the samples from index `start` on; only one that is stochastic depends on them."""
+    """The solver, which draws the noise of the samples from index `start` on if it is stochastic."""
     return replace(method, seed=seed, start=start) if isinstance(method, EulerMaruyama) else method
 
 
 def cost(solver: Solver, steps: int) -> int:
-    """Network evaluations of so many steps that end at the data."""
+    """Network evaluations of `steps` steps that end at the data."""
     return solver.stages * steps - solver.saved
 
 
@@ -217,7 +216,7 @@ def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
     """The number of steps that costs exactly `nfe` evaluations; a ValueError if none does.
 
     Main arguments:
-        passes: network evaluations behind one of the field's: 2 for a guided one.
+        passes: network evaluations per evaluation of the field; 2 under guidance.
     """
     steps = (nfe // passes + solver.saved) // solver.stages
     if steps < 1 or passes * cost(solver, steps) != nfe:
@@ -264,8 +263,8 @@ def trajectory(
     """Yields x at every knot of the grid, the first one included.
 
     Raises:
-        ValueError: if the grid has fewer than two knots, is not strictly monotone, or does not run from 0
-            upwards although the solver only can.
+        ValueError: if the grid has fewer than two knots or is not strictly monotone, or if it does not rise from 0
+            and the solver is not `reversible`.
     """
     knots = grid.tolist()
     ups = [b - a for a, b in pairwise(knots)]
@@ -305,13 +304,13 @@ def solve(
     solver: Solver,
     label: Int64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B *D"]:
-    """`integrate`, in halves where the whole batch does not fit into memory; other batches, other last bits."""
+    """`integrate`; a batch that does not fit into memory is halved, which may change the last bits."""
     try:
         return integrate(field, x, grid, solver, label)
     except RuntimeError as error:
         if len(x) == 1 or not is_out_of_memory(error):
             raise
-    # Here, where the error and all that it held are gone.
+    # Outside of `except`: inside, the error keeps the failed batch's memory.
     half = len(x) // 2
     later = replace(solver, start=solver.start + half) if isinstance(solver, EulerMaruyama) else solver
     rest = None if label is None else label[half:]
@@ -332,8 +331,8 @@ def integrate_adaptive(
 ) -> Float[Tensor, "B *D"]:
     """Carries x from time t to time s with torchdiffeq's adaptive dopri5.
 
-    The step control looks at the whole batch, so a sample depends on its batch mates: right for reference
-    values, wrong for couplings that must not depend on sharding.
+    The step control looks at the whole batch, so a sample depends on the others in its batch. That suits reference
+    values, but not couplings, which must not depend on sharding.
     """
     from torchdiffeq import odeint
 
