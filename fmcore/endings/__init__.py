@@ -1,4 +1,4 @@
-"""How students are trained, a file each, and which steps they may take."""
+"""Endings: ways to train a student, one file each. An ending also decides which steps its student may take."""
 
 from typing import get_args
 

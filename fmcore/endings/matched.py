@@ -1,4 +1,4 @@
-"""The matched flow: a rectified flow whose predicted ends are drawn to the distribution of the data."""
+"""The matched flow: a rectified flow whose predicted ends are trained to have the distribution of the data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,25 +17,26 @@ from fmcore.flow.pixels import floats
 from fmcore.flow.speed import moved
 from fmcore.flow.training import Objective
 
-KEPT_BYTES = 2**30  # of data's features; a constant, so that a resumed run does as the first did
-SCALED_BY = 4096  # rows of data that scales are measured on
+KEPT_BYTES = 2**30  # most memory for the data's features; a constant, so that a resumed run does the same
+SCALED_BY = 4096  # most rows of data that scales are measured on
 
 
 @dataclass(frozen=True)
 class Matched:
-    """A flow trained on pairs, whose ends x_t + (1 - t) v are matched to data by their energy distance.
+    """A flow trained on pairs, whose predicted ends x_t + (1 - t) v are matched to data by an energy distance.
 
-    A share of each batch is at t = 0, the rest all at one t, uniform in [0, 1) and another in each step: ends of a
-    mixture of times could be right as a whole and wrong at each. Before the matching this is reflow. With it, the
-    rest start where the flow itself comes by, in two Euler steps to t, and go on at their mean velocity so far:
-    else they would be right on lines between pairs that no sampler of this flow visits.
+    A share `at_noise` of each batch is at t = 0. The rest is at one t, drawn from [0, 1) anew in each step: ends
+    of several times could have the right distribution together and a wrong one at each time. Until `start` this is
+    reflow. From then on, the rest lies on the flow's own trajectories: two Euler steps lead from a pair's noise to
+    x_t, and the target velocity is the mean velocity of these steps. Otherwise the flow would be right on the
+    lines between pairs, which none of its samplers visits.
 
     Main arguments:
         distance: between velocities.
         at_noise: share of each batch at t = 0.
         start: share of the training from which on ends are matched.
-        weight: of each energy distance, of which there is one for each of the two groups in each space.
-        real: data drawn in each step.
+        weight: of each energy distance; there is one for each group (t = 0, later t) in each space.
+        real: number of data drawn in each step.
         spaces: where ends are compared; `auto` chooses by `fmcore.endings.spaces.chosen`.
     """
 
@@ -67,7 +68,7 @@ class Matched:
         precision: str,
         convention: Convention,
     ) -> Objective:
-        """What the student is trained on; without a `target`, the pairs alone."""
+        """The student's objective; without a `target`, on the pairs alone."""
         if not len(coupling):
             raise ValueError("there is nothing to train on: the coupling holds no pairs")
         first, later = self.sizes(batch_size)
@@ -100,7 +101,7 @@ class Matched:
 
 
 class Batch(NamedTuple):
-    """Pairs at t = 0, pairs at the later times t, and which data they are compared with."""
+    """Pairs at t = 0, pairs at the later times t, and the data that their ends are compared with."""
 
     at_noise: Pairs
     later: Pairs
@@ -110,7 +111,7 @@ class Batch(NamedTuple):
 
 @torch.no_grad()
 def mean_velocity(field: VelocityField, pairs: Pairs, t: Float[Tensor, " B"]) -> Float[Tensor, "B *D"]:
-    """That of two Euler steps of the field from the pairs' noise to time t."""
+    """The mean velocity of two Euler steps from the pairs' noise at 0 to time t."""
     x0, label = pairs.x0, pairs.label
     v = field(x0, torch.zeros_like(t), label)
     return (v + field(x0 + expand(t / 2, x0) * v, t / 2, label)) / 2
@@ -121,11 +122,11 @@ class Target:
     """The data in the spaces where a student's ends are matched to them.
 
     Main arguments:
-        embed: samples to features.
-        data: each of them, and its mirror image if `flip`.
+        embed: samples to features in each space.
+        data: what ends are matched to; with `flip`, its mirror images too.
         clip: ends are cut at +-1, as images are when they are written.
         scales: the data's own distances in each space.
-        kept: features of all data in each space; None where they are too large and are made as they are drawn.
+        kept: features of all data in each space; None if they are too large, and are made of each draw.
     """
 
     embed: Embedding
@@ -136,7 +137,7 @@ class Target:
     kept: tuple[Tensor, ...] | None
 
     def draw(self, count: int, generator: Generator) -> tuple[Tensor, Tensor | None]:
-        """Rows of the data, as indices if their features are kept, and their classes."""
+        """`count` data, as indices if all features are kept, and their classes."""
         index = rows(_count(self.data, self.flip), count, generator)
         if self.kept:
             return moved(index, generator.device), _label(self.data, index, generator.device)
@@ -149,7 +150,7 @@ class Target:
         groups: Sequence[slice],
         real: tuple[Tensor, Tensor | None],
     ) -> Tensor:
-        """The energy distances of each group of ends from those data, summed over groups and spaces."""
+        """The energy distances of each group of ends from the `real` data, summed over groups and spaces."""
         drawn, real_label = real
         if self.clip:
             ends = ends.clamp(-1, 1)
@@ -165,7 +166,7 @@ class Target:
 
 @torch.no_grad()
 def target_of(embed: Embedding, data: Independent, *, flip: bool, clip: bool, device: torch.device) -> Target:
-    """The data, measured once: the distances among some of them, and the features of all if there is room."""
+    """The data, with the distances among some of them, and the features of all if they fit into `KEPT_BYTES`."""
     count = _count(data, flip)
     some = torch.linspace(0, count - 1, min(count, SCALED_BY)).round().long()
     features, label = embedded(embed, data, some, device)
@@ -195,7 +196,7 @@ def _count(data: Independent, flip: bool) -> int:
 
 
 def _data(data: Independent, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Rows of the data; those beyond its end are mirror images."""
+    """The data at these indices; indices beyond its end are mirror images."""
     at = moved(index % len(data), data.x1.device)
     x1 = floats(moved(data.x1[at], device))
     mirrored = moved(index >= len(data), device)

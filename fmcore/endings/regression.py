@@ -1,4 +1,4 @@
-"""The k-step student: it learns where each of k Euler steps of its own has to end, and knows no other times."""
+"""The k-step student: it learns the velocities at the starts of k Euler steps, and at no other times."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -31,7 +31,7 @@ class Regression:
     def objective(
         self, coupling: Coupling, *, batch_size: int, precision: str, convention: Convention
     ) -> Objective:
-        """What the student is trained on."""
+        """The student's objective."""
         return flow_objective(
             coupling,
             LINEAR,

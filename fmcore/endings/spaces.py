@@ -12,8 +12,8 @@ from torch import Tensor
 from fmcore.models.folder import Trained
 from fmcore.models.hidden import activations, taps
 
-TIMES = (0.9, 0.7, 0.6, 0.4, 0.2)  # at which `auto` looks at a block's activations
-BATCH = 1024  # inputs at a time; it is the same in every run, since the last digits depend on it
+TIMES = (0.9, 0.7, 0.6, 0.4, 0.2)  # times at which `auto` looks at a block's activations
+BATCH = 1024  # inputs at a time; the same in every run, since the last bits depend on it
 
 Features = Float[Tensor, "B F"]
 Labelled = tuple[Tensor, Tensor | None]  # samples and their classes, if there are any
@@ -33,8 +33,8 @@ class Hidden:
 
     Main arguments:
         block: as `fmcore.models.hidden.taps` names it.
-        t: in (0, 1].
-        pooled: averaged over positions, of a U-Net's.
+        t: the time told to the base, and the factor of x; in (0, 1].
+        pooled: whether the activations of a U-Net are averaged over positions.
     """
 
     block: str
@@ -52,7 +52,7 @@ SPACES = {kind.name: kind for kind in get_args(Space)}
 
 
 def embedding(spaces: Sequence[Space], base: Trained, precision: str = "auto") -> Embedding:
-    """The map of samples to their features in each space, by one frozen pass of the base for each time.
+    """The map of samples to their features in each space, by one pass of the frozen base for each time.
 
     Raises:
         ValueError: if the base does not offer a block.
@@ -78,7 +78,7 @@ def embedding(spaces: Sequence[Space], base: Trained, precision: str = "auto") -
 
 
 def _known_to(base: Trained, x: Tensor, label: Tensor | None) -> Tensor | None:
-    """The classes that the base is told: those there are, or the one that stands for none."""
+    """The classes that the base is told: the given ones, else the null label; None for an unconditional base."""
     if base.num_classes is None or label is not None:
         return None if base.num_classes is None else label
     if base.null_label is None:
@@ -87,7 +87,7 @@ def _known_to(base: Trained, x: Tensor, label: Tensor | None) -> Tensor | None:
 
 
 class Choice(NamedTuple):
-    """The spaces that `chosen` takes, and the energy distance that it found in each that it looked at."""
+    """The spaces that `chosen` takes, and the energy distance in each space that it looked at."""
 
     spaces: tuple[Hidden, Hidden]
     energies: dict[Hidden, float]
@@ -95,11 +95,11 @@ class Choice(NamedTuple):
 
 @torch.no_grad()
 def chosen(base: Trained, ends: Labelled, data: Labelled, precision: str = "auto") -> Choice:
-    """The spaces that tell a student's ends from data best, by their energy distance over the data's own.
+    """The two spaces that tell a student's ends from data best, by the energy distance.
 
-    That is the block and time of the largest, and beside it the block at two thirds of that time. A block with
-    positions is taken at two thirds alone, as it is and averaged over them: at the time of the largest it sees
-    fine noise, and makes a student worse. What was tried is in docs/LOG.md.
+    `auto` finds the block and time of the largest distance. A block without positions is taken there and at two
+    thirds of that time. A block with positions is taken at two thirds alone, as it is and averaged over its
+    positions: at the time itself it sees fine noise, which made students worse (docs/LOG.md).
 
     Raises:
         ValueError: if the base offers no activations.
@@ -129,7 +129,7 @@ def _flat(h: Tensor, pooled: bool) -> Features:
 
 
 class Scale(NamedTuple):
-    """The data's own distances in a space: `mean` between two of them, `class_cost` for another class."""
+    """The data's own distances in a space: the `mean` between two of them, and what another class adds."""
 
     mean: float
     class_cost: float
@@ -142,7 +142,7 @@ def apart(
     b_label: Tensor | None,
     class_cost: float,
 ) -> Tensor:
-    """Distances between all rows, (A, B); of two classes |a - b|^2 is larger by `class_cost`^2."""
+    """Distances between all rows, (A, B); if their classes differ, `class_cost`^2 is added to |a - b|^2."""
     lengths = torch.cdist(a, b)
     if a_label is None or b_label is None:
         return lengths
@@ -157,7 +157,7 @@ def spread(a: Features, label: Tensor | None, class_cost: float) -> Float[Tensor
 
 
 def scale_of(y: Features, label: Int64[Tensor, " N"] | None) -> Scale:
-    """The scale of a space from features of data; another class costs as much as two samples are apart."""
+    """The scale of a space from features of data; another class costs the mean distance between two samples."""
     plain = float(spread(y, None, 0.0))
     return Scale(plain if label is None else float(spread(y, label, plain)), plain)
 
@@ -172,8 +172,8 @@ def energy(
     """The energy distance (2 E|x - y| - E|x - x'| - E|y - y'|) / E|y - y'| of samples x from data y, unbiased.
 
     It is 0 only where x is distributed as y (Szekely and Rizzo, "Energy statistics", 2013; as the loss of a
-    generator: Bellemare et al., arXiv:1705.10743). E|y - y'| is `scale.mean`, a constant. With labels it is that
-    of samples and labels together.
+    generator: Bellemare et al., arXiv:1705.10743). E|y - y'| is `scale.mean`, a constant. With labels it compares
+    the joint distributions of samples and labels.
     """
     to_data = apart(x, y, x_label, y_label, scale.class_cost).mean()
     return (2 * to_data - spread(x, x_label, scale.class_cost)) / scale.mean - 1
