@@ -1,1 +1,1 @@
-"""What lies on disk: files, checkpoints, pairs, data sets, pictures."""
+"""What lies on disk: files, checkpoints, pairs, data sets."""

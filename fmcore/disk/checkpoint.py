@@ -34,7 +34,7 @@ def save(state: TrainState, folder: Path) -> Path:
     """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
     data = safetensors.torch.save(_tensors(state))
     path = folder / f"step-{state.step:010d}.safetensors"
-    # The checksum first: a checkpoint that is there is never without one.
+    # The checksum is written first, so that no checkpoint is without one.
     write_file(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
     write_file(path, data)
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
@@ -44,12 +44,12 @@ def save(state: TrainState, folder: Path) -> Path:
 
 
 def restore(state: TrainState, folder: Path) -> list[str]:
-    """Loads the newest whole checkpoint into `state`; returns a line for each damaged one it passed over.
+    """Loads the newest undamaged checkpoint into `state`; returns a line for each damaged one it passed over.
 
     Without any checkpoint the state stays as it is.
 
     Raises:
-        ArtifactError: if there are checkpoints but none is whole, or they belong to another network.
+        ArtifactError: if there are checkpoints but all are damaged, or they belong to another network.
     """
     skipped: list[str] = []
     paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
@@ -82,7 +82,7 @@ def _load(state: TrainState, tensors: dict[str, Tensor], path: Path) -> None:
             average[i].copy_(tensors[f"average{j}.{i}"])
         state.optimizer.state[parameter] = {
             "step": tensors["step"].to(parameter.device, torch.float32),
-            # In the parameter's memory layout: fused AdamW pairs their elements by where they lie.
+            # In the parameter's memory layout: fused AdamW pairs elements by their place in memory.
             "exp_avg": torch.empty_like(parameter).copy_(tensors[f"exp_avg.{i}"]),
             "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"exp_avg_sq.{i}"]),
         }

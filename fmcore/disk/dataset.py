@@ -25,7 +25,7 @@ class Dataset(NamedTuple):
         x1: what to train on: images (N, C, H, W), float32 in [-1, 1] or 8-bit pixels, or points (N, 2) float32.
         label: classes 0..num_classes-1 of x1, or None.
         num_classes: None if there are no classes.
-        reference: what generated samples are compared with: all training images, or points drawn apart.
+        reference: what generated samples are compared with: all training images, or points drawn separately.
         bin_width: distance in x1 between neighbouring grey levels, None for points.
     """
 
@@ -37,7 +37,7 @@ class Dataset(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample."""
+        """The shape of one sample."""
         return tuple(self.x1.shape[1:])
 
 

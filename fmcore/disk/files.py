@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, read with an error that names them.
+"""Files: written whole or not at all; an error while reading names the file.
 
 Every file is written to a temporary name, synced and renamed, so a reader sees all of it or nothing. Tensors are
 safetensors and the rest is JSON; neither holds a pickle, a time or a host name, and equal content means equal
@@ -44,7 +44,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; an `ArtifactError` names the file if it is missing or no such thing."""
+    """Reads a JSON object; an `ArtifactError` names the file if it is missing or holds something else."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -86,7 +86,7 @@ def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_kinds(path: Path, tensors: Mapping[str, Tensor], wanted: Mapping[str, str]) -> None:
-    """An `ArtifactError` names the first tensor of a file that is missing, too much or not of the kind wanted."""
+    """An `ArtifactError` names the first tensor that is missing, not wanted, or of another shape or type."""
     found = kinds(tensors)
     for name in sorted(found.keys() | wanted.keys()):
         want, got = wanted.get(name, "none"), found.get(name, "none")

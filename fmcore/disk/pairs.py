@@ -40,13 +40,13 @@ def write_shard(folder: Path, start: int, batches: Iterable[Pairs]) -> Shard:
     path = shard_path(folder, start)
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     shard = Shard(path.name, start, len(tensors["x0"]), hashlib.sha256(data).hexdigest())
-    write_json(path.with_suffix(".json"), shard._asdict())  # before the shard, so that none is without
+    write_json(path.with_suffix(".json"), shard._asdict())  # first, so that no shard is without its record
     write_file(path, data)
     return shard
 
 
 def finished_shards(folder: Path) -> dict[int, Shard]:
-    """The whole shards of an unfinished folder, by first pair; damaged ones are left out, to be made again."""
+    """The complete shards of an unfinished folder, by first pair; damaged ones are left out, to be made again."""
     found = {}
     for path in sorted(folder.glob("pairs-*.json")):
         shard = Shard(**read_json(path))

@@ -1,1 +1,1 @@
-"""Networks, the folders they are saved in, and models that other libraries trained."""
+"""Networks, their hidden activations, and the folders that models are saved in."""

@@ -33,7 +33,7 @@ class Trained:
 
     Other arguments:
         convention: what the network's output means; `field` converts it.
-        null_label: the label that stands for none, if the model was trained with label dropout.
+        null_label: the label that stands for no class, if the model was trained with label dropout.
     """
 
     network: nn.Module
@@ -63,13 +63,13 @@ class Trained:
 
     @property
     def k(self) -> int | None:
-        """How many Euler steps it was distilled for, whose starts i/k are all it knows; None for a flow."""
+        """The number of Euler steps it was distilled for: it knows only their starts i/k. None for a flow."""
         found: int | None = self.manifest.get("k", self.manifest.get("grid"))  # as version 0.1 called it
         return found
 
     @property
     def is_paired(self) -> bool:
-        """Whether its noise and data were paired: its velocity then does not say how its density slopes."""
+        """Whether its noise and data were not independent: its velocity then does not give the score."""
         old = self.manifest.get("recipe", {}).get("base", {})  # of version 0.1
         coupling = self.manifest.get("coupling", old.get("coupling", "independent"))
         return bool(self.manifest["rounds"]) or coupling != "independent"
@@ -92,7 +92,7 @@ def save_model(
     null_label: int | None = None,
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Writes a model folder; refuses weights that are not finite.
+    """Writes a model folder; an `ArtifactError` for weights that are not finite.
 
     Main arguments:
         averages: further weights by their EMA half-life, which `load_model` can be asked for.
@@ -131,8 +131,8 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: f
         ema: half-life, in images, of the averaged weights; None for the model's first.
 
     Raises:
-        ArtifactError: if a file is missing, damaged, the weights are not those of the manifest, or there are no
-            weights of that half-life.
+        ArtifactError: if a file is missing or damaged, if the weights are not those of the manifest, or if there
+            are none of that half-life.
     """
     folder = Path(folder)
     config, manifest = read_json(folder / "config.json"), read_json(folder / "manifest.json")

@@ -1,4 +1,4 @@
-"""What the blocks of a network make of an input: activations, in which samples can be compared."""
+"""The hidden activations of a network's blocks, in which samples can be compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -10,7 +10,7 @@ from fmcore.models.networks import ResidualMLP
 
 
 class Tap(NamedTuple):
-    """Where a block's activation is read: what a module is given, or what it returns.
+    """Where a block's activation is read: the module's input if `given`, else its output.
 
     It is (B, C, H, W) if it `has_positions`, else (B, F).
     """
@@ -25,10 +25,10 @@ class _Enough(Exception):
 
 
 def taps(network: nn.Module) -> dict[str, Tap]:
-    """The blocks whose activations a network offers, by name, in the order in which they run; empty for others.
+    """The blocks whose activations a network offers, by name, in the order they run; other networks offer none.
 
     Those of an MLP are `block1`, `block2`, ...: its hidden state after each. Those of a U-Net carry the names that
-    diffusers gives them: `mid_block`, and `up_blocks.0.resnets.1`, the last of each level on the way up.
+    diffusers gives them: `mid_block`, and e.g. `up_blocks.0.resnets.1`, the last of each level on the way up.
     """
     if isinstance(network, ResidualMLP):
         after = [*list(network.norms)[1:], network.norm]
@@ -44,7 +44,7 @@ def taps(network: nn.Module) -> dict[str, Tap]:
 
 
 def activations(network: nn.Module, names: Sequence[str], run: Callable[[], object]) -> dict[str, Tensor]:
-    """What these blocks make of the input in `run()`, which evaluates the network once; the pass ends at the last.
+    """The activations of these blocks while `run()` evaluates the network once; the pass stops after the last one.
 
     Raises:
         ValueError: if the network does not offer one of them.

@@ -2,7 +2,7 @@
 
 Every network maps x (B, *D), t (B,) in [0, 1] and a class (B,) or None to a velocity (B, *D). Its
 configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt. Our
-conditional ones know one class more than the data, the null label of guidance.
+conditional networks have one class more than the data: the null label of guidance.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,7 @@ class Diffusers:
 
     Main arguments:
         config: UNet2DModel's own.
-        timesteps: of the noise schedule: the network is told (timesteps - 1) (1 - t).
+        timesteps: steps of the noise schedule; the network is told (timesteps - 1) (1 - t).
         edm: (sigma_min, sigma_max, sigma_data, sign) of a network with EDM's preconditioning, which then predicts
             data on the VE path; else None.
     """
@@ -178,8 +178,8 @@ class ResidualMLP(nn.Module):
 class _AnyLayout(nn.Module):
     """Keeps diffusers' residual blocks from copying their input to another memory layout in every training step.
 
-    They do so only when told that they train (for the sake of DistributedDataParallel), and that means nothing
-    else to them: their dropout is a module of its own.
+    They copy in training mode only, for the sake of DistributedDataParallel. Nothing else in them depends on the
+    mode: their dropout is a module of its own.
     """
 
     def train(self, mode: bool = True) -> "_AnyLayout":
@@ -252,9 +252,9 @@ class DiffusersUNet(_AnyLayout):
 
 
 def transfer(network: nn.Module, source: nn.Module) -> bool:
-    """Copies the source's weights into a network of the same architecture; False, and nothing, if it is another.
+    """Copies the source's weights into a network of the same architecture; False, and no copy, for another one.
 
-    Dropout may differ, and so may the classes: rows of the class embedding are copied only if all of them fit.
+    Dropout may differ, and so may the classes: the class embedding is copied only if it has the same shape.
     """
     old, new = source.state_dict(), network.state_dict()
     classes = {
