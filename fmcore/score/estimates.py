@@ -1,9 +1,9 @@
 """Values with standard errors, and how they are made, pooled and subtracted.
 
-The error of a distance is a delete-a-group jackknife (resampling with replacement would bias it), that of a mean
-the usual one. A sample's group follows from its index alone. Models that start from one noise thus have it in the
-same groups, and the error of a difference between two of them is made of the ten differences: what the noise does
-to both cancels.
+The error of a distance is a delete-a-group jackknife's (resampling with replacement would bias it), that of a mean
+is s / sqrt(n). A sample's group follows from its index alone. So two models that start from the same noise have it
+in the same groups, and the error of their difference is made of the ten differences: what the noise does to both
+cancels.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ GROUPS = 10
 class Estimate(NamedTuple):
     """A value, its standard error, and how many samples it was made of.
 
-    `left_out` holds the value with one of `GROUPS` groups of samples left out each; nothing
-    where the error is not a jackknife's.
+    `left_out` holds `GROUPS` values, each with another group of samples left out; it is empty where the error is
+    not a jackknife's.
     """
 
     value: float
@@ -32,11 +32,11 @@ class Estimate(NamedTuple):
 
 
 def bias_corrected(plain: Estimate, sizes: Sequence[int]) -> Estimate:
-    """An estimate whose bias goes as 1 / n, without it; `sizes` are those of the groups left out.
+    """The estimate without its bias of order 1 / n; `sizes` are those of the groups left out.
 
     Quenouille's jackknife, G theta - sum_g (1 - n_g / n) theta_g, for groups of different sizes (Busing, Meijer
-    and van der Leeden, "Delete-m jackknife for unequal m", 1999). Its pseudo-values differ from each other as the
-    plain ones do, and so it has the plain error.
+    and van der Leeden, "Delete-m jackknife for unequal m", 1999). It shifts all values in `left_out` alike, so the
+    error stays that of the plain estimate.
     """
     n, groups = sum(sizes), len(sizes)
     parts = [(1 - size / n) * value for size, value in zip(sizes, plain.left_out, strict=True)]
@@ -48,7 +48,7 @@ def bias_corrected(plain: Estimate, sizes: Sequence[int]) -> Estimate:
 def difference(a: Estimate, b: Estimate) -> Estimate:
     """a - b, of two models scored on one noise.
 
-    The error is a jackknife's of the differences, which is far smaller than those of a and b where these move
+    The error is the jackknife's of the differences, which is far smaller than those of a and b where a and b vary
     together. If they have no groups in common (other numbers of samples or repeats, or no jackknife), the errors
     add as those of independent values do.
     """
@@ -62,10 +62,10 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
     """The mean of repeats on disjoint noise with its standard error, and the standard deviation between them.
 
-    The standard deviation is nan for one repeat. `samples` is that of a repeat. `left_out` holds the mean without
-    group g of every repeat and, for distances that leave out a group of the reference too, of that: all repeats
-    share the reference, so its chance does not average out. Where there are no such values the error is that of a
-    single repeat, which is an upper bound.
+    The standard deviation is nan for one repeat. `samples` is that of one repeat. `left_out` holds the means of
+    the repeats' values without group g. For distances that leave out a group of the reference too, the error so
+    counts the chance of the reference in full, as it must: all repeats share the reference, and it does not
+    average out. If the repeats have no such values, the error is that of a single repeat, which is an upper bound.
     """
     repeats, mean = len(estimates), sum(e.value for e in estimates) / len(estimates)
     std = sqrt(sum(e.std**2 for e in estimates) / repeats)

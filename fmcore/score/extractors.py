@@ -1,14 +1,14 @@
-"""Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32; and the data under them.
+"""Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32.
 
     classifier, rotation    a small network fitted on the training split (`fmcore.score.feature_net`)
     inception-v3-compat     FID proper (`fmcore.score.inception`): made for colour photographs, slow without a GPU
     pixels                  the pixels themselves, for tests and closed forms
-    random                  the small network, unfitted: nearly blind to missing modes, so a complement at most
+    random                  the small network, unfitted: nearly blind to missing modes, so use it beside another
     MODULE:FUNCTION         any function that can be imported, the current folder included; it takes uint8 NCHW
                             pixels on the device of the scores and returns (N, D) floats
 
-A folder that records an extractor says of which file it was made, by SHA-256; of a function that is the source
-file it stands in, and not what that file reads.
+A folder that records an extractor holds the SHA-256 of the file that it was made from. For a function this is its
+source file only, not what that file imports or reads.
 """
 
 import importlib
@@ -47,7 +47,7 @@ from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_SHA, find_inception
 FITTED, UNFITTED = ("classifier", "rotation"), ("inception-v3-compat", "pixels", "random")
 EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they are
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
-MOST = 100_000  # classes, features or pixels a side, in the manifest of somebody else
+MOST = 100_000  # classes, features or pixels a side that a manifest, which may be a stranger's, can claim
 AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
 _NETS = {"classifier": "cnn64", "rotation": "rot64", "random": "random64"}
 
@@ -92,7 +92,7 @@ def dims_of(name: str, shape: tuple[int, ...]) -> int | None:
 def digest_of(
     kind: str, weights: str | None, download: bool, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> str | None:
-    """SHA-256 of the file an extractor is made of: Inception's weights, a function's source; None for the others.
+    """SHA-256 of the file an extractor is made from: Inception's weights, a function's source; else None.
 
     Raises:
         ValueError: as `find_inception`, and if a function makes no features of two images of that shape.
@@ -129,7 +129,7 @@ def _save_network(
 
 
 def _record(folder: Path, kind: str, digest: str, shape: tuple[int, ...], about: dict[str, Any]) -> None:
-    # No path of the weights: machines differ.
+    # Without the path of the weights, which differs between machines.
     write_json(
         folder / "manifest.json", {**about, "extractor": kind, "sha256": digest, "image_shape": list(shape)}
     )
@@ -144,7 +144,7 @@ def adopt(
     weights: str | None = None,
     download: bool = False,
 ) -> Extractor:
-    """The extractor of that name, which needs no fitting, recorded in `folder`.
+    """Makes the extractor of that name, which needs no fitting, and records it in `folder`.
 
     Main arguments:
         shape: (C, H, W) of the images.
@@ -152,8 +152,8 @@ def adopt(
         weights, download: see `find_inception`.
 
     Raises:
-        ValueError: for a kind that must be fitted or is unknown, weights that are missing or are none, a function
-            that cannot be imported or does not make features of two images.
+        ValueError: for a kind that must be fitted or is unknown, for missing or wrong weights, and for a function
+            that cannot be imported or makes no features of two images.
     """
     about: dict[str, Any] = {}
     if kind == "inception-v3-compat":
@@ -183,11 +183,11 @@ def load_extractor(
 
     Main arguments:
         weights: where Inception's file lies, None for the usual cache.
-        function: MODULE:FUNCTION if that is what it must be. The folder may be somebody else's, so nothing is
-            imported because a file in it says so.
+        function: MODULE:FUNCTION, if the extractor is a function. The folder may be a stranger's, so a function
+            that only its manifest names is not imported.
 
     Raises:
-        ArtifactError: if the manifest makes no sense, or its file or function is missing, another or none.
+        ArtifactError: if the manifest is malformed, or its file or function is missing or not the recorded one.
         ValueError: as `adopt`.
     """
     file = folder / "manifest.json"
@@ -196,7 +196,7 @@ def load_extractor(
         kind, digest = str(manifest["extractor"]), str(manifest["sha256"])
         shape = _whole(file, "image_shape", manifest["image_shape"], 3)
         if function is None and FUNCTION.fullmatch(kind):
-            raise ArtifactError(f"{folder}: made with {kind}, never run unasked; expected --extractor {kind}")
+            raise ArtifactError(f"{folder}: made with {kind}, run only if named; expected --extractor {kind}")
         if function is not None and function != kind:
             raise ArtifactError(f"{folder}: expected features of {function}, got those of {kind}")
         if kind == "pixels":

@@ -1,7 +1,7 @@
 """The small network whose penultimate layer serves as features, and what it is fitted to.
 
-It sees what a class is (or which way up an image is), so a model that drops a class is found out, where random or
-pixel features hardly notice.
+It has learnt to tell classes (or orientations) apart, so a model that drops a class scores worse on its features.
+Random features and pixels hardly show that.
 """
 
 from collections.abc import Callable
@@ -24,8 +24,8 @@ class FeatureNet(nn.Module):
 
     A trained ReLU layer has no natural scale, and a Frechet distance grows with its square. `scale` gives the
     features of the data unit variance, averaged over dimensions, so that values mean the same for each seed
-    and each data set: 0 is the data, about 64 (the number of dimensions) is what a single image repeated gets
-    from the spread it lacks, before its distance from the mean.
+    and each data set. The data score 0. One image repeated scores about 64 (the number of dimensions) for the
+    variance it lacks, plus its squared distance from the mean.
     """
 
     scale: Tensor
@@ -52,7 +52,7 @@ class FeatureNet(nn.Module):
         return scores
 
     def features(self, pixels: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
-        """What `Extractor` calls."""
+        """The features of 8-bit images."""
         found: Tensor = self.scale * self.body(dequantise(pixels.to(self.scale.device)))
         return found
 
@@ -77,8 +77,8 @@ def fitting(
 ) -> Fitting:
     """How to fit a `classifier` (on labels) or a `rotation` extractor; every fifth image is held out.
 
-    Which way up an image is can be asked of any data (Gidaris et al., arXiv:1803.07728): the rotation task shows
-    each image in all four orientations.
+    Rotation needs no labels (Gidaris et al., arXiv:1803.07728): each image is shown in all four orientations,
+    which are the classes.
 
     Raises:
         ValueError: for a classifier on data without classes, rotation of images that are not square, or fewer

@@ -1,11 +1,11 @@
 """Scores of generated features against real ones beyond the Frechet distance.
 
 A Frechet distance mixes how good samples are with what is missing, and is biased for few samples. The kernel
-distance is unbiased; precision and density say how good the samples are, recall and coverage what is missing,
-and memorisation whether they are the data over again. The inception score asks a classifier, and no data at all.
+distance is unbiased. Precision and density say how good the samples are, recall and coverage what is missing, and
+memorisation whether they are copies of the data. The inception score uses a classifier and no data.
 
-Standard errors count the chance in both sets, the reference's too: a jackknife leaves out a tenth of each at a
-time, drawn at random as rows may come sorted by class.
+Standard errors count the chance in both sets, samples and reference: a jackknife leaves out a tenth of each at a
+time. The tenths are drawn at random, since rows may come sorted by class.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,12 +19,12 @@ from torch import Tensor
 from fmcore.flow import rng
 from fmcore.score.estimates import GROUPS, Estimate, jackknife
 
-JACKKNIFED = 10_000  # rows of each set that the error of a kernel distance is made of
-COMPARED = 5000  # rows of the data that say how far it is from itself
+JACKKNIFED = 10_000  # most rows of each set that the error of a kernel distance is computed from
+COMPARED = 5000  # most rows of the data whose distance to the rest of the data is measured
 CHUNK = 500
 
 Fake = Float[Tensor, "N D"]
-Real = Float[Tensor, "M E"]  # E is D, or a line of our own says that it is not
+Real = Float[Tensor, "M E"]  # E must be D: `_checked` says so more clearly than jaxtyping would
 
 
 def kid(
@@ -35,10 +35,11 @@ def kid(
     Binkowski et al., arXiv:1801.01401; the value is torch-fidelity's for `rng_seed=seed`. `subset_size` is lowered
     to the size of the smaller set.
 
-    The subsets overlap, so their spread is not the error of their mean. It only says how far the mean may be from
-    the MMD of all rows, which is what a subset's is on average. How far that may be from the truth is added by the
-    jackknife, made on at most `JACKKNIFED` rows of each set and scaled to all. Where both sets have one
-    distribution this is about 1.4 times too large, as for any degenerate U-statistic; far from there it is right.
+    The error has two parts. The spread of the subsets says how far their mean may be from the MMD of all rows. It
+    is not the whole error, since the subsets overlap. The jackknife, on at most `JACKKNIFED` rows of each set and
+    scaled to all, says how far the MMD of all rows may be from the truth. Where both sets have one distribution
+    the jackknife's part is about 1.4 times too large, as for any degenerate U-statistic; far from there it is
+    right.
     """
     from torch_fidelity import metric_kid
 
@@ -59,8 +60,9 @@ def precision_recall(
     """Share of the samples that lie among the data, and share of the data that lies among the samples.
 
     Kynkaanniemi et al., arXiv:1904.06991; the values are torch-fidelity's. A point lies among others if it is in
-    one of their balls, which reach to the k-th neighbour: both shares depend on the sizes of the sets. Errors are
-    up to about twice too large, as a jackknife's are where rows count together, but 0 for a share of 0 or 1.
+    one of their balls, whose radii are the distances to the k-th neighbours. So both shares depend on the sizes of
+    the sets. Errors are up to about twice too large, since the rows' contributions depend on each other; for a
+    share of 0 or 1 they are 0.
     """
     x, y = (_shuffled(part) for part in _checked(features, reference, GROUPS * (neighbours + 1)))
     samples, data = (_balls(b, a, neighbours, torch.le, chunk)[0] > 0 for a, b in ((x, y), (y, x)))
@@ -70,9 +72,9 @@ def precision_recall(
 def density_coverage(
     features: Fake, reference: Real, *, neighbours: int = 5, chunk: int = CHUNK
 ) -> tuple[Estimate, Estimate]:
-    """In how many of the data's balls a sample lies, over k, and the share of those balls with a sample in them.
+    """The number of the data's balls that a sample lies in, over k, and the share of balls with a sample in them.
 
-    Naeem et al., arXiv:2002.09797; unlike recall, coverage does not trust the wide balls of outlying samples. For
+    Naeem et al., arXiv:2002.09797; unlike recall, coverage does not use the wide balls of outlying samples. For
     two sets of one distribution the density is 1 on average, the coverage about 1 - 2^-k if they are equal in
     size. Balls are open as in the authors' code, so a copy of the data has density 1. Errors as for precision.
     """
@@ -129,7 +131,7 @@ def _kept(points: Tensor) -> Bool[Tensor, "ways N"]:
 
 
 def _distances(x: Tensor, y: Tensor) -> Float[Tensor, "n m"]:
-    # In double, and rounded, or the error of the matrix product would depend on the chunk.
+    # In double, then rounded, so that the error of the matrix product does not depend on the chunk.
     return torch.cdist(x.double(), y.double(), compute_mode="use_mm_for_euclid_dist").float()
 
 
@@ -155,7 +157,7 @@ def _balls(
 
 
 def _estimate(found: Tensor, samples: int) -> Estimate:
-    """Mean over the rows kept, which count 0 where they are not, with its jackknife error."""
+    """The mean of `found` over the rows kept (it is 0 at the others), with its jackknife error."""
     means = found.double().sum(1) / _kept(found[0]).sum(1)
     value, *left_out = means.tolist()
     return Estimate(value, jackknife(left_out), samples, tuple(left_out))
@@ -169,7 +171,7 @@ def nearest(features: Fake, reference: Real) -> tuple[Float[Tensor, " N"], Int64
 
 
 def _nearest(x: Tensor, y: Tensor, *, itself: bool) -> tuple[Float[Tensor, "N groups"], Int64[Tensor, "N groups"]]:
-    """The same in each group of y, so `CHUNK` distances to a group are in memory at a time.
+    """`nearest` in each group of y, so that distances of `CHUNK` rows to one group are in memory at a time.
 
     If `itself`, the rows of x are the first of y, and none is its own neighbour.
     """
@@ -190,14 +192,14 @@ def _nearest(x: Tensor, y: Tensor, *, itself: bool) -> tuple[Float[Tensor, "N gr
 
 
 def memorisation(features: Fake, reference: Real) -> Estimate:
-    """Median distance of a sample to the data nearest to it, over that of the data to the rest of the data.
+    """Median distance of a sample to the nearest row of the data, over that of a row of the data to the others.
 
     1 for samples of the data's own distribution, far below for copies, above for samples off the data.
     `reference` must be all that the model was trained on: what a sample copies may be in a part left out. Errors
     are up to twice too large.
 
     Raises:
-        ValueError: if half of the reference's rows or more come twice.
+        ValueError: if half of the reference's rows or more have a duplicate.
     """
     x, y = (_shuffled(part) for part in _checked(features, reference, 2 * GROUPS))
     samples, data = _nearest(x, y, itself=False)[0], _nearest(y[:COMPARED], y, itself=True)[0]
@@ -235,8 +237,8 @@ def classes(logits: Float[Tensor, "N C"]) -> Classes:
 def inception_score(groups: Sequence[Classes]) -> Estimate:
     """exp E KL(p(class | x) | p(class)), mean over groups: from 1 up to the number of classes if all are made.
 
-    Salimans et al., arXiv:1606.03498, who quote the standard deviation between ten groups; the standard error of
-    their mean, as here, is a third of it. The value is torch-fidelity's on samples not shuffled.
+    Salimans et al., arXiv:1606.03498. They quote the standard deviation between ten groups; the error here is the
+    standard error of the groups' mean, a third of it. The value is torch-fidelity's on samples not shuffled.
     """
     found = []
     for group in groups:

@@ -1,4 +1,4 @@
-"""The Frechet distance between features: from sums that add, with its error, its bias and its floor."""
+"""The Frechet distance between features, from sums that add; its error, its bias and its floor."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -82,12 +82,12 @@ def _whole(groups: Sequence[Stats]) -> Stats:
 def frechet_estimate(groups: Sequence[Stats], reference: Stats) -> Estimate:
     """The Frechet distance of all groups together to the reference, with its jackknife standard error.
 
-    The error is that of the samples drawn. The distance is too large on average, by about c (1/n + 1/m) for n
-    samples and a reference of m (see `frechet_floor`), which no error covers.
+    The error covers the samples drawn, but not the bias: the distance is too large on average, by about
+    c (1/n + 1/m) for n samples and a reference of m (see `frechet_floor`).
 
     Raises:
-        ValueError: if there are too few samples for the features: with D dimensions, at least D + 1 per
-            leave-one-out sample, or the covariance is singular and the number means nothing.
+        ValueError: if there are too few samples. For D features, the reference and the samples without a group
+            must be more than D each; else a covariance is singular and the number means nothing.
     """
     whole = _whole(groups)
     dims, least = len(whole.total), whole.count - max(group.count for group in groups)
@@ -105,8 +105,8 @@ def frechet_infinity(groups: Sequence[Stats], reference: Stats) -> Estimate:
     """The Frechet distance that infinitely many samples would have to the same reference.
 
     Chong and Forsyth (arXiv:1911.07023) extrapolate along a line in 1 / n; the jackknife does so from all samples
-    and all but a tenth of them. What n adds is gone but for (D / n)^2 of it; what the size of the reference adds
-    is still there. Errors as for `frechet_estimate`.
+    and all but a tenth of them. The bias from n is removed but for the order (D / n)^2; the bias from the size of
+    the reference stays. Errors as for `frechet_estimate`.
     """
     return bias_corrected(frechet_estimate(groups, reference), [group.count for group in groups])
 
@@ -114,15 +114,15 @@ def frechet_infinity(groups: Sequence[Stats], reference: Stats) -> Estimate:
 def frechet_floor(parts: Sequence[Stats]) -> Estimate:
     """The c of c (1/n + 1/m): the mean score of n fresh samples of the data's own distribution against m of it.
 
-    `parts` are the statistics of the data, dealt at random into equal parts, a power of two of them. The value is
-    the mean over splits of them into two halves of the distance between the halves, over 1/n + 1/m: right where
-    the halves hold far more samples than there are dimensions.
+    `parts` are the statistics of equal random parts of the data; their number is a power of two. Each split of the
+    parts into two halves gives the distance between the halves over 1/n + 1/m, and the value is the mean of these.
+    It is right if the halves hold far more samples than there are dimensions.
 
-    To first order a split's distance is a quadratic form of its sum of parts with signs. The splits taken are the
-    rows of a Hadamard matrix, whose sums are independent; hence the error.
+    To first order a split's distance is a quadratic form of the parts' sum with signs. The splits taken are the
+    rows of a Hadamard matrix, whose sums are independent, so the error is that of a mean.
 
     Raises:
-        ValueError: if the number of parts is no power of two from 4 on, or halves have too few samples.
+        ValueError: if the number of parts is not a power of two from 4 on, or halves have too few samples.
     """
     whole, dims, count = _whole(parts), len(parts[0].total), len(parts)
     if count < 4 or count & (count - 1):

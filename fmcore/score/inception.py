@@ -1,4 +1,4 @@
-"""The Inception network of FID proper: where its weights lie, that they are what they should be, its features.
+"""The Inception network of FID proper: finding and checking its weights, and its features.
 
 The network is torch-fidelity's `inception-v3-compat`, a port of the TensorFlow graph that FID was defined with
 (Heusel et al., arXiv:1706.08500), with its resizing to 299 pixels.
@@ -17,7 +17,7 @@ from fmcore.disk.files import sha256
 INCEPTION_DIMS = 2048
 # The published weights carry the first digits of their SHA-256 in their name.
 INCEPTION_NAME, INCEPTION_SHA = "weights-inception-2015-12-05-6726825d.pth", "6726825d"
-BATCH = 64  # at 299 pixels some 3 MB an image and layer, whatever batches the images come in
+BATCH = 64  # images at a time, however many come: at 299 pixels a layer takes some 3 MB an image
 
 
 def find_inception(weights: str | None, download: bool = False) -> Path:
@@ -64,7 +64,7 @@ Network = Callable[[Tensor], Tensor]
 
 
 def load_inception(path: Path, device: torch.device | str = "cpu") -> tuple[Network, Network]:
-    """Features (uint8 NCHW -> (N, 2048)) and, from those, `logits_unbiased` (N, 1008), which leave out the bias.
+    """Two functions: uint8 NCHW to features (N, 2048), and features to `logits_unbiased` (N, 1008), without bias.
 
     Raises:
         ValueError: if the file is not a plain dictionary of Inception's tensors.

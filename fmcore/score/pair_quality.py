@@ -1,7 +1,7 @@
 """What stored pairs look like: is their noise still noise, how far do they travel, are all classes there.
 
 Reflow trains on nothing else, so a fault here (noise of a diverging inversion, a lost class, a swapped tensor)
-becomes the model's, and is far cheaper to see in a table than in samples a day later.
+becomes the model's. It is far cheaper to see it in a table than in samples a day later.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,6 +19,7 @@ from fmcore.score.straightness import transport_cost
 FAR = 6.0  # standard errors from what N(0, I) gives, beyond which noise is called suspicious
 OUTLYING = 6.0  # robust standard deviations above the median cost, beyond which a pair is an outlier
 BINS = 40
+# Mean and variance under N(0, I).
 EXPECTED = {"mean": (0.0, 1.0), "square": (1.0, 2.0), "fourth": (3.0, 96.0), "neighbours": (0.0, 1.0)}
 
 

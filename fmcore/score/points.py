@@ -14,7 +14,7 @@ def sliced_wasserstein(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, dire
     """Sliced 2-Wasserstein distance: root mean over directions of the squared 1-D distance.
 
     Bonneel et al., "Sliced and Radon Wasserstein Barycenters of Measures" (2015). The directions are fixed, so
-    values compare across models. The larger set is cut to the size of the smaller.
+    values compare across models. Both sets are cut to one size, a multiple of `GROUPS`.
     """
     count = min(len(x), len(y))
     count -= count % GROUPS
@@ -39,7 +39,7 @@ def sliced_wasserstein(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, dire
 
 
 def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most: int = 4000) -> Estimate:
-    """2 E|x - y| - E|x - x'| - E|y - y'|, unbiased, on the first `at_most` samples of each.
+    """2 E|x - y| - E|x - x'| - E|y - y'|, unbiased, on equally many of each: `at_most`, or the smaller set's size.
 
     Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
     """

@@ -1,4 +1,4 @@
-"""The data under an extractor: what samples are compared with."""
+"""The reference: the data's features and their statistics, which samples are compared with."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -14,17 +14,17 @@ from fmcore.flow.rng import generator
 from fmcore.score.extractors import Extractor
 from fmcore.score.frechet import Stats, stats
 
-KEPT = 5000  # features that neighbours and kernels are made of
-FEATURE_BYTES = 2**29  # of features kept one by one: 65,000 images under Inception
-PARTS = 8  # that the data is dealt into, to see how far it is from itself
+KEPT = 5000  # most features that metrics of neighbours and kernels use
+FEATURE_BYTES = 2**29  # most memory for features kept one by one: those of 65,000 images under Inception
+PARTS = 8  # random parts of the data, which the floor of the Frechet distance is made of
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The data under an extractor: its statistics, and the features for metrics that need them one by one.
+    """The statistics of the data's features, and the features for metrics that need them one by one.
 
-    These are those of all images, as far as they fit into `FEATURE_BYTES`, else of every so many-th.
-    While it is made it also has the statistics of `PARTS` random parts of the data.
+    Features of all images are kept if they fit into `FEATURE_BYTES`, else those of every n-th image. `parts` are
+    the statistics of `PARTS` random parts of the data; a loaded reference has none.
     """
 
     stats: Stats
@@ -43,12 +43,12 @@ class Reference:
 
     @property
     def complete(self) -> bool:
-        """Whether the features are those of all images, as who looks for copies must have."""
+        """Whether the features of all images are kept, which the search for copies needs."""
         return len(self.features) == self.stats.count
 
 
 def reference_parts(extractor: Extractor, batches: Iterable[Tensor], count: int) -> Iterator[Reference]:
-    """The reference of each batch of `count` images; they add up to that of all.
+    """The reference of each batch of the data, `count` images in all; they add up to that of the data.
 
     Memory does not grow with the number of images beyond `FEATURE_BYTES`.
 
@@ -83,7 +83,7 @@ def save_reference(path: Path, value: Reference) -> None:
 
 
 def load_reference(path: Path, dims: int | None = None) -> Reference:
-    """Reads what `save_reference` wrote; an `ArtifactError` if it is no such thing or has not `dims` features."""
+    """Reads what `save_reference` wrote; an `ArtifactError` if it is something else or has not `dims` features."""
     tensors = read_tensors(path)
     size = {name: tensor.numel() for name, tensor in tensors.items()}
     d = dims or size.get("total") or 1

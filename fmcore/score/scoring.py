@@ -1,7 +1,7 @@
 """Scores of samples against data: one feature pass, batch by batch, then every distance that was asked for.
 
-Sums serve the Frechet distances and the inception score, whatever the number of samples; what needs neighbours or
-kernels looks at the first `KEPT` features. Samples may come from a model or from anyone's folder of images.
+The Frechet distances and the inception score are computed from sums over all samples. Metrics of neighbours or
+kernels use the first `KEPT` features. Samples may come from a model or from any folder of images.
 """
 
 from collections.abc import Sequence
@@ -48,15 +48,15 @@ class ImageScorer:
     the next batch. Memory holds sums for each jackknife group and the first `KEPT` features, no more.
 
     Raises:
-        ValueError: for an inception score on features that no class scores are made of; by `add` if there are
-            more than `count` images; by `scores` if there are fewer, or features that are not finite.
+        ValueError: for an inception score if the extractor has no class scores; by `add` if there are more than
+            `count` images; by `scores` if there are fewer, or features that are not finite.
     """
 
     def __init__(
         self, count: int, extractor: Extractor, reference: Reference, metrics: Sequence[str] = (), seed: int = 0
     ) -> None:
         if "inception_score" in metrics and extractor.logits is None:
-            raise ValueError(f"metrics: inception_score needs class scores, which {extractor.metric} has none of")
+            raise ValueError(f"metrics: inception_score needs class scores, {extractor.metric} has none")
         self.count, self.extractor, self.reference, self.seed = count, extractor, reference, seed
         self.metrics, self.done = metrics, 0
         self.ends = list(accumulate(group_sizes(count)))
@@ -101,7 +101,7 @@ class ImageScorer:
         try:
             plain = frechet_estimate(self.groups, real)
             found.append((ex.metric, plain, real.count))
-        except ValueError:  # too few images for it, but not for what else was asked for
+        except ValueError:  # too few images for this distance, but perhaps not for the others
             if not self.metrics or "frechet_infinity" in self.metrics:
                 raise
         for metric in self.metrics:
@@ -126,7 +126,7 @@ def _add(groups: list[Sums], group: int, found: Sums) -> None:
 
 
 class PointScorer:
-    """Every distance of `POINT_METRICS` to some points, and the `metrics` named, with the points as features."""
+    """Every distance of `POINT_METRICS` to the reference, and the `metrics` named, with points as features."""
 
     def __init__(self, reference: Tensor, metrics: Sequence[str] = (), seed: int = 0) -> None:
         for name in metrics:

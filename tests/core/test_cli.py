@@ -200,7 +200,7 @@ def test_features_by_a_function_need_its_name_again(images, beside, capsys):
     against = (beside / "a", "--against", beside / "features")
     status, out, said = evaluated(capsys, *against)
     assert (status, out, said.count("\n")) == (2, "", 1)
-    assert f"made with {name}, never run unasked; expected --extractor {name}" in said
+    assert f"made with {name}, run only if named; expected --extractor {name}" in said
     status, out, said = evaluated(capsys, *against, "--extractor", "pixels")
     assert (status, out, said.count("\n")) == (2, "", 1)
     assert f"expected features of pixels, got those of {name}" in said

@@ -54,7 +54,7 @@ def test_nothing_is_imported_because_a_folder_says_so(module, tmp_path):
         features / "manifest.json", {"extractor": name, "sha256": "0" * 64, "image_shape": [1, 8, 8], "dims": 1}
     )
     for function, message in (
-        (None, f"made with {name}, never run unasked; expected --extractor {name}"),
+        (None, f"made with {name}, run only if named; expected --extractor {name}"),
         ("my_own:features", f"expected features of my_own:features, got those of {name}"),
     ):
         with pytest.raises(ArtifactError, match=message):
