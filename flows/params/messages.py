@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flows.params.schema import FAMILIES, Params, _sections
 
-UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # as pydantic calls a key that is none
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for an unknown key
 
 
 def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
@@ -29,16 +29,16 @@ def lines_of(error: ValidationError, raw: Mapping[str, Any]) -> list[str]:
         lines.append(_line(found, loc, raw))
         if found["type"] in UNKNOWN and (close := _close(loc)):
             meant.add(_line({"type": "missing"}, [*loc[:-1], close], raw))
-    # A mistyped key is one mistake: that the right one is missing goes without saying.
+    # A mistyped key is one mistake, so the line that says the right key is missing goes.
     return [line for line in dict.fromkeys(lines) if line not in meant]
 
 
 def _resolved(
     loc: tuple[Any, ...], raw: Mapping[str, Any], classes: Mapping[str, Mapping[str, type]], tried: set[Any]
 ) -> tuple[list[Any] | None, str | None]:
-    """Where in the file a finding of pydantic's lies, and a line if that says all; None if nothing is to be said.
+    """(place in the file, None) of one of pydantic's findings, (None, line) if worded, (None, None) if skipped.
 
-    pydantic names each member of a union that it tried on the way, of which the user chose one by name.
+    pydantic tries each member of a union and names it in the place. Only the member that the user named counts.
     """
     plain: list[Any] = []
     for i, part in enumerate(loc):
@@ -51,7 +51,7 @@ def _resolved(
                 return None, f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}"
             if family[name].__name__ != part:
                 return None, None
-        elif re.fullmatch(r"int|literal\['auto'\]|tuple\[.*", str(part)):  # something or auto: one line for both
+        elif re.fullmatch(r"int|literal\['auto'\]|tuple\[.*", str(part)):  # a type or "auto": one line for both
             if i == len(loc) - 1:
                 value, key = _at(raw, plain), ".".join(map(str, plain))
                 many = any(len(other) == len(loc) and str(other[-1]).startswith("tuple[") for other in tried)
@@ -84,6 +84,6 @@ def _at(raw: Any, loc: list[Any]) -> Any:
 
 
 def _close(loc: list[Any]) -> str | None:
-    """The key that is most like this one, if any is."""
+    """The known key that is most like this one, if any is."""
     known = {field.name for kind in _sections() for field in fields(kind)} | set(Params.model_fields)
     return next(iter(difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)), None)

@@ -1,8 +1,8 @@
 """`make preset NAME=...`: writes params.yaml from the defaults and one overlay.
 
 presets/digits.yaml is the whole file; every other preset lists only the keys that differ. A section that
-chooses by `name` is replaced when the name differs, since the keys belong to the choice; so are `rounds` and
-`solvers`, whose keys are names of the user's.
+chooses by `name` is replaced when the name differs, since its keys belong to the choice. So are `rounds` and
+`solvers`, whose keys are the user's own names.
 """
 
 import io
@@ -55,7 +55,7 @@ def rendered(name: str) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes params.yaml; edits of the user's that stood there are kept as params.yaml.bak."""
+    """Writes params.yaml; if the old file held edits of the user's, it is kept as params.yaml.bak."""
     try:
         text = rendered(arguments[0] if arguments else "")
         part = FILE.with_suffix(".part")

@@ -1,6 +1,6 @@
 """params.yaml, read and checked: the only reader of it.
 
-The file is read as DVC reads it (YAML 1.2), validated strictly, and a mistake is one line.
+The file is read as DVC reads it (YAML 1.2) and validated strictly. Each mistake is reported in one line.
 """
 
 import json
@@ -75,7 +75,7 @@ def validate(raw: Mapping[str, Any], source: str) -> Params:
     except (TypeError, ValueError) as error:
         raise ParamsError(f"{source}: expected only numbers, strings, lists and mappings: {error}") from None
     try:
-        # JSON is where pydantic's strict mode builds dataclasses and tuples, yet never turns "1" into 1.
+        # Only from JSON does pydantic's strict mode build dataclasses and tuples, and it still refuses "1" for 1.
         params = Params.model_validate_json(text)
         problems = list(_missing(raw, params)) + list(rules(params))
     except ValidationError as error:

@@ -28,7 +28,7 @@ WITH_CLASSES = ("classifier", "inception-v3-compat")
 
 
 def rules(params: Params) -> Iterator[str]:
-    """What the types cannot say."""
+    """One line for each broken rule."""
     yield from _names(params)
     yield from _override_rules(params)
     yield from _base_rules(params)
@@ -62,7 +62,7 @@ def _names(params: Params) -> Iterator[str]:
 
 
 def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teacher: str | None) -> Iterator[str]:
-    """Of what a round makes of the `couple` section; `at` says where a key of it stands."""
+    """Rules for the `couple` section with a round's overrides; `at` says where a key of it stands."""
     if couple.pairs < 1 or (couple.batch != "auto" and couple.batch < 1) or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
@@ -94,7 +94,7 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
 
 
 def _override_rules(params: Params) -> Iterator[str]:
-    """A round's overrides must make whole sections: they are checked as such."""
+    """The sections with each round's overrides, checked as whole sections."""
     whole = params.model_dump(mode="json")
     told: list[str] = []
     for name, round_ in params.reflow.rounds.items():
@@ -257,7 +257,7 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
 
 
 def _least(dims: int) -> int:
-    """The fewest samples whose covariance of so many features is regular with any jackknife group left out."""
+    """The fewest samples whose covariance of `dims` features is regular without any one jackknife group."""
     return next(n for n in range(dims, 2 * dims + 2 * GROUPS) if n - max(group_sizes(n)) > dims)
 
 

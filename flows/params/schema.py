@@ -54,7 +54,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Base:
-    """The base flow; with a `teacher`, a diffusion model on disk, that one, and nothing is trained."""
+    """The base flow. A `teacher`, the folder of a diffusion model, takes its place, and nothing is trained."""
 
     teacher: str | None
     path: ContinuousPath
@@ -70,8 +70,8 @@ class Base:
 class Couple:
     """How a teacher's couplings are made: `nfe` evaluations a pair, `batch` pairs together (auto: all that fit).
 
-    `inverted` counts pairs of real data with the noise the teacher carries it to; `ema` is the half-life of the
-    teacher's averaged weights, None for its first.
+    `inverted` is the number of pairs of real data with the noise that the teacher carries them to. `ema` is the
+    half-life of the teacher's averaged weights, None for its first.
     """
 
     pairs: int
@@ -101,10 +101,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Mix:
-    """The share of each batch that is inverted real data, until which share of the training, and how it changes.
+    """How inverted real data is mixed into reflow: its share of each batch, and until which share of the training.
 
-    Its noise is turned towards fresh noise by up to `slerp` of the angle, and made anew with the model in training
-    every `refresh_images`, 0 for never.
+    Its noise is turned towards fresh noise by up to the share `slerp` of a right angle. Every `refresh_images`
+    images (0: never) the model in training makes the noise anew.
     """
 
     inverted: float

@@ -1,7 +1,7 @@
 """`make upgrade`: brings params.yaml and the presets of an older version up to date, and says each change.
 
-What was renamed or takes another form now is changed as `STEPS` say, oldest first. Keys that are missing are added
-as presets/digits.yaml has them, or so that the old file still means what it meant. Comments stay.
+`STEPS`, oldest first, change keys that were renamed or take another form. Missing keys are added with their value
+in presets/digits.yaml, or with one that keeps what the old file did. Comments stay.
 """
 
 import io
@@ -18,7 +18,7 @@ from flows.params.preset import DEFAULT, PRESETS
 from flows.params.reading import FILE, ParamsError, load_yaml, validate
 from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
 
-# A key that is new and whose usual value would change what a file of before it did.
+# New keys whose usual value would change what an older file did, and the value that does not.
 AS_BEFORE: dict[str, Any] = {"couple.batch": 1000}
 NAMES_OF_THE_USER = ("reflow.rounds", "evaluate.solvers")
 
@@ -33,7 +33,7 @@ def _at(whole: Any, path: str) -> Any:
 
 
 def renamed(old: str, new: str, change: Callable[[Any], Any] = lambda value: value) -> Step:
-    """A key that has another name now, and perhaps another form."""
+    """A step for a key that has another name now, and perhaps another form."""
     section, _, key = old.rpartition(".")
 
     def step(whole: Any) -> Iterator[str]:
@@ -47,7 +47,7 @@ def renamed(old: str, new: str, change: Callable[[Any], Any] = lambda value: val
 
 
 def changed(path: str, change: Callable[[Any], Any], applies: Callable[[Any], bool]) -> Step:
-    """A key, in whatever section it stands if `path` has none, whose value is written otherwise now."""
+    """A step for a key whose value is written otherwise now; without a section in `path`, in every section."""
     section, _, key = path.rpartition(".")
 
     def step(whole: Any, at: str = "") -> Iterator[str]:
@@ -66,7 +66,7 @@ def changed(path: str, change: Callable[[Any], Any], applies: Callable[[Any], bo
 
 
 def with_ending(whole: Any) -> Iterator[str]:
-    """How a student is trained stood in `distill` itself, and `match` drew its samples to the data in pixels."""
+    """Makes `distill.ending` of the older keys `k`, `match` (samples matched to data in pixels) and `distance`."""
     section = _at(whole, "distill")
     found = {} if section is None else {key: section[key] for key in ("k", "match", "distance") if key in section}
     if not found:
@@ -88,7 +88,7 @@ def with_ending(whole: Any) -> Iterator[str]:
 
 
 def with_euler_last(whole: Any) -> Iterator[str]:
-    """Heun's last step is Euler's now: as many steps cost one evaluation less."""
+    """Lowers even NFE of Heun's method by one: its last step is Euler's now, and costs one evaluation less."""
     rounds = _at(whole, "reflow.rounds") or {}
     couples = {"couple": _at(whole, "couple")} | {
         f"reflow.rounds.{name}.couple": _at(round_, "couple") for name, round_ in rounds.items()
@@ -139,7 +139,7 @@ def filled(whole: Any, usual: Any, at: str = "") -> list[str]:
 
 
 def filled_choices(part: Any, usual: Any, at: str = "") -> list[str]:
-    """Adds the keys that a preset's own choices lack; the rest of a preset says only what differs."""
+    """Adds the keys missing where a preset chooses another `name`; its other sections hold only what differs."""
     lines: list[str] = []
     for key, value in part.items():
         old = usual.get(key) if isinstance(usual, Mapping) else None
@@ -150,7 +150,7 @@ def filled_choices(part: Any, usual: Any, at: str = "") -> list[str]:
 
 
 def _filled_choice(section: Any, at: str) -> list[str]:
-    """Adds what the chosen member of a family has a default for."""
+    """Adds the missing keys for which the chosen member of a family has a default."""
     kind = next((family[section["name"]] for family in FAMILIES if section.get("name") in family), None)
     lines = []
     for field in fields(kind) if kind else ():
@@ -165,8 +165,8 @@ def _shown(value: Any) -> str:
 
 
 def upgraded(path: Path, *, whole: bool) -> tuple[bytes, list[str]]:
-    """The file as this version has it, and a line for each change; a `whole` file gets the keys it lacks."""
-    load_yaml(path)  # refuses what is no such file
+    """The file as this version has it, and a line for each change; a `whole` file gets all keys it lacks."""
+    load_yaml(path)  # raises if the file is not such YAML
     yaml = YAML()
     yaml.width = 4096
     yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -180,7 +180,7 @@ def upgraded(path: Path, *, whole: bool) -> tuple[bytes, list[str]]:
 
 
 def main() -> int:
-    """Upgrades params.yaml and the presets; what changed is kept as it was in a file .bak beside."""
+    """Upgrades params.yaml and the presets; the old version of each changed file is kept beside it as .bak."""
     try:
         for path in [FILE, *sorted(PRESETS.glob("*.yaml"))]:
             text, lines = upgraded(path, whole=path == FILE)
