@@ -67,7 +67,7 @@ def _adopt(params: Params, stage: Stage, folder: str) -> Events:
             num_classes=classes,
             null_label=null_label,
             convention=teacher.convention,
-            # Nothing else matters to it, and what does not must not change its bytes.
+            # No other parameter decides an adopted base, so none may change its bytes.
             manifest=made_by(params, stage) | {"params": {"base.teacher": folder}, "rounds": 0, "images_seen": 0},
         )
         which = "" if null_label is None else f"; its class {null_label} stands for none"

@@ -1,7 +1,7 @@
-"""Stage `check`: params.yaml and the data it names, before anything expensive starts.
+"""Stage `check`: params.yaml and the files it names, before anything expensive starts.
 
-It runs first whenever params.yaml changed, and a mistake stops `dvc repro` there. It opens no file of
-the data. Its outputs are digests of the other files that params.yaml names: when one changes, stages run again.
+It runs first whenever params.yaml changed, and a mistake stops `dvc repro` there. It opens no file of the data.
+Its outputs are digests of the other files that params.yaml names: when one changes, stages run again.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ from fmcore.score.extractors import digest_of
 
 
 def check(params: Params, stage: Stage) -> Events:
-    """Params were validated on the way here; this looks at the files they name."""
+    """Checks the files and networks that params name; the params themselves were validated when they were read."""
     found = {}
     if params.base.teacher is not None:
         found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
@@ -34,7 +34,7 @@ def check(params: Params, stage: Stage) -> Events:
     write_json(layout.CHECKED_FEATURES, {"extractor_sha256": digest} if digest else {})
     sections = {"network": None if params.base.teacher else params.network}
     sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}
-    with torch.device("meta"):  # weighs nothing, and refuses what cannot be built
+    with torch.device("meta"):  # takes no memory, and still raises for what cannot be built
         for key, network in sections.items():
             try:
                 if network is not None:
@@ -86,7 +86,7 @@ def _check_spaces(params: Params) -> None:
 
 
 def _check_perceptual(params: Params) -> dict[str, str]:
-    """Digests of the weights of every perceptual distance, read before hours are spent on what would need them."""
+    """Digests of the weights of every perceptual distance; they are read now, not after hours of training."""
     found = {}
     sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
     for at, section in sections:

@@ -30,8 +30,8 @@ from fmcore.ode.solvers import SOLVERS, integrate, trajectory
 from fmcore.score.pair_quality import Quality, histogram, pair_quality, quantiles, suspicions
 from fmcore.score.straightness import straightness
 
-# Pairs that are made again, and how far off their median may be: other neighbours mean other last bits, which the
-# ODE of a rough network in bfloat16 may spread, while a wrong teacher, direction or tensor is off by about 1.
+# How many pairs are made again, and how far off they may be in the median. Other batches give other last bits,
+# which a rough network in bfloat16 may amplify. A wrong teacher, direction or tensor is off by about 1.
 AGAIN, TOLERANCE = 256, 0.1
 
 
@@ -53,12 +53,12 @@ class Making(NamedTuple):
 
     @property
     def noise(self) -> dict[str, Any]:
-        """What decides the noise; rounds draw different noise, or one would see its teacher's training noise."""
+        """What decides the noise. Each round has its own: else a teacher would get noise it was trained on."""
         shape, purpose = self.teacher.shape, f"pairs/{self.name}"
         return {"shape": shape, "seed": self.seed, "purpose": purpose, "labels": self.labels}
 
     def starts(self, count: int) -> tuple[Tensor, Tensor | None]:
-        """The noise and labels of the first so many pairs, on the device."""
+        """The noise and labels of the first `count` pairs, on the device."""
         x0, label = draw(0, count, **self.noise)
         device = self.teacher.device
         return x0.to(device), None if label is None else label.to(device)
@@ -80,9 +80,9 @@ def couple(params: Params, stage: Stage) -> Events:
         grid = yield from _grid(of, work)
         counted.nfe = 0
         first, label = of.starts(1)
-        integrate(of.field, first, grid, of.how.method, label)  # an interval of guidance saves some
+        integrate(of.field, first, grid, of.how.method, label)  # counts: an interval of guidance saves evaluations
         batch = yield from _batch(of, work)
-        # After the above: what is compiled is compiled for one size of batch.
+        # After the above, because a network is compiled for one batch size.
         yield set_up(params, teacher, section.nfe * (section.pairs + section.inverted))
         manifest = made_by(params, stage) | {
             "teacher": {"model": teacher_name, "sha256": teacher.digest, "ema": section.ema},
@@ -113,7 +113,7 @@ def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
     if not (work / "batch.json").exists():
         batch = of.section.batch
         if batch == "auto":
-            # The last batch is filled up, and should not be by much.
+            # The last batch is padded; a larger batch than this would only hold more padding.
             most = 1 << (of.section.pairs - 1).bit_length()
 
             def evaluate(count: int) -> None:
@@ -128,7 +128,7 @@ def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
 
 
 def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, Any]) -> Events:
-    """Makes and seals the pairs, and those of real data in a folder of their own."""
+    """Writes the pairs with their manifest, and those of real data in a folder of their own."""
     section, teacher = of.section, of.teacher
     dtype = getattr(torch, section.dtype)
     common: dict[str, Any] = {
@@ -159,7 +159,7 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
             yield Note(f"couple {of.name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data")
         place, work = out / layout.INVERTED, Progress("invert", 0, len(chosen), "pairs", of=of.name)
         real = yield from write_shards(place, work, inverted, size, metric="transport_cost_inverted")
-        # After both: a sealed folder could not be gone on with.
+        # The manifests come after all shards: a folder with a manifest cannot be resumed.
         about = {"stage": f"invert@{of.name}", "pairs": len(chosen)}
         seal_pairs(place, real.values(), manifest | about)
         found = _checked(place, map_pairs(place)[0], teacher)
@@ -176,10 +176,10 @@ def _checked(folder: Path, parts: Sequence[Pairs], teacher: Trained) -> Quality:
 
 
 def _look_again(of: Making, params: Params, out: Path, grid: Tensor) -> Events:
-    """Looks at the pairs as they lie on disk, makes some of them again, and keeps what it found beside them.
+    """Checks the pairs on disk, makes some of them again, and stores the findings beside them.
 
     Raises:
-        ArtifactError: if a pair is not finite, or the teacher takes a pair's noise elsewhere than to its sample.
+        ArtifactError: if a pair is not finite, or if the teacher carries the stored noise to other samples.
     """
     teacher, parts = of.teacher, map_pairs(out)[0]
     found, pairs = _checked(out, parts, teacher), Sharded(parts)
@@ -199,7 +199,7 @@ def _look_again(of: Making, params: Params, out: Path, grid: Tensor) -> Events:
 
 
 def _record(folder: Path, what: str, found: Quality, prefix: str) -> Events:
-    """Keeps what pairs look like beside them, and says what is suspicious."""
+    """Stores what was found of pairs beside them, and notes what is suspicious."""
     for line in suspicions(found.numbers):
         yield Note(f"{what}: {line}")
     write_json(folder / "quality.json", {key: float(f"{value:.6g}") for key, value in found.numbers.items()})

@@ -36,13 +36,13 @@ from fmcore.ode.sampling import Sampling
 from fmcore.pictures import sample_picture
 from fmcore.score.scoring import Score
 
-ADAPTIVE_NFE = 100  # what an adaptive run is reckoned to take, for the bar and for whether compiling pays
+ADAPTIVE_NFE = 100  # assumed of an adaptive run, for the bar and to decide whether compiling pays
 
 Bar = Callable[..., Progress]
 
 
 class Scoring(NamedTuple):
-    """A model and all that scoring it needs; `best` is the way of sampling that it is looked at on."""
+    """A model and all that scoring it needs; `best` is the finest Euler run, which the probes look at."""
 
     params: Params
     name: str
@@ -73,7 +73,7 @@ class Scoring(NamedTuple):
 
 
 def evaluate(params: Params, stage: Stage) -> Events:
-    """Scores the model; a kill loses one repeat of one way to sample."""
+    """Scores the model; a kill loses at most one repeat of one way to sample."""
     device, section = device_of(params), params.evaluate
     model, data = load_model(layout.model(stage.name), device), load_dataset(layout.DATASET)
     samplings = samplings_for(model, section)
@@ -83,7 +83,7 @@ def evaluate(params: Params, stage: Stage) -> Events:
         of = Scoring(params, stage.name, work, model, data, judge, noise, finest(samplings))
         total = section.repeats * sum(map(of.cost, samplings))
         yield set_up(params, model, total)
-        # In evaluations, since a run of many takes that much longer: else the time left would be far off.
+        # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
         bar = partial(Progress, f"score {stage.name}", total=total, unit="evaluations")
         there = [how for how in samplings for repeat in range(section.repeats) if of.kept(how, repeat).exists()]
         done = sum(map(of.cost, there))
@@ -129,7 +129,7 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
     finite = torch.ones((), dtype=torch.bool, device=of.model.device)
     for batch in batches:
         x1 = batch.x1
-        finite &= torch.isfinite(x1).all()  # looked at when all is done: nothing waits for the device here
+        finite &= torch.isfinite(x1).all()  # read after the loop, so that nothing here waits for the device
         scorer.add(x1 if points else quantise(x1))
         missing = (SHOWN_POINTS if points else SHOWN_IMAGES) - sum(map(len, shown))
         if missing > 0:
@@ -167,7 +167,7 @@ def _rows(of: Scoring, how: Sampling) -> list[Scored]:
     """The rows of one way to sample, of all repeats."""
     found = [kept(of.kept(how, repeat)) for repeat in range(of.params.evaluate.repeats)]
     repeats, nfe = [scores for scores, _ in found], round(sum(nfe for _, nfe in found) / len(found))
-    # Only the first repeat is looked at, so what it alone has is a row of its own.
+    # The probes look at the first repeat only, so their scores become rows of their own.
     common = min(map(len, repeats))
     return of.rows([scores[:common] for scores in repeats], how, nfe) + of.rows([repeats[0][common:]], how, nfe)
 

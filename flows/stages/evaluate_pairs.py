@@ -1,6 +1,6 @@
 """Stage `evaluate_pairs@ROUND`: scores of the samples in stored couplings.
 
-Their distance to the data is what a student of theirs can reach at best.
+Their distance to the data is the best that a student trained on these pairs alone can reach.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Stage `features`: the feature extractor and the data's statistics under it, or the points held out."""
+"""Stage `features`: the feature extractor and the statistics of the data's features, or the points held out."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -85,7 +85,7 @@ def _adopt(params: Params, pixels: Tensor, out: Path) -> Extractor:
 
 
 def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generator[Event, None, Reference]:
-    """The data under the extractor; a ValueError if there are fewer images than features."""
+    """The data's features and their statistics; a ValueError unless there are more images than features."""
     if len(pixels) <= extractor.dims:
         raise ValueError(
             f"features.extractor: {params.features.extractor} makes {extractor.dims} features, for which data "
@@ -101,7 +101,7 @@ def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generato
 
 
 def _floor(reference: Reference) -> dict[str, float]:
-    """What the distance of the data to itself is made of; nothing if there are too few images to tell."""
+    """The coefficient of the data's floor (`frechet_floor`); empty if there are too few images."""
     try:
         found = frechet_floor(reference.parts)
     except ValueError:

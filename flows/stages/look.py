@@ -1,7 +1,7 @@
-"""Stage `look`: whether the data that `data` names changed, by names, sizes and times; it opens no file of theirs.
+"""Stage `look`: whether the files of the data changed, by their names, sizes and times; it opens none of them.
 
-DVC runs it in every `dvc repro`, wherever the data lie. Its output is a digest, so `intake` reads the data again
-only when that changed. It imports neither torch nor the schema: it is all that runs where nothing changed.
+DVC runs it in every `dvc repro`, wherever the data lie. Its output is a digest, and `intake` reads the data again
+only if that changed. It imports neither torch nor the schema, so that a `dvc repro` without changes is fast.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def look(params: "Params", stage: "Stage") -> "Events":
-    """Writes what it sees of the data."""
+    """Writes a digest of the data's files."""
     write_seen(params.model_dump(mode="json")["data"])
     yield from ()
 

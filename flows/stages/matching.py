@@ -1,4 +1,4 @@
-"""How `distill` trains a matched flow: on its pairs, and from some step on with its ends drawn to the data too."""
+"""How `distill` trains a matched flow: on its pairs, and from some step on also by matching its ends to data."""
 
 from collections.abc import Generator
 from dataclasses import asdict
@@ -27,7 +27,7 @@ from fmcore.flow.training import TrainState
 from fmcore.models.folder import Trained, load_model
 
 ENDS, DATA = 1000, 1500  # samples that `auto` compares
-SHOWN = 4  # of the spaces it looked at
+SHOWN = 4  # spaces that the log names
 
 
 def train_matched(
@@ -36,7 +36,7 @@ def train_matched(
     """Trains to the end, from the newest checkpoint in `work`; returns what the manifest says of the matching.
 
     Raises:
-        ArtifactError: if there is a checkpoint of the matching, but not where it took place.
+        ArtifactError: if there is a checkpoint of the matching, but the file with its spaces is missing.
     """
     config = params.distill.train
     objective = partial(
@@ -72,7 +72,7 @@ def train_matched(
 
 
 def _choose(kept: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
-    """Keeps the spaces that tell the student's ends from data best, as it is when the matching begins."""
+    """Chooses and stores the spaces that tell the student's ends from data best as the matching begins."""
     choice = chosen(base, ends, data, precision)
     largest = sorted(choice.energies.items(), key=lambda item: -item[1])[:SHOWN]
     told = ", ".join(f"{value:.3g} in {_place(space)}" for space, value in largest)
@@ -87,7 +87,7 @@ def _place(space: Hidden) -> str:
 
 @torch.no_grad()
 def _ends(params: Params, start: Trained, pairs: Coupling, *, clip: bool) -> Labelled:
-    """Where one step of the student goes."""
+    """The ends of one step of the student from noise."""
     x0, _, label = pairs(ENDS, rng.generator(params.seed, "spaces", 0, start.device))
     start.network.eval()
     ends = x0 + start.field(params.precision)(x0, torch.zeros(len(x0), device=start.device), label)

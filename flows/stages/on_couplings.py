@@ -46,9 +46,9 @@ def lesson(
     device, folder = device_of(params), layout.couplings(round_name)
     parts, made = map_pairs(folder)
     held = sum(column.nbytes for part in parts for column in part if column is not None)
-    # Those without the longest are picked from all of them.
+    # Without the longest, a second copy is made beside the first.
     fits = held * (2 if section.drop_longest else 1) <= room(device)
-    # The weights that made the couplings, if they are of the model to start from.
+    # If the model to start from made the couplings, take the weights that made them.
     ema = made["teacher"]["ema"] if made["teacher"]["model"] == init else None
     teacher = load_model(layout.model(init), device, ema=ema)
     if parts[0].x0.shape[1:] != teacher.shape:
@@ -63,7 +63,7 @@ def lesson(
     parts = tuple(labelled_for(start, part) for part in parts)
     if not fits:
         yield Note(f"{name}: {held / 1e9:.1f} GB of pairs stay on disk and are read as they are drawn")
-    # No name for all of them, which would keep the longest in memory, too.
+    # No variable holds all pairs: it would keep the longest in memory, too.
     pairs = without_longest(Stored(joined(parts, device)) if fits else Sharded(parts), section.drop_longest)
     origin = {"init": {"model": init, "sha256": teacher.digest}}
     origin |= {"couplings": {"round": round_name, "teacher": made["teacher"]}}
@@ -100,9 +100,9 @@ def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Tr
 
 
 def _trainable(convention: Convention) -> Convention:
-    """How a network of that convention learns a rectified flow.
+    """The convention in which a network of the given one learns a rectified flow.
 
-    Where there is next to no signal, noise prediction says next to nothing of the data, and a one-step model needs
-    it just there. So such a network learns to predict v from its weights on (docs/LOG.md has the figures).
+    Near t = 0 predicted noise says next to nothing of the data, which a one-step model needs just there. So a
+    network that predicts noise is trained, from its weights on, to predict v (docs/LOG.md has the figures).
     """
     return Convention(convention.path, "v" if convention.predicts == "noise" else convention.predicts)

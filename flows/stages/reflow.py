@@ -43,7 +43,7 @@ def reflow(params: Params, stage: Stage) -> Events:
 
 
 def _objective(of: Lesson, params: Params, name: str, real: Pairs | None) -> Objective:
-    """The flow-matching loss on the pairs, mixed with real data and their noise if there are any."""
+    """The flow-matching loss on the pairs, mixed with `real`, pairs of real data, if given."""
     section, mix = params.reflow, params.reflow.mix
     coupling: Coupling = of.pairs
     if real is not None:
@@ -62,10 +62,10 @@ def _objective(of: Lesson, params: Params, name: str, real: Pairs | None) -> Obj
 
 
 def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainState) -> Events:
-    """Trains in stretches, each on real data inverted by the model as the stretch before left it.
+    """Trains in stretches: the first on the stored inverted data, each later one on data the model inverts anew.
 
-    A stretch's noise is kept beside the checkpoints, so that a killed run goes on with the same. After `mix.until`
-    no real data is drawn, and the last stretch goes to the end.
+    A stretch's noise is kept beside the checkpoints, so that a killed run goes on with the same noise. After
+    `mix.until` no real data is drawn, and the last stretch goes to the end.
     """
     config, mix = params.train_of(name), params.reflow.mix
     real = labelled_for(of.start, open_pairs(layout.couplings(name) / layout.INVERTED, of.start.device)[0])
@@ -88,7 +88,7 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
 
 
 def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pairs, kept: Path) -> Events:
-    """Keeps the noise that the averaged weights of this moment carry real data to."""
+    """Carries real data to noise with the present averaged weights, and stores the noise."""
     network = take_average(replace(state, network=copy.deepcopy(state.network)))
     pairs = invert_data(
         network_field(network, params.precision, of.start.convention),

@@ -1,4 +1,4 @@
-"""Pairs on their way to disk: in shards that a killed run keeps."""
+"""Writing pairs to disk in shards, so that a killed run loses at most one or two."""
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,7 +28,7 @@ class ShardSize(NamedTuple):
 
 def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
     """The size of shards of about `SHARD_BYTES`."""
-    noise = max(2, getattr(torch, dtype).itemsize)  # of 8-bit samples it is kept in half precision
+    noise = max(2, getattr(torch, dtype).itemsize)  # noise of 8-bit samples is stored in half precision
     pair = prod(shape) * (noise + getattr(torch, dtype).itemsize)
     return ShardSize(max(1, SHARD_BYTES // pair // batch) * batch, pair)
 
@@ -36,10 +36,10 @@ def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
 def write_shards(
     out: Path, work: Progress, made: Callable[[int, int], Iterator[Pairs]], size: ShardSize, metric: str
 ) -> Generator[Event, None, dict[int, Shard]]:
-    """Stores the pairs `made(start, stop)` in shards, going on after those that are there, and returns all.
+    """Stores the pairs `made(start, stop)` in the shards that are missing, and returns all shards by first pair.
 
-    A thread writes one shard while the next is made, so memory holds two. Their mean transport cost becomes the
-    metric of that name, unless some were there already.
+    A thread writes one shard while the next is made, so memory holds two. The pairs' mean transport cost becomes
+    the metric of that name, unless some shards were there already.
     """
     shards, count = finished_shards(out), work.total
     done = sum(shard.pairs for shard in shards.values())
@@ -48,7 +48,7 @@ def write_shards(
         yield Note(f"{work.title}: {done} of {count} pairs are there already")
     whole = not done
     yield work._replace(done=done)
-    # In one piece: small tensors kept from each batch would hold the large blocks around them, and memory grow.
+    # One tensor: small ones kept from each batch would keep large blocks of memory in use.
     costs = torch.empty(count - done)
     made_here = 0
     with ThreadPoolExecutor(1) as thread:
@@ -74,7 +74,7 @@ def write_shards(
 
 
 def _collect(shards: dict[int, Shard], writing: list[Future[Shard]]) -> None:
-    """Waits for what is being written."""
+    """Waits for the shard that is being written."""
     while writing:
         shard = writing.pop().result()
         shards[shard.start] = shard

@@ -22,8 +22,8 @@ from fmcore.flow.training import (
 )
 from fmcore.models.folder import Trained, save_model
 
-# A checkpoint every ten seconds, and rarer where saving one takes so long that it would cost more than that share:
-# that of a network of 55 million weights is 0.9 GB. At most ten minutes of work can be lost.
+# A checkpoint is saved every ten seconds, or more rarely if saving would take more than this share of the time
+# (one of 55 million weights has 0.9 GB). At most ten minutes of work can be lost.
 CHECKPOINT_SECONDS, CHECKPOINT_SHARE, CHECKPOINT_AT_MOST = 10.0, 0.02, 600.0
 RECORD_STEPS = 50
 
@@ -60,7 +60,7 @@ def run_training(
 
 
 def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Events:
-    """Takes up the newest checkpoint in `work`, if there is one."""
+    """Loads the newest checkpoint in `work`, if there is one."""
     for line in checkpoint.restore(state, work):
         yield Note(line)
     if state.step:

@@ -1,1 +1,1 @@
-"""What stages work with: their events, where their outputs lie, unfinished work, the device."""
+"""What stages work with: their entry in dvc.yaml, unfinished work, the device."""

@@ -1,4 +1,4 @@
-"""What decides a stage's result: its entry in dvc.yaml, and nothing beside it.
+"""What decides a stage's result: its entry in dvc.yaml, and nothing else.
 
 The entry names parameters, inputs and code. DVC runs the stage again when one of them has changed, and the folder
 of unfinished work (`flows.workshop.workspace`) is keyed by the same three. `${...}` stands for a value of
@@ -80,7 +80,7 @@ def _reads(inputs: Iterable[Path], outs: Iterable[Path]) -> bool:
 
 
 def digest_of(entry: Entry, folder: Path) -> str:
-    """Names what an entry says, with its inputs below `folder`: equal where the stage would make the same."""
+    """A digest of an entry's parameters, inputs (below `folder`) and code; equal digests mean equal results."""
     digest = hashlib.sha256(json.dumps(entry.params, sort_keys=True).encode())
     for path in entry.inputs:
         digest.update(f"\n{path}".encode())
@@ -116,7 +116,7 @@ def _value(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _telling(path: Path) -> list[Path]:
-    """The files that tell versions of an input apart: its manifest, or all where it has none."""
+    """The files that tell versions of an input apart: its manifest, or all its files if it has none."""
     manifest = path / "manifest.json"
     if manifest.exists() or path.is_file():
         return [manifest if manifest.exists() else path]

@@ -1,4 +1,4 @@
-"""What several stages start with: the device, the classes models are conditioned on, the time grid."""
+"""What several stages start with: the device, networks prepared for it, the classes, data with fresh noise."""
 
 from dataclasses import replace
 
@@ -26,7 +26,7 @@ def device_of(params: Params) -> torch.device:
 
 
 def set_up(params: Params, model: Trained, samples: float, *, training: bool = False) -> Note:
-    """Sets the model's network up for that many evaluations, or samples to train on, and says how.
+    """Prepares the model's network for evaluating, or training on, `samples` samples; the note says how.
 
     Raises:
         ValueError: if it is to be compiled and cannot be.
@@ -53,7 +53,7 @@ def classes_of(params: Params, data: Dataset) -> int | None:
 
 
 def fresh(data: Dataset, device: torch.device, *, labelled: bool) -> Independent:
-    """The data with fresh noise, on the device, or on the host if it would fill the device."""
+    """The data with fresh noise, on the device, or on the host if it would fill more than half of what is free."""
     stays = device.type != "cpu" and data.x1.nbytes > room(device)
     x1 = data.x1 if stays else data.x1.to(device)
     label = None if data.label is None or not labelled else data.label.to(x1.device)

@@ -28,7 +28,7 @@ BUSY_SECONDS = 10.0
 
 
 class BusyError(RuntimeError):
-    """Another process is at the same work."""
+    """Another process does the same work."""
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
     entry = entry_of(stage.address, params.model_dump(mode="json"))
     folder = root() / WORK / stage.address.replace("@", "-") / digest_of(entry, Path.cwd())
     folder.mkdir(parents=True, exist_ok=True)
-    # The lock lies beside the folder and stays: one that went away with it could be held twice.
+    # The lock lies beside the folder and is never removed: a removed one could be held by two processes.
     with folder.with_suffix(".lock").open("a+") as lock:
         _take(lock, stage.address)
         lock.truncate(0)
@@ -62,7 +62,7 @@ def made_by(params: Params, stage: Stage) -> dict[str, Any]:
 
 
 def _take(lock: TextIO, stage: str) -> None:
-    """Locks, waiting a little: a stage whose caller was killed needs a moment to notice."""
+    """Locks, waiting a little: a stage whose caller was killed takes a moment to notice and end."""
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
