@@ -1,1 +1,1 @@
-"""What evaluation measures: the runs of the table, and what a model is looked at through."""
+"""What evaluation measures: scores over solvers, grids and NFE, and probes of each model's finest run."""

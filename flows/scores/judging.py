@@ -1,4 +1,4 @@
-"""What samples are compared with: the data under an extractor, or the points held out."""
+"""The judge, which samples are compared with: an extractor and the data's features, or the points held out."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ Judge = tuple[Extractor, Reference] | Tensor
 
 
 def judge_of(params: Params, device: torch.device) -> Judge:
-    """An extractor and the data under it, or the points held out, as the features stage left them."""
+    """An extractor and the data's features, or the points held out, as the features stage wrote them."""
     file, section = layout.FEATURES / "reference.safetensors", params.features
     if params.is_points:
         return read_tensors(file)["x1"]
@@ -24,7 +24,7 @@ def judge_of(params: Params, device: torch.device) -> Judge:
 
 
 def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
-    """What `count` samples are scored by."""
+    """The scorer of `count` samples."""
     metrics = params.evaluate.metrics
     if isinstance(judge, Tensor):
         return PointScorer(judge, metrics, params.seed)

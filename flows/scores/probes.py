@@ -1,7 +1,7 @@
-"""What a model is looked at through besides its distances, on the finest of its Euler runs.
+"""Probes: what is measured of a model besides its distances, on the finest of its Euler runs.
 
-How its paths bend over time, whether real data still lie on them, how close its samples are to the data it saw,
-and pictures: the way from noise, the nearest training images, what lies between two noises.
+They say how its paths bend over time, whether real data still lie on them, and how close its samples are to the
+training data. They also make pictures: paths from noise, the nearest training images, samples between two noises.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ FRAMES = 17  # knots of an animation, at most
 STRIPS, STRIP_CELLS = 4, 8
 REBUILT = 500  # samples for the reconstruction error, real and generated
 LOOKED_UP = 1000  # samples whose nearest training images are looked for
-LIKELIHOOD_BATCH = 256  # the graph of the whole network is kept for the divergence
+LIKELIHOOD_BATCH = 256  # at most: the divergence keeps the graph of the whole network in memory
 
 
 class Bends(NamedTuple):
@@ -48,12 +48,12 @@ class Bends(NamedTuple):
 
 
 class Look:
-    """Gathers, batch by batch, all that can be said of where paths went."""
+    """Gathers, batch by batch, what the probes need of the paths and samples."""
 
     def __init__(self, params: Params, how: Sampling) -> None:
         self.params, self.how = params, how
         self.tensors: dict[str, Tensor] = {}
-        self.first: list[Batch] = []  # what is looked up and rebuilt, on the CPU
+        self.first: list[Batch] = []  # the first samples, on the CPU, for `looked_up` and `rebuilt`
         self.bent: list[Tensor] = []
         self.cost: list[Tensor] = []
 
@@ -78,7 +78,7 @@ class Look:
             self.first.append(Batch(batch.x0[:missing].cpu(), batch.x1[:missing].cpu(), label, batch.nfe, []))
 
     def scores(self) -> list[Score]:
-        """Straightness and transport cost, nothing for a student: it has no field between the times it knows."""
+        """Straightness and transport cost; none for a k-step student, which has no field between its times."""
         if not self.bent:
             return []
         bent = torch.cat(self.bent, 1).cpu()
@@ -122,9 +122,9 @@ def rebuilt(model: Trained, params: Params, look: Look, data: Dataset) -> list[S
 def looked_up(
     look: Look, extractor: Extractor, reference: Reference, data: Dataset
 ) -> tuple[list[Score], dict[str, Tensor]]:
-    """How close samples are to the training images, and those nearest to the ones that are shown.
+    """How close samples are to the training images, and the images nearest to the samples shown.
 
-    Nothing if not all of the training images are at hand: what a sample copies may be among the others.
+    Nothing unless the features of all training images are kept: a sample may copy one of the others.
     """
     if not reference.complete:
         return [], {}
@@ -135,7 +135,7 @@ def looked_up(
     tensors = {"nearest": quantise(images) if images.is_floating_point() else images, "nearest_distance": distance}
     try:
         found = memorisation(features, reference.features)
-    except ValueError:  # of data that mostly come twice nothing can be said
+    except ValueError:  # undefined for data that are mostly duplicates
         return [], tensors
     rows = len(reference.features)
     return [Score("memorisation", found, rows, extractor.name, extractor.digest)], tensors
@@ -144,7 +144,7 @@ def looked_up(
 def strips(model: Trained, params: Params, how: Sampling, labels: Tensor | None) -> Tensor:
     """Samples from noises between two, one class a strip: (STRIPS, STRIP_CELLS, C, H, W).
 
-    They are mixed at right angles, cos(a) x_0 + sin(a) x_0', which is noise again.
+    The noises are mixed as cos(a) x_0 + sin(a) x_0', which is standard normal noise again.
     """
     ends, label = draw(0, 2 * STRIPS, shape=model.shape, seed=params.seed, purpose="strips", labels=labels)
     a = torch.linspace(0, pi / 2, STRIP_CELLS).view(1, -1, *(1 for _ in model.shape))
@@ -163,12 +163,12 @@ def flops(model: Trained) -> int:
 def likelihood(
     model: Trained, params: Params, name: str, how: Sampling, data: Dataset
 ) -> Iterator[Progress | Score]:
-    """The log-likelihood of real samples, last of the progress on the way."""
+    """Yields progress, then minus the mean log-likelihood of real samples: bits per dimension, nats for points."""
     section = params.evaluate.likelihood
     assert section is not None
     field = model.field("fp32")  # under autocast the Jacobian would have bfloat16's three digits
     knots = how.knots()
-    # Any of them: files come sorted by class.
+    # Drawn at random, since files may be sorted by class.
     chosen = torch.randperm(len(data.reference), generator=generator(params.seed, "likelihood/rows"))
     chosen = chosen[: section.samples]
     x1 = data.reference[chosen]

@@ -19,19 +19,19 @@ from fmcore.ode.reflow import draw
 from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, trajectory
 
-NOISE_BYTES = 2**28  # of noise, up to which it is kept for the next run instead of being drawn again
-PATH_BYTES = 2**30  # of whole paths on the device at a time
+NOISE_BYTES = 2**28  # noise up to this size is kept for the next run, not drawn again
+PATH_BYTES = 2**30  # most memory for whole paths on the device
 
 
 def samplings_for(model: Trained, section: Evaluate) -> list[Sampling]:
-    """What a model is scored on; a student that knows k times only, on uniform Euler steps between those.
+    """The ways to sample that a model is scored on; for a k-step student, uniform Euler steps between its times.
 
-    Two grids may have the same knots, as all do in one step: that one is made once, for the first of them.
+    Grids that have the same knots, as all have in one step, are sampled once, for the first of them.
     """
     k = model.k
     if k is not None:
         return [Sampling(nfe=n) for n in sorted({k, *section.solvers["euler"]}) if k % n == 0]
-    # A stochastic solver needs the score, which a velocity of paired noise and data does not say.
+    # A stochastic solver needs the score, which the velocity of paired noise and data does not give.
     solvers = {
         name: nfes for name, nfes in section.solvers.items() if not (model.is_paired and SOLVERS[name].stochastic)
     }
@@ -45,13 +45,13 @@ def samplings_for(model: Trained, section: Evaluate) -> list[Sampling]:
 
 
 def finest(samplings: Sequence[Sampling]) -> Sampling:
-    """Euler with the most steps on the first grid: what flows are looked at on."""
+    """Euler with the most steps on the first grid: the run that the probes look at."""
     first = samplings[0].grid
     return max((how for how in samplings if how.solver == "euler" and how.grid == first), key=lambda how: how.nfe)
 
 
 class Batch(NamedTuple):
-    """Where one batch began and ended, its classes, what a sample cost, and the knots between if asked for."""
+    """The noise and samples of one batch, its classes, NFE, and the points of its whole paths if asked for."""
 
     x0: Tensor
     x1: Tensor
@@ -96,5 +96,5 @@ def sampled(
             if bends:
                 points = list(trajectory(counted, x0, how.knots(), solver, label))
             x1 = points[-1] if bends else solve(counted, x0, how.knots(), solver, label)
-        # Not what was counted: a batch that had to be halved was begun twice.
+        # `how.nfe`, not the count: a batch halved for lack of memory was begun twice.
         yield Batch(x0, x1, label, counted.nfe if how.is_adaptive else how.nfe, points)

@@ -1,4 +1,4 @@
-"""scores.csv: its rows, and the scores that a killed stage left to make them of."""
+"""scores.csv: its rows, and the stored scores of each repeat, which a stage that was killed goes on from."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def keep(path: Path, scores: Sequence[Score], nfe: int) -> None:
-    """Writes the scores of one repeat of one way to sample, where a stage that was killed finds them."""
+    """Writes the scores of one repeat of one way to sample, for a stage that was killed to go on from."""
     lines = [[*score._replace(estimate=tuple(score.estimate))] for score in scores]  # type: ignore[arg-type]
     write_json(path, {"scores": lines, "nfe": nfe})
 
