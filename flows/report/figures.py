@@ -1,7 +1,7 @@
 """Charts of the report, each drawn once: as SVG for the page and as PNG for everything else.
 
-In the page, text and axes take the colour of the text around them, so a chart is at home in dark and light; the
-colours of series are readable on both. SVGs hold no dates and their bytes depend on what they show only.
+In the page, text and axes take the colour of the text around them, so a chart suits light and dark pages; the
+colours of series are readable on both. SVGs hold no dates, and their bytes depend only on what they show.
 """
 
 import io
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-INK, PAPER = "#1b1f24", "#fffffe"  # of text and axes, and behind text on lines; the page's own take their place
-# At least 3 : 1 against the page's white and its dark grey; a model keeps its colour in all figures.
+INK, PAPER = "#1b1f24", "#fffffe"  # of text and axes, and behind text on lines; the page replaces both by its own
+# Contrast of at least 3 : 1 to the page's white and its dark grey; a model keeps its colour in all figures.
 COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d")
 # Marker and line of each solver and grid, in the order of the table; a single point has no line anyway.
 MARKS = ("o-", "s--", "^:", "D-.", "v--", "X:", "P-.", "*-")
 NARROW, WIDE = (4.2, 3.5), (9.0, 4.6)  # inches; at 72 an inch, the first is about a phone's width
-CURVE_POINTS = 300  # of a training curve, at most
+CURVE_POINTS = 300  # most points of a training curve
 LABELS = {
     "fid_inception": "FID",
     "sliced_wasserstein": "sliced Wasserstein distance",
@@ -69,7 +69,7 @@ def label_of(metric: str) -> str:
 
 
 def chart(name: str, alt: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> Chart:
-    """Draws what `paint` puts on a figure; `name` keeps the ids of charts apart, `alt` is read aloud."""
+    """Draws what `paint` puts on a figure; `name` keeps the ids of charts apart, `alt` is for screen readers."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -78,7 +78,7 @@ def chart(name: str, alt: str, size: tuple[float, float], paint: Callable[["Figu
         paint(figure)
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white", metadata={"Software": None})
-        figure.set_layout_engine("none")  # what was found for the PNG is right for the SVG
+        figure.set_layout_engine("none")  # the layout found for the PNG suits the SVG
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
     return Chart(name, _inline(svg.getvalue(), name, alt), png.getvalue())
 
@@ -135,7 +135,7 @@ def _line(label: str, colour: str = INK, mark: str = "-", **more: Any) -> "Line2
 
 
 def _legend(figure: "Figure", handles: Sequence["Line2D"], most: int = 8) -> None:
-    """Below the axes, row by row in as many columns as fit: matplotlib would fill it column by column."""
+    """A legend below the axes, row by row in as many columns as fit; matplotlib would fill it by columns."""
     room, widths = figure.get_figwidth() * 72 / 9, [0.62 * len(str(h.get_label())) + 4.6 for h in handles]  # in em
     for columns in range(min(most, len(handles)), 0, -1):
         if sum(max(widths[c::columns]) for c in range(columns)) <= room:
@@ -263,7 +263,7 @@ def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -
 
 
 class Cost(NamedTuple):
-    """What a flow's paths cost to travel, with its error, and the pairs it learnt; None for the base."""
+    """The transport cost of a flow's own paths, with its error, and of the pairs it learnt (None for the base)."""
 
     model: str
     learnt: float | None
@@ -314,7 +314,7 @@ def histogram(figure: "Figure", bins: pd.DataFrame, label: str, models: Sequence
 
 
 def training(figure: "Figure", curves: pd.DataFrame, models: Sequence[str]) -> None:
-    """Each model's own loss, averaged over neighbours where a line would have too many points."""
+    """Each model's own loss, as a mean over five records, at no more than `CURVE_POINTS` points."""
     axes = figure.add_subplot()
     for model, rows in curves.groupby("model", sort=False):
         smooth = rows.loss.rolling(5, min_periods=1).mean()

@@ -67,7 +67,7 @@ def page(
     pictures: Gallery,
     files: list[str],
 ) -> str:
-    """index.html: one file that needs no other."""
+    """The text of index.html."""
     from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
     params = results.params

@@ -1,7 +1,7 @@
-"""Pictures of the report that are no charts: samples, their nearest images, what lies between, the way from noise.
+"""Pictures of the report that are not charts: samples, nearest training images, paths, samples between noises.
 
-In the page every picture is a small one of its own with nothing behind it, and the page's text around it. For
-everything else the same pictures are put together on white, with labels.
+The page shows many small pictures with transparent backgrounds among its text. For files the same pictures are put
+together on white, with labels.
 """
 
 import base64
@@ -21,8 +21,8 @@ Sheet = UInt8[Tensor, "h w 4"]
 DOTS, PANEL = 220, 150  # pixels a side: scatter plots, images of an animation
 SHORTEST, LAST, FRAME = 0.5, 1.6, 0.08  # seconds: the first frame, the last, one between
 ANIMATION_BYTES = 600_000
-CELL = 150  # pixels a side of a cell in a composed picture, about
-GREY = "#808890"  # seen on white and on dark
+CELL = 150  # about the pixels a side of a cell in a composed picture
+GREY = "#808890"  # visible on white and on dark
 
 
 class Gallery(NamedTuple):
@@ -32,8 +32,8 @@ class Gallery(NamedTuple):
         samples: by model, a cell for each of `nfes`, None where there is none.
         nearest: by model, pairs of a sample over its nearest training image, with their distance, closest first;
             only of models for which it is known.
-        strips: by model.
-        trajectories: by flow.
+        strips: by model, samples between two noises.
+        trajectories: by flow, paths of points.
         flows: names over the panels of `moving`, a GIF, and of `still`, its last frame.
     """
 
@@ -49,7 +49,7 @@ class Gallery(NamedTuple):
 
 
 def uri(data: bytes, kind: str = "png") -> str:
-    """A picture as an address that holds all of it."""
+    """A picture as a data: URI."""
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -105,7 +105,7 @@ def _pairs(shown: Mapping[str, Tensor]) -> list[tuple[Sheet, float]]:
 
 
 def _paths(paths: Float[Tensor, "knots N 2"], colour: str) -> Sheet:
-    """Paths from noise (grey dots) to samples, as a picture with nothing behind."""
+    """Paths from noise (grey dots) to samples, on a transparent background."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -123,7 +123,7 @@ def _paths(paths: Float[Tensor, "knots N 2"], colour: str) -> Sheet:
 
 
 def _frames(flows: Sequence[str], shown: Mapping[str, Mapping[str, Tensor]], models: Sequence[str]) -> list[Sheet]:
-    """All flows side by side at each time that was kept, over a bar as long as the time."""
+    """All flows side by side at each stored time; the bar below them is as long as the time."""
     panels = [_panels(shown[model]["frames"], colour_of(models, model)) for model in flows]
     times = shown[flows[0]]["frame_times"].tolist()
     sheets = []
@@ -140,7 +140,7 @@ def _frames(flows: Sequence[str], shown: Mapping[str, Mapping[str, Tensor]], mod
 
 
 def _panels(frames: Tensor, colour: str) -> list[Sheet]:
-    """One flow's frames, with pixels wholly there or not."""
+    """One flow's frames, with pixels either opaque or transparent."""
     if frames.ndim == 3:
         return [dots(frame, DOTS, colour, opacity=1) for frame in frames]
     smaller = -(-4 * frames.shape[-1] // PANEL)

@@ -1,4 +1,4 @@
-"""What the stages left for the report, read into tables, and the plain numbers that follow from it.
+"""What the stages wrote, read into tables, and the numbers that follow from it.
 
 Nothing here draws. Tables are tidy: a row is one number with its error and all that identifies it.
 """
@@ -21,7 +21,7 @@ from fmcore.score.points import sliced_wasserstein
 from fmcore.verdict import Choice, Sampled, Verdict, choices, verdict
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
-# One number a model, none of a student but the last.
+# Metrics with one number a model; a k-step student has the last only.
 OF_FLOWS = (
     *("straightness", "transport_cost", "reconstruction_real", "reconstruction_generated"),
     *("bits_per_dim", "nats", "memorisation"),
@@ -30,7 +30,7 @@ PARETO_NFE = (1, 2, 4)  # and the largest
 
 
 class Level(NamedTuple):
-    """A distance that others are held against, with its standard error.
+    """A distance that others are compared with, with its standard error.
 
     Main arguments:
         samples: it was measured on.
@@ -55,8 +55,9 @@ class Results:
         shown: tensors of samples.safetensors by model.
         quality: numbers by round.
         flops: of one network evaluation of one sample, by model.
-        floor: what fresh data would score, None if it is not known.
-        ceiling: what the pairs score that the student learnt.
+        headline: the distance that charts and tables show first.
+        floor: the score of fresh data, None if it is not known.
+        ceiling: the score of the pairs that the student learnt.
     """
 
     params: Params
@@ -139,14 +140,14 @@ def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:
 
 
 def headline_of(scores: pd.DataFrame) -> str:
-    """The distance the curves show."""
+    """The distance that charts and tables show first: a Frechet distance, or sliced Wasserstein for points."""
     names = scores.metric.unique()
     found = (name for name in names if name.startswith(("fid_", "fd_")) and not name.endswith("_inf"))
     return next(found, HEADLINE_OF_POINTS)
 
 
 def _floor_of_images(floor: Mapping[str, float], rows: pd.DataFrame) -> Level | None:
-    """What as many fresh images as were scored would get, on average."""
+    """The mean score of as many fresh images as were scored."""
     if not floor:
         return None
     samples = int(rows.n_samples.iloc[0])
@@ -155,15 +156,16 @@ def _floor_of_images(floor: Mapping[str, float], rows: pd.DataFrame) -> Level | 
 
 
 def _floor_of_points(data: Dataset, count: int) -> Level:
-    """What as many points of the data as were scored get against the reference, which was drawn apart."""
+    """The score of as many points of the data as were scored; the reference was drawn separately."""
     found = sliced_wasserstein(data.x1[:count], data.reference)
     return Level(found.value, found.std, found.samples)
 
 
 def _ceiling(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
-    """What the pairs would score, were they as many as the models' samples: n of them add about c / n.
+    """The score of the pairs, moved to what as many of them as the models' samples would score.
 
-    It stays as measured where c is not known, or where it is larger than all that was measured.
+    n pairs add a bias of about c / n. The score stays as measured if c is not known, or if moving it would make it
+    negative.
     """
     value, std, count = float(pairs.value), float(pairs["std"]), int(pairs.n_samples)
     gap = 1 / samples - 1 / count
@@ -192,7 +194,7 @@ def euler_of(results: Results) -> pd.DataFrame:
 def headlines(results: Results) -> dict[str, Any]:
     """What `dvc metrics show` and `dvc exp show` print, few enough to be columns of a table.
 
-    The headline of each model at its least and most Euler steps, and what each flow has one number of.
+    The headline of each model at its fewest and most Euler steps, and metrics with one number a flow.
     """
     table = results.of_models
     by_model = {}
@@ -211,10 +213,11 @@ def headlines(results: Results) -> dict[str, Any]:
 
 
 def training_passes(params: Params) -> dict[str, int]:
-    """Network evaluations on images that it took to make each model, those shared between its parents once.
+    """Network evaluations on images that it took to make each model; what its parents share is counted once.
 
-    A base counts the images it trained on (none if it is somebody's diffusion model), a round also what its
-    couplings cost to make. An evaluation in training costs about three of those in sampling: it runs back, too.
+    A base counts the images it trained on (none if it is a diffusion model that existed), a round also the
+    evaluations of its couplings. An evaluation in training costs about three in sampling, since it has a backward
+    pass.
     """
     teacher = params.base.teacher is not None
     spent = {"base": {"base": 0 if teacher else params.base.train.images}}

@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 def plus_minus(value: float, std: float) -> str:
-    """A value and its standard error, the error with two digits; without one the value with four.
+    """A value and its standard error with two digits, or a value without an error with four digits.
 
     >>> plus_minus(0.37314, 0.0123)
     '0.373 ± 0.012'
@@ -107,7 +107,7 @@ def others_table(results: Results, curves: pd.DataFrame) -> Table | None:
 
 
 def flows_table(results: Results) -> Table:
-    """What is measured once a model, and what the couplings cost that it learnt."""
+    """The metrics with one number a model, and the transport cost of the couplings that it learnt."""
     table = results.of_models
     metrics = [m for m in MEASURES if (table.metric == m).any()]
     learnt = {**{name: name for name in results.rounds}, "student": results.params.distill.couplings}
@@ -129,7 +129,7 @@ def transport_costs(results: Results) -> list[Cost]:
 
 
 def pairs_table(results: Results) -> Table:
-    """What the stored pairs of each round look like; noise that is none stands out."""
+    """The quality of each round's stored pairs; numbers that noise would not have stand out."""
     rows: list[list[str]] = []
     strong = set()
     for key, name, expected in QUALITY:

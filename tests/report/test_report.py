@@ -276,10 +276,8 @@ def test_the_ceiling_is_what_as_many_pairs_as_samples_would_score(tmp_path, monk
         write_json(layout.FEATURES / "floor.json", floor)
         ceiling, text = said()
         assert ceiling == pytest.approx(0.42 + moved, rel=1e-5)
-        text_of = (
-            f"the student's ceiling: what the pairs score that it learnt, {ceiling:.3g} ± {std}, measured on 1,000"
-        )
-        assert text.startswith(f"{text_of} of them")
+        measured = f"{ceiling:.3g} ± {std}, measured on 1,000 of them"
+        assert text.startswith(f"the student's ceiling: the score of the pairs that it learnt, {measured}")
         assert (" and moved by -0.057 to what 10,000 would score." in text) == (moved != 0)
 
 
