@@ -2,8 +2,8 @@
 
 import os
 
-# OpenMP's threads spin while they wait for each other. When anything else wants the cores (a server, a browser),
-# the spinner holds the one that the last thread needs, and training slows down up to thirty times. Spinning
+# OpenMP's threads spin while they wait for each other. When anything else wants the cores (a server, a browser), a
+# spinning thread holds the core that the last thread needs, and training slows down up to thirty times. Spinning
 # briefly and then sleeping costs nothing measurable on an idle machine (docs/LOG.md has the figures). OpenMP reads
-# this when torch loads.
+# this variable when torch loads.
 os.environ.setdefault("GOMP_SPINCOUNT", "3000")

@@ -46,7 +46,7 @@ class Stopped(RuntimeError):
 
 
 class Children:
-    """The running `dvc` processes of one pipeline run, so that whoever leaves ends them all."""
+    """The running `dvc` processes of one pipeline run; leaving the context ends them all."""
 
     def __init__(self) -> None:
         self.failed: str | None = None
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--force", action="store_true", help="run them even if nothing changed")
     options = parser.parse_args(arguments)
     stages = options.stages or None
-    # Unhandled, it would leave the stage's process group behind; Prefect's engine has a handler of its own.
+    # Unhandled, SIGTERM would leave the stage's process group behind; Prefect's engine has a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         api = live_api(Path(Repo.find_root()))
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return what makes `python` in a stage's command this interpreter, and its lines come at once."""
+    """Return the variables that make `python` in a stage's command this interpreter, with unbuffered output."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return {"PATH": path, "PYTHONUNBUFFERED": "1", "DVC_NO_ANALYTICS": "1"}
 

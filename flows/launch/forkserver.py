@@ -93,7 +93,7 @@ def _start(key: str) -> None:
 
 
 def _follow(connection: socket.socket) -> int | None:
-    """Hands over this process's terminal and environment, then waits for the exit status; None if none forked."""
+    """Hands over this process's terminal and environment and waits for the exit status; None if nothing forked."""
     request = json.dumps({"environment": dict(os.environ), "folder": os.getcwd()}).encode()
     try:
         socket.send_fds(connection, [struct.pack("I", len(request))], [0, 1, 2])

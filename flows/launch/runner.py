@@ -1,7 +1,7 @@
 """Runs the one stage that DVC names, and everything that watches it.
 
-The stage yields events; here they become progress on the terminal, MLflow records and a Prefect flow run. None
-of these decides the outcome: a stage that finished its work ends with status 0.
+The stage yields events. Here they become progress on the terminal and lines of a journal, from which MLflow and
+Prefect are told. None of these decides the outcome: a stage that finished its work ends with status 0.
 """
 
 import os
@@ -62,7 +62,7 @@ def run(stage: str) -> int:
 
 def _run(stage: str) -> None:
     keep_freed_memory()
-    # What a stage compiles, those after it find.
+    # Later stages find here what earlier ones compiled.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(root() / WORK / "inductor"))
     if is_torn(Path.cwd()):
         raise ValueError(
@@ -79,8 +79,8 @@ def _run(stage: str) -> None:
         for event in started(params, stage_at(stage)):
             for said in (event, *bars(event)):
                 journal(said)
-        # DVC reads them now. Had they been edited meanwhile, it would record the new values as what made the old
-        # outputs, and never run the stage again.
+        # DVC reads the parameters now. If they were edited meanwhile, it would record that the new values made
+        # these outputs, and never run the stage again.
         if entry_of(stage, load_yaml(FILE)).params != before:
             raise ValueError(
                 f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"

@@ -10,13 +10,13 @@ from flows.workshop.entry import Stage
 
 
 class Code(NamedTuple):
-    """The `file` in `flows/stages`, with a function of its name; the `model` it is about, if it is always one."""
+    """The `file` in `flows/stages`, with a function of its name; the `model` it is about, if that is fixed."""
 
     file: str
     model: str = ""
 
 
-# A stage's file has its name, but for these.
+# Stages whose file has another name, or that are always about one model.
 OTHERS = {
     "base": Code("base", "base"),
     "distill": Code("distill", "student"),
@@ -37,7 +37,7 @@ def stage_at(address: str) -> Stage:
 
 
 def started(params: Params, stage: Stage) -> Events:
-    """The stage's events; taking them runs it."""
+    """The stage's events; iterating over them runs the stage."""
     file = code_of(stage.address.partition("@")[0]).file
     function: Callable[[Params, Stage], Events] = getattr(import_module(f"flows.stages.{file}"), file)
     return function(params, stage)

@@ -41,7 +41,7 @@ def record(root: Path, stage: str, worked: float) -> None:
 
 
 def table(path: Path, since: float = 0.0) -> str:
-    """The split of the last pipeline run, a line per stage; of one that ended before `since`, that nothing ran."""
+    """The split of the last pipeline run, a line per stage; if it ended before `since`, says that nothing ran."""
     lines = [line for line in _lines(path) if line["ended"] >= since]
     if not lines:
         return "nothing ran: all is as it was" if since else "no stage has run here yet"

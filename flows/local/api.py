@@ -29,7 +29,7 @@ class Api(NamedTuple):
     own: bool = False
 
     def may_be_asked(self) -> bool:
-        """Whether the login may go to who listens there now; it may where the kernel does not tell who that is."""
+        """Whether the login may be shown to whoever listens there now; if the kernel does not tell who, it may."""
         if not (self.login and self.own) or not private.kernel_tells():
             return True
         return private.listener_is_mine(self.address)
@@ -129,7 +129,7 @@ def past_proxies() -> dict[str, str]:
 def is_healthy(address: str, login: str | None = None) -> bool:
     """Tell whether a Prefect API answers at `address`, within two seconds; the login is not shown."""
     status, text = asked(address, "/health")
-    # A gate may ask even here who calls; with a login to show, that is an answer.
+    # Some servers ask for the login even here; if there is one to show, a 401 counts as an answer.
     return (status == 200 and text == b"true") or (status == 401 and bool(login))
 
 

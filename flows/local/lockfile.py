@@ -41,7 +41,7 @@ def mend(root: Path) -> str | None:
     from dvc.lock import LockError
     from dvc.repo import Repo
 
-    with suppress(LockError), Repo(str(root)) as repo, repo.lock:  # which whoever writes the file holds
+    with suppress(LockError), Repo(str(root)) as repo, repo.lock:  # held by whoever writes the file
         path, reason = root / LOCK_FILE, ""
         try:
             Lockfile(repo, str(path)).load()

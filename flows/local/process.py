@@ -17,7 +17,7 @@ GRACE_SECONDS = 10.0
 
 
 class Process(NamedTuple):
-    """A process for all time: a pid alone is used again."""
+    """A process, named for good by pid and creation time: a pid alone is used again."""
 
     pid: int
     created: float
@@ -105,7 +105,7 @@ def end_groups(leaders: Iterable[Process], grace: float = GRACE_SECONDS) -> int:
 def _end(
     doomed: dict[Process, psutil.Process], more: Callable[[], dict[Process, psutil.Process]], grace: float
 ) -> None:
-    """Asks all to end, then kills those that have not, and who has come meanwhile, as `more` tells."""
+    """Asks all to end, then kills those that have not, and those that `more` has found meanwhile."""
     for other in doomed.values():
         _signal(other, signal.SIGTERM)
     deadline = time.monotonic() + grace
