@@ -3,7 +3,7 @@
     python benchmarks/costs.py [--quick] [--threads 2] [--largest 100000] [--only pairs|work] [--out FILE]
 
 Pairs are written to a temporary folder, each size in a process of its own, so that peaks of memory compare; the
-curve ends at `--largest` pairs, and 1000000 of them take 9.2 GB of disk. Seconds belong to the machine; whether
+curve ends at `--largest` pairs, and 1000000 of them take 9.2 GB of disk. Seconds depend on the machine; whether
 the cost of one image stays flat does not. Linux only: peaks are read from /proc.
 """
 
@@ -120,9 +120,9 @@ def work_tables(quick: bool, scale: Scale, mlp: str, unet: str) -> list[str]:
             ],
         ),
         *table(
-            "What hears a training, as shares of it: the bar, the journal for MLflow (a record every 50 steps), "
-            "checkpoints; and CPU-seconds of the process that sends the journal, importing MLflow included, which "
-            "a pipeline pays once",
+            "What watching a training costs, as shares of it: the bar, the journal for MLflow (a record every 50 "
+            "steps), checkpoints; and CPU-seconds of the process that sends the journal, importing MLflow "
+            "included, which a pipeline pays once",
             "network | batch | training, s | bar | journal | checkpoints | sending, CPU-s",
             [
                 watching_shares(mlp, SMALL_MLP, (1, 8, 8), 256, scale.watched),

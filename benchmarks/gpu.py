@@ -4,10 +4,10 @@
     python benchmarks/gpu.py --device cpu --quick     tiny networks, to see that all parts run
 
 The numbers of each part go to a JSON file beside --out as soon as they are there, and the tables with them. A
-later call with the same --out does what is left, then again what failed, was wrong or was killed, so that machines
-lent for minutes suffice. Candidates take turns, and medians are shown; a training loop that cannot start is named,
-and the others are still measured. torchcfm's loop is restated from its CIFAR-10 example. Beside torch it needs
-safetensors, jaxtyping, psutil and diffusers; without torchcfm its loop is skipped.
+later call with the same --out does what is left, then repeats what failed, was wrong or was killed. So a machine
+lent for minutes suffices. Candidates take turns, and medians are shown. A training loop that cannot start is
+named, and the others are still measured. torchcfm's loop is restated from its CIFAR-10 example. Beside torch
+this needs safetensors, jaxtyping, psutil and diffusers; without torchcfm its loop is skipped.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from fmcore.flow import speed
 
 
 def run(part: Part, bench: Bench) -> Row:
-    """The part's record, its error's first line if it fails."""
+    """The part's record, with its error's first line if it fails."""
     gc.collect()
     if bench.device.type == "cuda":
         torch.cuda.empty_cache()
-    torch.compiler.reset()  # else networks of other parts would count as other shapes of this one's
+    torch.compiler.reset()  # else networks of earlier parts would count as further shapes of this part's
     start = time.perf_counter()
     try:
         rows = part.measure(bench)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
             write_file(numbers, (json.dumps(results, indent=2, allow_nan=False) + "\n").encode())
             write_file(args.out, shown().encode())
 
-    # Compiling takes minutes in all; what is compiled is the same without.
+    # A quick call does not compile: that takes minutes, and the parts run without.
     stance = torch.compiler.set_stance("force_eager") if args.quick else nullcontext()
     with stance:
         for part in sorted(wanted, key=lambda part: part.name in known):

@@ -71,7 +71,7 @@ def run(how: str, seed: int, seconds: float, folder: Path) -> None:
     extractor, data = load_extractor(folder), params.data.load()
     pixels = quantise(data.reference) if data.reference.is_floating_point() else data.reference
     real = stats(extractor(pixels))
-    # A rate that stays, so that every point is as good as the end of a run of its length would be for both.
+    # The learning rate is constant, so each point is for both the end of a run of its length.
     batch = params.base.train.batch_size
     config = TrainConfig(
         images=10**9,

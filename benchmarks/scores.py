@@ -3,7 +3,7 @@
     python benchmarks/scores.py [--quick] [--out FILE]
 
 Everything runs in one process on the same images and weights (Inception's are random: time does not depend on
-them), interleaved, and medians are shown. Ratios compare; seconds belong to the machine.
+them), interleaved, and medians are shown. Compare ratios; seconds depend on the machine.
 """
 
 import argparse
@@ -200,7 +200,7 @@ def sweep(models: int) -> str:
     samples = models * 6 * params.evaluate.samples
     return (
         f"Sweep 1/2/4/8/16/64 of {models} digits models, {params.evaluate.samples} samples each: {seconds:.1f} s "
-        f"({samples / seconds:,.0f} scored samples/s), looks and pictures' tensors included."
+        f"({samples / seconds:,.0f} scored samples/s), probes and pictures' tensors included."
     )
 
 

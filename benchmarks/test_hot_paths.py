@@ -3,7 +3,7 @@
     pytest benchmarks --benchmark-only [--benchmark-save=NAME] [--benchmark-compare]
 
 The repository's own `pytest` does not collect them, and the checks of shapes that tests/ switches on stay off.
-`OMP_NUM_THREADS` sets the threads. What --benchmark-save and --benchmark-json keep names the host.
+`OMP_NUM_THREADS` sets the threads. The files of --benchmark-save and --benchmark-json name the host.
 """
 
 from collections.abc import Callable, Iterator

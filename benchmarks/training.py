@@ -5,8 +5,8 @@
 Every candidate works on the same network, data and batch, in a process of its own, as its users would run it:
 fmcore with the allocator and the memory layout its pipeline chooses, the others as their documentation has them
 (Adam, a DataLoader, and an average of the weights kept in Python in torchcfm's image example, which also clips
-gradients). They take turns; medians are shown. Ratios compare, images a second belong to the machine. Use is what
-the network's own operations make of the rate of a large matrix product in the same run and precision.
+gradients). They take turns, and medians are shown. Compare ratios; images a second depend on the machine. "Use" is
+the rate of the network's own operations over that of a large matrix product in the same run and precision.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def ours(case: Case, precision: str, *, ot: bool = False) -> Step:
 
 
 def batches(case: Case) -> Iterator[Tensor]:
-    """The documented way: a shuffling DataLoader, begun anew when it ends."""
+    """Batches as the peers document it: a shuffling DataLoader, begun anew when it ends."""
     data = TensorDataset(data_of(case.shape))
     while True:
         for (x1,) in DataLoader(data, batch_size=case.batch, shuffle=True, drop_last=True):
@@ -164,7 +164,7 @@ def torchdiffeq_samples(case: Case) -> Step:
 
 
 def filled(network: nn.Module) -> nn.Module:
-    """In evaluation mode, with weights where the start has zeros, so that no factor is special."""
+    """The network in evaluation mode, with random weights where it starts with zeros."""
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         if not parameter.any():
@@ -229,7 +229,7 @@ def taken_in_turns(kind: str, case: str, candidates: list[str], threads: int, ro
     me = [sys.executable, __file__, "--worker", kind, case]
     with ExitStack() as stack:
         workers = {}
-        # Nothing compiled earlier is found, so that what compiling takes is seen.
+        # An empty cache, so that the time of compiling is measured.
         cache = stack.enter_context(tempfile.TemporaryDirectory())
         for name in candidates:
             process = subprocess.Popen(

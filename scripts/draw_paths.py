@@ -1,6 +1,6 @@
 """Draws the pictures of docs/paths-and-couplings.md and prints its numbers, in under a minute.
 
-Nothing is trained: the eight Gaussians of `fmcore.data` have exact marginals and velocities on every path.
+Nothing is trained: the preset's eight Gaussians have exact marginals and velocities on every path.
 
     python scripts/draw_paths.py
 """
@@ -72,7 +72,7 @@ def own_start(path: ContinuousPath, x0: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Traces:
-    """Points (K, N, 2) at times (K,) on a path of its own, and where its field on the linear path ends, (N, 2)."""
+    """Points (K, N, 2) at times (K,) on a path, and the ends (N, 2) of its field on the linear path."""
 
     times: Tensor
     points: Tensor
@@ -139,7 +139,7 @@ def draw_marginals() -> None:
 
 
 def draw_trajectories(traced: Mapping[str, Traces]) -> None:
-    """Above the plane, below one coordinate against time; the last column is all fields on the linear path."""
+    """A column for each path: above the plane, below one coordinate against time."""
     figure = Figure(figsize=(11, 4.9), layout="constrained")
     grid = figure.subplots(2, len(traced), height_ratios=(1, 1.05))
     goal = traced["linear"].points[-1]

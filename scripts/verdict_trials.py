@@ -2,10 +2,11 @@
 
     python scripts/verdict_trials.py FOLDER     # 75 minutes on one core; writes docs/verdict.csv
 
-It goes on where it was stopped, and knows finished stages by name alone: take a new folder after an edit.
+A second call goes on where the first stopped. It knows finished stages by name alone: after an edit, take another
+folder.
 
 After each of the first two rounds the verdict says whether a further one pays at one step; the next round says
-what it did win. Models and couplings stay in FOLDER.
+what it won. Models and couplings stay in FOLDER.
 """
 
 import json

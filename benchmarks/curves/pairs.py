@@ -75,7 +75,7 @@ def write_pairs(folder: Path, count: int, threads: int) -> tuple[float, str]:
     """Makes and writes pairs with the stage's own loop and a field that costs nothing; seconds and peak."""
     made = partial(
         generate_pairs,
-        lambda x, t, label: -x / 2,  # half of the noise is left; with -x only zeros would be
+        lambda x, t, label: -x / 2,  # half of the noise is left; with -x only zeros would be left
         shape=CIFAR,
         seed=0,
         grid=uniform_grid(1),
@@ -169,7 +169,7 @@ def pair_shares(
     x0, _ = draw(0, batch, shape=shape, seed=0)
     made = partial(generate_pairs, shape=shape, seed=0, grid=grid, solver=EULER, batch=batch)
     (pairs,) = made(field, batch)
-    full = max(1, SHARD_BYTES // (2 * 4 * prod(shape)) // batch)  # shards of few pairs would make files look dear
+    full = max(1, SHARD_BYTES // (2 * 4 * prod(shape)) // batch)  # small shards would make files look expensive
     with tempfile.TemporaryDirectory() as place:
         seconds = {
             "noise": median(lambda: draw(0, batch, shape=shape, seed=0), repeats),

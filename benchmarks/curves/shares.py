@@ -1,4 +1,4 @@
-"""Where the time of a training goes: inside a step, and to what hears the training."""
+"""Where the time of a training goes: the parts of a step, and what watches the training."""
 
 import os
 import statistics
@@ -91,7 +91,7 @@ def step_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, 
     whole: list[float] = []
     alone: list[float] = []
     found: dict[str, list[float]] = {part: [] for part in PARTS}
-    # A record of each step, where the stages take one of fifty: more than they cost there.
+    # A record every step, where the stages take one in fifty: records cost more here than there.
     records = train(state, objective, settings, seed=0, every=1)
     for k in range(repeats + 1):
         with clocks(clock, network, state.optimizer):
@@ -116,9 +116,9 @@ def step_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, 
 
 
 def watching_shares(name: str, config: Network, shape: tuple[int, ...], batch: int, seconds: float) -> list[str]:
-    """A line of the table: what a training's bar, journal and checkpoints take of it, and the process that ships.
+    """A line of the table: shares of a training's bar, journal and checkpoints, and the sending of the journal.
 
-    It is the stages' own `run_training`, heard by what hears a stage; MLflow is a database in the same folder.
+    It runs the stages' own `run_training`, with all that watches a stage; MLflow is a database in the same folder.
     """
     network = trained(config, shape)
     objective = objective_of(shape, batch)

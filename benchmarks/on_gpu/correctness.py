@@ -51,7 +51,7 @@ def shaken(network: nn.Module) -> nn.Module:
 
 
 def losses(network: nn.Module, data: Tensor, batch: int) -> Tensor:
-    """Those of 20 steps in fp32, on batches that are drawn on the CPU wherever the network is."""
+    """The losses of 20 steps in fp32, on batches that are drawn on the CPU wherever the network is."""
     device, here = next(network.parameters()).device, objective_on(Independent(data), batch, "fp32")
 
     def drawn(generator: Generator, progress: float) -> Any:
@@ -64,7 +64,7 @@ def losses(network: nn.Module, data: Tensor, batch: int) -> Tensor:
 
 
 def correctness(bench: Bench, name: str, *, compiled: bool = False) -> list[Row]:
-    """The same weights and inputs here and on the CPU; compiled, only what compiling may break."""
+    """The same weights and inputs here and on the CPU; if `compiled`, only what compiling may break."""
     size, shape = bench.size, (1, 8, 8) if name == "mlp" else bench.size.shape
     here = shaken(initialised(getattr(size, name), shape, None, 0))
     data = draw(0, 4 * size.checked, shape=shape, seed=0)[0].clamp(-1, 1)
@@ -103,7 +103,7 @@ def correctness(bench: Bench, name: str, *, compiled: bool = False) -> list[Row]
 
 
 def resume(bench: Bench) -> list[Row]:
-    """40 steps at once, again, and with a checkpoint in the middle: the second says what this GPU repeats."""
+    """40 steps at once, again, and with a checkpoint in the middle; the second says whether this GPU repeats."""
     batch = bench.size.checked
     config, data = config_of(batch, 40), pixels(bench)
     objective = objective_on(Independent(data), batch, "auto")

@@ -71,7 +71,7 @@ def training(bench: Bench, name: str, batch: int) -> list[Row]:
     warmed: dict[str, Row] = {}
     failed: list[Row] = []
     for loop, make in candidates.items():
-        step: Step | None = None  # else one that failed is still there
+        step: Step | None = None  # lets go of one that failed
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
