@@ -52,10 +52,10 @@ unit: $(READY) ## the tests alone, on all cores
 	ATEN_CPU_CAPABILITY=avx2 pytest -n auto -q -m "(numerics or precisions) and not slow" \
 		$$(grep -rlE --include="test_*.py" "mark\.(numerics|precisions)" tests)
 
-smoke: $(READY) ## the whole graph on a tiny preset, killed, edited and mistyped
+smoke: $(READY) ## tests of the whole graph on a tiny preset: kills, edits, mistakes in params.yaml
 	pytest tests/test_pipeline.py tests/test_mistakes.py
 
-bench: $(READY) ## how fast all is, against the tools people use (long; on an otherwise idle machine)
+bench: $(READY) ## speed of training, sampling and scores against other tools (long; on an idle machine)
 	results=benchmarks/results/$$(python benchmarks/machine.py) && \
 	python benchmarks/training.py --threads 2 --out $$results/training-2.md && \
 	python benchmarks/training.py --threads 1 --out $$results/training-1.md && \
