@@ -32,9 +32,14 @@ def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1, fill: int
     return sheet
 
 
+def visible(pixels: UInt8[Tensor, "N C H W"]) -> UInt8[Tensor, "N c H W"]:
+    """Grey or RGB images as they are; of more channels the first three, of two the first."""
+    return pixels[:, : 3 if pixels.shape[1] >= 3 else 1]
+
+
 def clear_tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1) -> UInt8[Tensor, "h w 4"]:
-    """Grey or RGB images side by side, on a transparent background."""
-    colour = pixels if pixels.shape[1] == 3 else pixels.expand(-1, 3, -1, -1)
+    """Images side by side, as far as they are `visible`, on a transparent background."""
+    colour = visible(pixels).expand(-1, 3, -1, -1)
     return tile(torch.cat([colour, torch.full_like(pixels[:, :1], 255)], 1), columns, gap, fill=0)
 
 
@@ -119,7 +124,7 @@ def animation(frames: Sequence[UInt8[Tensor, "h w 4"]], seconds: Sequence[float]
 
 def image_grid(samples: Float[Tensor, "N C H W"], path: Path, columns: int = 8, side: int = 48) -> None:
     """Writes images in [-1, 1] as a PNG grid; small ones are enlarged to about `side` pixels, unblurred."""
-    sheet = tile(quantise(samples), columns)
+    sheet = tile(visible(quantise(samples)), columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(enlarged(sheet, max(1, side // samples.shape[-1]))))
 
@@ -137,7 +142,7 @@ def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:
 
 def sample_picture(samples: Float[Tensor, "N *D"], path: Path) -> None:
     """Writes a grid of images or a scatter plot of 2-D points; a ValueError for samples of another shape."""
-    if samples.ndim == 4 and samples.shape[1] in (1, 3):
+    if samples.ndim == 4:
         image_grid(samples, path)
     elif samples.ndim == 2 and samples.shape[1] == 2:
         scatter(samples, path)

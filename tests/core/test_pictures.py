@@ -120,7 +120,15 @@ def test_pictures_are_the_same_bytes_each_time(tmp_path, shape):
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 
 
-@pytest.mark.parametrize("shape", [(3,), (2, 8, 8), (4, 8, 8), (1,)])
+@pytest.mark.parametrize(("channels", "shown"), [(2, 1), (4, 3), (5, 3)])
+def test_of_many_channels_the_first_are_shown(tmp_path, channels, shown):
+    samples = torch.randn(12, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    sample_picture(samples, tmp_path / "all.png")
+    sample_picture(samples[:, :shown], tmp_path / "shown.png")
+    assert (tmp_path / "all.png").read_bytes() == (tmp_path / "shown.png").read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,)])
 def test_samples_without_a_picture_are_refused(tmp_path, shape):
     with pytest.raises(ValueError, match=r"have no picture: use \.safetensors"):
         sample_picture(torch.zeros(2, *shape), tmp_path / "a.png")
