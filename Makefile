@@ -76,5 +76,5 @@ upgrade: $(READY) ## params.yaml and presets of an older version, brought up to 
 	@python -m flows.params.upgrade
 
 clean: ## remove what the pipeline made; DVC's cache, MLflow's and Prefect's records stay
-	rm -rf dataset features models couplings curves scores reports *.checked.json data.seen.json dvc_plots
+	rm -rf dataset features models couplings curves scores reports *.checked.json data.seen.json data.beside.json dvc_plots
 	find work -mindepth 1 -maxdepth 1 ! -name journal ! -name 'prefect*' -exec rm -rf {} + 2>/dev/null || true

@@ -6,6 +6,7 @@ CHECKED = Path("params.checked.json")  # digests of files beside the data: a tea
 CHECKED_FEATURES = Path("features.checked.json")  # of the extractor's
 SEEN = Path("data.seen.json")
 DATASET = Path("dataset")
+BESIDE = Path("data.beside.json")  # apart from the data set, which it must not change
 FEATURES = Path("features")
 MODELS = Path("models")
 COUPLINGS = Path("couplings")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from fmcore.intake.files import Folder, Reader
     from fmcore.model import Model
     from fmcore.score.extractors import Extractor
     from fmcore.score.reference import Reference
@@ -39,8 +40,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "target",
         type=Path,
-        help="a model folder (a conditional model draws its classes uniformly), or a folder of PNG, JPEG, WebP or "
-        "BMP images in 8-bit grey or RGB",
+        help="a model folder (a conditional model draws its classes uniformly), or a folder of images: PNG, JPEG, "
+        "WebP, BMP, TIFF, GIF or AVIF",
     )
     evaluate.add_argument(
         "--against",
@@ -126,7 +127,7 @@ def _sample(args: argparse.Namespace) -> str:
 def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.disk.files import ArtifactError, read_json
     from fmcore.flow.pixels import quantise
-    from fmcore.intake.files import folder_files, folder_images
+    from fmcore.intake.files import Folder
     from fmcore.model import load
     from fmcore.score.fidelity import FEATURE_METRICS
     from fmcore.score.scoring import METRICS, ImageScorer, PointScorer, Scorer
@@ -141,26 +142,28 @@ def _evaluate(args: argparse.Namespace) -> str:
     model = load(args.target, args.device) if (args.target / "config.json").is_file() else None
     if model is None and is_points:
         raise ArtifactError(f"{args.target}: expected a model folder, since {args.against} holds points")
-    if model:
-        files, count = [], args.count or MODEL_SAMPLES
+    folder = None if model else Folder(args.target)
+    if folder is None:
+        count = args.count or MODEL_SAMPLES
         what = f"{count} samples ({args.nfe} NFE of {args.solver})"
     else:
-        files = folder_files(args.target)
-        count = min(args.count or len(files), len(files))
-        what = f"{count} images" if count == len(files) else f"{count} of {len(files)} images"
+        total = len(folder.files)
+        count = min(args.count or total, total)
+        what = f"{count} images" if count == total else f"{count} of {total} images"
     scorer: Scorer
     shape: tuple[int, ...] = (2,)
+    notes: list[str] = []
     if is_points:
         scorer = PointScorer(_points(file), metrics, args.seed)
     else:
-        extractor, reference, shape = _reference(args, file)
-        extractor = extractor if model else _naming(extractor, files)
+        extractor, reference, shape, reader, notes = _reference(args, file, folder)
+        extractor = _naming(extractor, folder.files) if folder else extractor
         scorer = ImageScorer(count, extractor, reference, metrics, args.seed)
-    if model is None:
-        parts = folder_images(files[:count], shape)
-    elif model.shape != shape:
+    if folder:
+        parts = folder.images(shape, reader, count)
+    elif model and model.shape != shape:
         raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
-    else:
+    elif model:
         parts = _drawn(args, model, count, None, "evaluate")  # the noise of the pipeline's scores
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
@@ -168,6 +171,7 @@ def _evaluate(args: argparse.Namespace) -> str:
     if args.out:
         _write(args, scores, made_by_model=model is not None)
     lines = [f"{args.target} against {args.against}: {what}, seed {args.seed}"]
+    lines += [*(folder.notes(reader) if folder else ()), *notes]
     for score in scores:
         e = score.estimate
         made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
@@ -204,29 +208,40 @@ def _naming(extractor: "Extractor", files: Sequence[Path]) -> "Extractor":
     return replace(extractor, features=features)
 
 
-def _reference(args: argparse.Namespace, file: Path) -> tuple["Extractor", "Reference", tuple[int, ...]]:
-    """The extractor, the data under it and the shape of its images: the pipeline's, or made of a folder here."""
+def _reference(
+    args: argparse.Namespace, file: Path, target: "Folder | None"
+) -> tuple["Extractor", "Reference", tuple[int, ...], "Reader", list[str]]:
+    """What is compared with: the pipeline's data, or a folder that is read here, in which case there are notes.
+
+    The extractor, the data under it, the shape of its images, and how the files of both sides are read.
+    """
     from fmcore.disk.files import read_json
-    from fmcore.intake.files import folder_files, folder_images
+    from fmcore.intake.files import Folder, folder_images, folder_shape, reader_of
     from fmcore.progress import Progress
     from fmcore.score.extractors import adopt, load_extractor
     from fmcore.score.reference import load_reference, reference_parts
 
+    files = target.files if target else []
     if file.is_file():
         extractor = load_extractor(args.against, args.device, args.weights, args.extractor)
-        shape = tuple(read_json(args.against / "manifest.json")["image_shape"])
-        return extractor, load_reference(file, extractor.dims), shape
-    kind, files = args.extractor or "inception-v3-compat", folder_files(args.against)
-    shape = tuple(next(folder_images(files[:1], None)).shape[1:])
+        about = read_json(args.against / "manifest.json")
+        shape = tuple(about["image_shape"])
+        reader = reader_of(files, shape[0], about.get("reading"))
+        return extractor, load_reference(file, extractor.dims), shape, reader, []
+    kind, against = args.extractor or "inception-v3-compat", Folder(args.against)
+    shape = folder_shape(against.files)
+    reader = reader_of([*files, *against.files], shape[0])
+    images = folder_images(against.files, shape, reader=reader)
     with TemporaryDirectory() as folder:
-        extractor = adopt(kind, Path(folder), shape, folder_images(files, shape), args.device, args.weights)
-    bar, total = Progress("reference", len(files), "images"), None
-    for part in reference_parts(_naming(extractor, files), folder_images(files, shape), len(files)):
+        extractor = adopt(kind, Path(folder), shape, images, args.device, args.weights)
+    bar, total = Progress("reference", len(against.files), "images"), None
+    parts = against.images(shape, reader)
+    for part in reference_parts(_naming(extractor, against.files), parts, len(against.files)):
         total = part if total is None else total + part
         bar.to(total.stats.count)
     bar.close()
     assert total is not None
-    return extractor, total, shape
+    return extractor, total, shape, reader, against.notes(reader)
 
 
 def _write(args: argparse.Namespace, scores: Sequence["Score"], made_by_model: bool) -> None:

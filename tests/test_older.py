@@ -116,6 +116,20 @@ def test_choices_and_overrides_are_upgraded_too(project, capsys):
     assert "# mine" in (project / "presets/mine.yaml").read_text()
 
 
+@pytest.mark.parametrize(("grey", "channels"), [(False, 3), (True, 1)])
+def test_a_folder_of_images_goes_on_as_it_was(project, capsys, grey, channels):
+    yaml = YAML()
+    raw = yaml.load(PARAMS[-1])
+    raw["data"] = {"name": "images", "root": "pictures", "size": 32, "grey": grey}
+    yaml.dump(raw, Path("params.yaml"))
+    assert upgrade.main() == 0
+    data = read(Path("params.yaml")).data
+    assert (data.shape, data.fit, data.levels) == ((channels, 32, 32), "crop", "auto")
+    said = capsys.readouterr().out
+    assert f"data.grey is called data.channels now: {channels}" in said
+    assert 'data.background is new: "white"' in said
+
+
 def test_a_key_that_nobody_knows_is_named(project, capsys):
     Path("params.yaml").write_text(PARAMS[0].read_text() + "colour: red\n")
     assert upgrade.main() == 2

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from flows.params.schema import FAMILIES, Params, _sections
 
+PAIR = "tuple[int, int]"  # pydantic's name of [height, width]
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for an unknown key
 
 
@@ -51,14 +52,21 @@ def _resolved(
                 return None, f"{key}: expected one of {', '.join(offered)}, got {json.dumps(name)}"
             if family[name].__name__ != part:
                 return None, None
-        elif re.fullmatch(r"int|literal\['auto'\]|tuple\[.*", str(part)):  # a type or "auto": one line for both
-            if i == len(loc) - 1:
+        elif re.fullmatch(r"int|literal\['auto'\]|tuple\[.*", str(part)):  # one type or another: one line for both
+            members = [str(other[-1]) for other in tried if len(other) == i + 1 and other[:-1] == loc[:i]]
+            if i == len(loc) - 1 or PAIR in members:
                 value, key = _at(raw, plain), ".".join(map(str, plain))
-                many = any(len(other) == len(loc) and str(other[-1]).startswith("tuple[") for other in tried)
-                if isinstance(value, list) and many:
+                many = any(member.startswith("tuple[") for member in members)
+                if isinstance(value, list) and many and PAIR not in members:
                     return None, None
-                kind = "a list" if many else "a whole number"
-                return None, f"{key}: expected {kind} or auto, got {json.dumps(value)}"
+                kinds = {
+                    "a whole number": "int" in members,
+                    "a list of two": PAIR in members,
+                    "a list": many and PAIR not in members,
+                    "auto": "literal['auto']" in members,
+                }
+                wanted = " or ".join(kind for kind, is_offered in kinds.items() if is_offered)
+                return None, f"{key}: expected {wanted}, got {json.dumps(value)}"
         else:
             plain.append(part)
     return plain, None

@@ -112,6 +112,7 @@ STEPS: tuple[Step, ...] = (
     changed("features.extractor", lambda _: "inception-v3-compat", lambda value: value == "inception"),
     with_ending,
     with_euler_last,
+    renamed("data.grey", "data.channels", lambda grey: 1 if grey else 3),
 )
 
 

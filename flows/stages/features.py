@@ -33,6 +33,8 @@ def features(params: Params, stage: Stage) -> Events:
     with workspace(stage, params) as work:
         out = work / "out"
         about: dict[str, Any] = {"data": params.data.name, "split": "held out" if params.is_points else "train"}
+        how = {key: value for key, value in (data.about or {}).items() if key in ("background", "levels")}
+        about |= {"reading": how} if how else {}  # so that images of others are read as these were
         floor: dict[str, float] = {}
         accuracy: dict[str, float] = {}
         if params.features.extractor == "none":

@@ -27,6 +27,10 @@ class Dataset(NamedTuple):
         num_classes: None if there are no classes.
         reference: what generated samples are compared with: all training images, or points drawn separately.
         bin_width: distance in x1 between neighbouring grey levels, None for points.
+        names: of the classes, None if they have none.
+        about: what was done to it when it was read, as JSON, for the manifest.
+        beside: what lay beside it and was left out, as JSON; not kept here, since it does not change the data.
+        notes: both in words, for whoever reads it in.
     """
 
     x1: Tensor
@@ -34,6 +38,10 @@ class Dataset(NamedTuple):
     num_classes: int | None
     reference: Tensor
     bin_width: float | None = None
+    names: tuple[str, ...] | None = None
+    about: Mapping[str, Any] | None = None
+    beside: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,6 +63,8 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
         "shape": list(data.shape),
     }
     about |= {"count": len(data.x1), "sha256": sha256(folder / "data.safetensors")}
+    about |= {} if data.names is None else {"classes": list(data.names)}
+    about |= {} if data.about is None else {"about": data.about}
     write_json(folder / "manifest.json", {**manifest, **about})
 
 
@@ -64,6 +74,8 @@ def load_dataset(folder: Path) -> Dataset:
     try:
         x1 = tensors["x1"]
         reference = tensors.get("reference", x1)
-        return Dataset(x1, tensors.get("label"), manifest["num_classes"], reference, manifest["bin_width"])
+        names = tuple(manifest["classes"]) if "classes" in manifest else None
+        kept = (names, manifest.get("about"))
+        return Dataset(x1, tensors.get("label"), manifest["num_classes"], reference, manifest["bin_width"], *kept)
     except KeyError as error:
         raise ArtifactError(f"{folder}: expected a data set, got one without {error}") from None

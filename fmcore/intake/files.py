@@ -1,61 +1,122 @@
-"""A folder of images as it is, to be scored: neither resized nor converted."""
+"""A folder of images as it is, to be scored: read as a data set is, but not resized."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
 from fmcore.disk.dataset import DataError
 from fmcore.flow.rng import generator
-from fmcore.intake.images import image_paths
+from fmcore.intake.decoding import Levels, cores, read_images
+from fmcore.intake.images import images_in
+from fmcore.intake.planes import UnreadableError
+from fmcore.intake.reading import How, channels_of, read_image
+from fmcore.intake.report import Tally, found_notes
+from fmcore.intake.walk import shown
 
 
-def folder_files(root: Path) -> list[Path]:
-    """The images under a folder, in a fixed random order.
+class Reader(NamedTuple):
+    """How the files of folders that are compared are read, so that equal ones are read equally."""
 
-    Folders are often sorted by class, while error bars are made of groups of neighbours, and what needs kernels
-    or a part of the images takes the first.
+    how: How
+    levels: Levels
+
+
+def reader_of(paths: Sequence[Path], channels: int, like: Mapping[str, Any] | None = None) -> Reader:
+    """The reader of all files that are compared; `like` is what a manifest says of how the data was read."""
+    like = like or {}
+    how = How(channels, background=like.get("background", "white"))
+    return Reader(how, Levels(paths, how, like.get("levels")))
+
+
+class Folder:
+    """A folder of images that is scored, or compared with.
+
+    Main arguments:
+        root: the folder.
+
+    Its `files` are in a fixed random order: folders are often sorted by class, while error bars are made of groups
+    of neighbours, and what needs kernels or a part of the images takes the first.
+
+    Raises:
+        DataError: if there is none, or no image in it.
     """
-    paths = image_paths(root)
-    order = torch.randperm(len(paths), generator=generator(0, "evaluate/files"))
-    return [paths[i] for i in order.tolist()]
+
+    def __init__(self, root: str | Path) -> None:
+        self.root, self._part = root, images_in(root)
+        self._tally = Tally(self._part.base)
+        order = torch.randperm(len(self._part.images), generator=generator(0, "evaluate/files"))
+        self.files = [self._part.images[i] for i in order.tolist()]
+
+    def images(self, shape: tuple[int, ...], reader: Reader, count: int | None = None) -> Iterator[Tensor]:
+        """Batches of its first images, which `notes` then tells of; see `folder_images`."""
+        return folder_images(self.files[:count], shape, reader=reader, tally=self._tally)
+
+    def notes(self, reader: Reader) -> list[str]:
+        """What was left out or done to its images, a line each."""
+        told = self._tally.notes(reader.how, reader.levels.white)
+        return [f"{shown(str(self.root))}: {line}" for line in (*found_notes(self._part), *told)]
+
+
+def folder_shape(paths: Sequence[Path]) -> tuple[int, ...]:
+    """The shape (C, H, W) that the images should have: the size of the first, in colour if any is.
+
+    Raises:
+        DataError: if the first cannot be read.
+    """
+
+    def channels(path: Path) -> int:
+        try:
+            return channels_of(path)
+        except UnreadableError:  # named when it is read
+            return 1
+
+    with ThreadPoolExecutor(cores()) as pool:
+        how = How(max(pool.map(channels, paths)))
+    try:
+        return tuple(read_image(paths[0], how, Levels(paths[:1], how)).pixels.shape)
+    except UnreadableError as error:
+        raise DataError(f"{shown(str(paths[0]))} cannot be read: {error}") from None
 
 
 def folder_images(
-    paths: Sequence[Path], shape: tuple[int, ...] | None, batch: int = 500
+    paths: Sequence[Path],
+    shape: tuple[int, ...] | None,
+    batch: int = 500,
+    reader: Reader | None = None,
+    tally: Tally | None = None,
 ) -> Iterator[UInt8[Tensor, "N C H W"]]:
-    """Images as they are, neither resized nor converted.
+    """Images in batches, not resized.
 
     Main arguments:
-        paths: of 8-bit grey or RGB images.
-        shape: (C, H, W) they must have; that of the first if None.
+        shape: (C, H, W) they must have; that of the first, in colour if any is, if None.
+        reader: of these files unless given.
+        tally: counts what was done to them.
 
     Raises:
         DataError: that names the first file which cannot be read or differs in size or channels.
     """
-    import numpy as np
-    from PIL import Image
-
-    for first in range(0, len(paths), batch):
-        found = []
-        for path in paths[first : first + batch]:
-            try:
-                with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as image:
-                    mode, packed = image.mode, str(image.tile)
-                    pixels = torch.from_numpy(np.asarray(image).copy())
-            except Exception as error:  # PIL raises what each decoder raises: OSError, SyntaxError, ...
-                raise DataError(f"{path} cannot be read: {error}") from None
-            if mode not in ("L", "RGB") or ";16" in packed:  # PIL keeps the upper halves of 16-bit colours
-                bits = " of 16 bits" if ";16" in packed else ""
-                raise DataError(f"{path}: expected an image in 8-bit grey or RGB, got mode {mode}{bits}")
-            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-            shape = shape or tuple(pixels.shape)
-            if tuple(pixels.shape) != shape:
-                raise DataError(
-                    f"{path}: expected images of shape {shape} (channels, height, width), "
-                    f"got {tuple(pixels.shape)}"
-                )
-            found.append(pixels)
-        yield torch.stack(found)
+    shape = shape or folder_shape(paths)
+    reader = reader or reader_of(paths, shape[0])
+    found = []
+    for path, read in zip(paths, read_images(paths, *reader), strict=True):
+        if isinstance(read, UnreadableError):
+            raise DataError(f"{shown(str(path))} cannot be read: {read}")
+        if read.pixels.shape != shape:
+            raise DataError(
+                f"{shown(str(path))}: expected images of shape {shape} (channels, height, width), "
+                f"got {read.pixels.shape}"
+            )
+        if tally:
+            tally.add(path, read)
+        found.append(read.pixels)
+        if len(found) == batch:
+            yield torch.from_numpy(np.stack(found))
+            found = []
+    if found:
+        yield torch.from_numpy(np.stack(found))

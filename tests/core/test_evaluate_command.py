@@ -1,12 +1,14 @@
 """Scores from the command line: models and anyone's images, by the protocol of the pipeline."""
 
 import csv
+import os
 import re
-import struct
-import zlib
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -14,8 +16,9 @@ from fmcore.cli import _write, main, parser
 from fmcore.disk.dataset import DataError
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
-from fmcore.intake.files import folder_files, folder_images
-from fmcore.intake.images import image_paths
+from fmcore.intake.files import Folder, folder_images, reader_of
+from fmcore.intake.images import Images
+from fmcore.intake.walk import found
 from fmcore.model import load as load_model
 from fmcore.score.estimates import Estimate, group_sizes
 from fmcore.score.extractors import load_extractor
@@ -23,7 +26,7 @@ from fmcore.score.fidelity import FEATURE_METRICS
 from fmcore.score.frechet import frechet_distance, frechet_estimate, stats
 from fmcore.score.reference import load_reference, reference_parts
 from fmcore.score.scoring import ImageScorer, Score
-from stage_runs import points, run, tiny
+from stage_runs import notes, points, run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_a_folder_of_images_is_scored_as_it_is(made, tmp_path, capsys):
     found = table(tmp_path / "t.csv")
     extractor = load_extractor(made / "digits/features")
     reference = load_reference(made / "digits/features/reference.safetensors")
-    features = extractor(torch.cat(list(folder_images(folder_files(made / "pngs"), None))))
+    features = extractor(torch.cat(list(folder_images(Folder(made / "pngs").files, None))))
     assert float(found["fd_cnn64"]["value"]) == pytest.approx(
         frechet_distance(stats(features), reference.stats), rel=1e-6
     )
@@ -183,10 +186,6 @@ def mixed_sizes(folder):
     write(folder, "b.png", (8, 9))
 
 
-def colour(folder):
-    write(folder, "a.png", (8, 8, 3))
-
-
 def broken(folder):
     write(folder, "a.png", (8, 8))
     (folder / "b.png").write_bytes(b"not an image")
@@ -197,38 +196,39 @@ def few(folder):
         write(folder, f"{i}.png", (8, 8))
 
 
-def of_mode(mode, suffix):
-    return lambda folder: Image.new(mode, (8, 8)).save(folder / f"a.{suffix}")
+def channels(folder):
+    tifffile.imwrite(folder / "a.tif", np.zeros((8, 8, 5), np.uint8), planarconfig="contig")
 
 
-def deep_colour(folder):
-    """16 bits a channel, which PIL opens as 8 and cannot write."""
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(bytes(8 * (1 + 8 * 6))), b"IEND": b""}
-    whole = b"\x89PNG\r\n\x1a\n"
-    for name, data in chunks.items():
-        whole += struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    (folder / "a.png").write_bytes(whole)
+def signed(folder):
+    tifffile.imwrite(folder / "a.tif", np.zeros((8, 8), np.int16))
+
+
+def pipe(folder):
+    write(folder, "a.png", (8, 8))
+    os.mkfifo(folder / "b.png")
+
+
+def unlike(folder):
+    for name in ("test", "cat"):
+        (folder / name).mkdir()
+        write(folder / name, "a.png", (8, 8))
 
 
 EXPECTED = r"expected images of shape \(1, 8, 8\) \(channels, height, width\), got "
-MODE = "expected an image in 8-bit grey or RGB, got mode "
 FOLDERS = {
     "mixed sizes": (mixed_sizes, rf"b.png: {EXPECTED}\(1, 8, 9\)"),
-    "colour against grey": (colour, rf"a.png: {EXPECTED}\(3, 8, 8\)"),
-    "palette": (of_mode("P", "png"), f"a.png: {MODE}P$"),
-    "black and white": (of_mode("1", "png"), f"a.png: {MODE}1$"),
-    "grey with transparency": (of_mode("LA", "png"), f"a.png: {MODE}LA$"),
-    "RGB with transparency": (of_mode("RGBA", "webp"), f"a.webp: {MODE}RGBA$"),
-    "for print": (of_mode("CMYK", "jpg"), f"a.jpg: {MODE}CMYK$"),
-    "16 bits": (of_mode("I;16", "png"), f"a.png: {MODE}I;16 of 16 bits$"),
-    "16 bits of RGB": (deep_colour, f"a.png: {MODE}RGB of 16 bits$"),
+    "many channels": (channels, "a.tif cannot be read: has 5 channels, expected 1$"),
+    "no range": (signed, "a.tif cannot be read: has values of 32 bits or signed ones"),
     "unreadable": (broken, r"b.png cannot be read"),
+    "a pipe": (pipe, r"b\.png: no file, but a pipe"),
+    "a split, or classes": (unlike, r"holds cat/, test/: parts of a split, or classes\?"),
     "too few": (few, r"a Frechet distance on 64 features needs more than 64 samples"),
     "none": (lambda folder: None, r"no image in"),
 }
 
 
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("case", FOLDERS)
 def test_a_folder_that_cannot_be_scored_is_one_line(made, tmp_path, capsys, case):
     make, message = FOLDERS[case]
@@ -274,15 +274,81 @@ def test_grey_and_rgb_are_read_as_they_are(tmp_path, mode, suffix):
 
 
 def test_images_are_read_in_a_fixed_random_order_whatever_the_batch(made):
-    files = folder_files(made / "pngs")
-    assert files == folder_files(made / "pngs") != sorted(files) == image_paths(made / "pngs")
+    files = Folder(made / "pngs").files
+    assert files == Folder(made / "pngs").files != sorted(files) == list(found(made / "pngs").images)
     index = torch.tensor([int(path.stem) for path in files])
     assert 0.3 < float((index[:200] < 200).float().mean()) < 0.7
     whole = torch.cat(list(folder_images(files, None)))
     assert torch.equal(whole, quantise(tiny().data.load().x1)[:400][index])
     assert torch.equal(torch.cat(list(folder_images(files, (1, 8, 8), batch=33))), whole)
     with pytest.raises(DataError, match=rf"{files[0].name}: expected"):
-        list(folder_images(files, (3, 8, 8)))
+        list(folder_images(files, (1, 8, 9)))
+
+
+def test_a_folder_is_read_as_the_data_was(tmp_path):
+    """Transparent, deep, grey and in colour, in classes and with a split: the same pixels on both sides."""
+    random = np.random.default_rng(0)
+    for i in range(12):
+        folder = tmp_path / ("test" if i > 9 else f"train/{i % 2}")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 4), dtype=np.uint8)).save(folder / f"{i}.png")
+        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.webp", lossless=True)
+        tifffile.imwrite(folder / f"{i}.tif", random.integers(0, 4096, (8, 8)).astype(np.uint16))
+    for channels in (1, 3):
+        data = Images(root=str(tmp_path), size=8, channels=channels, background="#336699").load()
+        folder = Folder(tmp_path)
+        assert len(folder.files) == len(data.x1) == 30
+        reader = reader_of(folder.files, channels, data.about)
+        read = torch.cat(list(folder.images((channels, 8, 8), reader)))
+        order = {path: i for i, path in enumerate(found(tmp_path / "train").images)}
+        assert torch.equal(read, data.x1[[order[path] for path in folder.files]])
+        said = [line.partition(": ")[2] for line in folder.notes(reader)]
+        assert set(said) == set(data.notes) - {"classes: 0 (15), 1 (15)"}
+
+
+def test_the_data_against_itself_is_at_no_distance(tmp_path, monkeypatch, capsys):
+    """Read by the pipeline, and read here with the background and the range that its features remember."""
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for i in range(80):
+        Path("raw").mkdir(exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8, 4), dtype=np.uint8)).save(f"raw/{i}.png")
+        tifffile.imwrite(f"raw/{i}.tif", random.integers(0, 4096, (8, 8)).astype(np.uint16))
+    data = {"name": "images", "root": "raw", "size": 8, "channels": 1, "fit": "crop"}
+    data |= {"background": "#804020", "levels": 5000}
+    said = notes(run(tiny(data=data, features__extractor="pixels"), "check", "features"))
+    assert "data: 80 of 160 are transparent in part and lie on #804020" in said
+    assert "data: 80 of 160 have 16 bits a channel, of which 5000 is white" in said
+    status, out, _ = evaluated(capsys, "raw", "--against", "features")
+    assert status == 0
+    assert "raw: 80 of 160 are transparent in part and lie on #804020" in out
+    assert abs(float(re.search(r"^fd_\w+ +([^ ]+)", out, re.MULTILINE).group(1))) < 1e-9
+
+
+def test_the_shape_is_in_colour_if_any_image_is(tmp_path):
+    for name, shape in {"a": (8, 8), "b": (8, 8), "c": (8, 8, 3)}.items():
+        write(tmp_path, f"{name}.png", shape)
+    (read,) = folder_images(Folder(tmp_path).files, None)
+    assert read.shape == (3, 3, 8, 8)
+
+
+def test_hidden_copies_are_not_scored_and_no_suffix_is_overlooked(made, tmp_path, capsys):
+    (tmp_path / ".thumbnails").mkdir()
+    for i, path in enumerate(sorted((made / "pngs").iterdir())):
+        shutil.copy(path, tmp_path / ".thumbnails")
+        Image.open(path).save(tmp_path / f"{i}.{('png', 'tif')[i % 2]}")
+    (tmp_path / "notes.txt").write_text("")
+    whole = evaluated(capsys, made / "pngs", "--against", made / "digits/features")[1].splitlines()
+    status, out, _ = evaluated(capsys, tmp_path, "--against", made / "digits/features")
+    lines = out.splitlines()
+    assert status == 0
+    assert "400 images, seed 0" in lines[0]
+    assert lines[1:3] == [
+        f"{tmp_path}: left out, as hidden or left by programs: 1 .thumbnails/",
+        f"{tmp_path}: left out, as no images by their suffix: 1 .txt",
+    ]
+    value = [float(re.match(r"fd_cnn64 +([^ ]+)", line).group(1)) for line in (whole[1], lines[3])]
+    assert value[0] == pytest.approx(value[1], rel=1e-4)
 
 
 def test_the_folder_compared_with_is_taken_in_that_order_too(made, tmp_path, monkeypatch, capsys):
@@ -296,7 +362,7 @@ def test_the_folder_compared_with_is_taken_in_that_order_too(made, tmp_path, mon
     monkeypatch.setattr("fmcore.score.reference.reference_parts", parts)
     options = ("--against", made / "pngs", "--extractor", "pixels", "--count", 100)
     assert evaluated(capsys, made / "pngs", *options)[0] == 0
-    wanted = torch.cat(list(folder_images(folder_files(made / "pngs"), None)))
+    wanted = torch.cat(list(folder_images(Folder(made / "pngs").files, None)))
     assert torch.equal(torch.cat(seen), wanted)
 
 

@@ -14,8 +14,8 @@ DEFAULT = ROOT / "presets/digits.yaml"  # not params.yaml, which is the user's t
 RAW = load_yaml(DEFAULT)
 MATCHED, TRAIN = RAW["distill"]["ending"], RAW["distill"]["train"]
 REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "squared"}}
-
-
+IMAGES = {"name": "images", "root": "images", "size": 32, "channels": 3, "fit": "crop"}
+IMAGES |= {"background": "white", "levels": "auto"}
 POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"], "extractor": "none"}}
 
 
@@ -277,6 +277,24 @@ WRONG = {
         'features.extractor: expected "none" for points (moons)',
     ),
     "images without extractor": (changed("features.extractor", "none"), "features.extractor: none is for points"),
+    "rotation of strips": (
+        {
+            **changed("data", {**IMAGES, "size": [32, 48]}),
+            "features": {**RAW["features"], "extractor": "rotation"},
+        },
+        "features.extractor: rotation turns images and needs square ones, got 32x48",
+    ),
+    "three sides": (
+        changed("data", {**IMAGES, "size": [32, 48, 64]}),
+        "data.size: expected a whole number or a list of two, got [32, 48, 64]",
+    ),
+    "no side": (changed("data", {**IMAGES, "size": "big"}), "data.size: expected a whole number or a list of two"),
+    "no level": (changed("data", {**IMAGES, "levels": 1.5}), "data.levels: expected a whole number or auto, got"),
+    "no way to fit": (changed("data", {**IMAGES, "fit": "cut"}), "data.fit: expected 'crop', 'pad' or 'stretch'"),
+    "no colour": (
+        changed("data", {**IMAGES, "background": "whit"}),
+        "data: background must be a colour, e.g. white, black or '#808080', got 'whit'",
+    ),
     "unknown extractor": (
         changed("features.extractor", "inception"),
         "features.extractor: expected one of classifier",

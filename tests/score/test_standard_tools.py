@@ -31,7 +31,7 @@ from PIL import Image
 
 from fmcore.cli import main
 from fmcore.flow.pixels import quantise
-from fmcore.intake.files import folder_files, folder_images
+from fmcore.intake.files import Folder, folder_images
 from fmcore.score.estimates import group_sizes
 from fmcore.score.extractors import adopt
 from fmcore.score.fidelity import classes, inception_score, kid, precision_recall
@@ -92,7 +92,7 @@ def folder(tmp_path_factory):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(root / name / f"{i:03d}.png")
         # KID's subsets and the groups of an inception score go by the order: theirs is that of names.
         (root / f"{name}-ordered").mkdir()
-        for i, path in enumerate(folder_files(root / name)):
+        for i, path in enumerate(Folder(root / name).files):
             shutil.copy(path, root / f"{name}-ordered" / f"{i:03d}.png")
         (root / f"{name}-few").mkdir()
         for i in range(FEW[name]):
@@ -148,7 +148,7 @@ def test_the_two_command_lines_agree(folder, monkeypatch, tmp_path):
 def test_all_features_of_inception_give_their_scores(folder, theirs, tmp_path):
     extractor = adopt("inception-v3-compat", tmp_path, (3, 32, 32), [], weights=str(folder / "weights.pth"))
     x, y = (
-        torch.cat([extractor(part) for part in folder_images(folder_files(folder / name)[:count], None)])
+        torch.cat([extractor(part) for part in folder_images(Folder(folder / name).files[:count], None)])
         for name, count in FEW.items()
     )
     assert x.shape == (44, 2048)
