@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.curves.timing import median, of_whole, table, timed
-from flows.events import Events
+from flows.events import Events, Progress
 from flows.stages.shards import SHARD_BYTES, shard_size, write_shards
 from flows.workshop.workspace import need_space
 from fmcore.disk.pairs import map_pairs, seal_pairs, write_shard
@@ -89,7 +89,8 @@ def write_pairs(folder: Path, count: int, threads: int) -> tuple[float, str]:
         def part(start: int, stop: int) -> Iterator[Pairs]:
             return made(stop, start=start, batch=PAIR_BATCH)
 
-        shards = yield from write_shards(folder, "couple", part, count, rows, metric="transport_cost")
+        work = Progress("couple", 0, count, "pairs")
+        shards = yield from write_shards(folder, work, part, rows, metric="transport_cost")
         seal_pairs(folder, shards.values(), {"pairs": count})
 
     for pairs in made(1, batch=1):  # what is loaded at first use

@@ -81,6 +81,7 @@ def couple(params: Params, stage: Stage) -> Events:
         counted.nfe = 0
         first, label = of.starts(1)
         integrate(of.field, first, grid, of.how.method, label)  # counts: an interval of guidance saves evaluations
+        evaluations = counted.nfe
         batch = yield from _batch(of, work)
         # After the above, because a network is compiled for one batch size.
         yield set_up(params, teacher, section.nfe * (section.pairs + section.inverted))
@@ -90,7 +91,7 @@ def couple(params: Params, stage: Stage) -> Events:
             "solver": section.solver,
             "grid": grid.tolist(),
             "batch": batch,
-            "network_evaluations": counted.nfe,
+            "network_evaluations": evaluations,
             "rounds": teacher.manifest["rounds"] + 1,
         }
         yield from _store(of, work / "out", grid, batch, manifest)
