@@ -1,22 +1,17 @@
 """`make preset NAME=...`: writes params.yaml from the defaults and one overlay.
 
-presets/digits.yaml is the whole file; every other preset lists only the keys that differ. A section that
-chooses by `name` is replaced when the name differs, since its keys belong to the choice. So are `rounds` and
-`solvers`, whose keys are the user's own names.
+presets/digits.yaml is the whole file; every other preset lists only the keys that differ.
 """
 
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.params.reading import FILE, ParamsError, load_yaml, validate
-
-PRESETS = Path("presets")
-DEFAULT = "digits"
+from flows.params.files import DEFAULT, FILE, PRESETS, ParamsError, lay_over, load_yaml
+from flows.params.reading import validate
 
 
 def overlaid(name: str) -> Any:
@@ -26,20 +21,8 @@ def overlaid(name: str) -> Any:
         raise ParamsError(f"make preset NAME=...: expected one of {', '.join(names)}, got {name!r}")
     whole = YAML().load(PRESETS / f"{DEFAULT}.yaml")
     if name != DEFAULT:
-        _overlay(whole, load_yaml(PRESETS / f"{name}.yaml"), "")
+        lay_over(whole, load_yaml(PRESETS / f"{name}.yaml"))
     return whole
-
-
-def _overlay(whole: Any, over: dict[str, Any], at: str) -> None:
-    for key, value in over.items():
-        if key not in whole:
-            raise ParamsError(f"{at}{key}: not a key of presets/{DEFAULT}.yaml")
-        old = whole.get(key)
-        same_choice = isinstance(value, dict) and isinstance(old, dict) and old.get("name") == value.get("name")
-        if same_choice and key not in ("rounds", "solvers"):
-            _overlay(old, value, f"{at}{key}.")
-        else:
-            whole[key] = value
 
 
 def rendered(name: str) -> bytes:

@@ -10,18 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from flows.params.files import FILE as FILE
+from flows.params.files import ParamsError as ParamsError
+from flows.params.files import load_yaml as load_yaml
 from flows.params.messages import lines_of
 from flows.params.schema import Params
-
-FILE = Path("params.yaml")
-MAX_BYTES = 64 * 1024
-
-
-class ParamsError(ValueError):
-    """params.yaml is wrong; one line for each mistake."""
 
 
 def read(path: Path = FILE) -> Params:
@@ -31,39 +25,6 @@ def read(path: Path = FILE) -> Params:
         ParamsError: one line for each mistake.
     """
     return validate(load_yaml(path), str(path))
-
-
-def load_yaml(path: Path) -> dict[str, Any]:
-    """The file's mapping; a ParamsError if it is missing, too large, not YAML, or uses aliases."""
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
-    if len(text) > MAX_BYTES:
-        raise ParamsError(f"{path}: {len(text)} bytes, expected at most {MAX_BYTES}")
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        # Aliases could unfold into more than memory holds; nothing here needs them.
-        if any(event.anchor for event in yaml.parse(text) if hasattr(event, "anchor")):
-            raise ParamsError(f"{path}: anchors and aliases are not supported")
-        value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(value, dict):
-        raise ParamsError(f"{path}: expected a mapping of sections, got {type(value).__name__}")
-    if lines := [f"{path}: {line}" for line in _odd_keys(value)]:
-        raise ParamsError("\n".join(lines))
-    return value
-
-
-def _odd_keys(value: Any, at: str = "") -> Iterator[str]:
-    """Keys that are no text, such as the 1 of `rounds: {1: ...}`, which DVC and JSON would take for another."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        if isinstance(value, dict) and not isinstance(key, str):
-            yield f'{at or "params"}: expected keys that are texts, got {key}: write "{key}" in quotes'
-        else:
-            yield from _odd_keys(inner, f"{at}.{key}".lstrip("."))
 
 
 def validate(raw: Mapping[str, Any], source: str) -> Params:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.params.preset import DEFAULT, PRESETS
+from flows.params.files import DEFAULT, PRESETS
 from flows.params.reading import FILE, ParamsError, load_yaml, validate
 from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
 
