@@ -25,6 +25,8 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flows.pages.front import Front
+
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -97,7 +99,7 @@ def mlflow_app() -> ASGIApp:
     login = os.environ[LOGIN]  # must be there: without, it would stand open
     from mlflow.server.fastapi_app import app
 
-    return _gated(app, None if login == OFF else login)
+    return _gated(Front(app), None if login == OFF else login)
 
 
 def prefect_app() -> ASGIApp:

@@ -196,18 +196,10 @@ def _serve(
                 _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
         start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
         _wait(children, logs, lambda: api.asked(pages, "/health")[0] in (200, 401))
-        _say_where(address, f"{pages}/{_comparisons(pages, login)}", login, logs.relative_to(root))
+        _say_where(address, pages, login, logs.relative_to(root))
         while True:
             _check(children, logs)
             time.sleep(0.5)
-
-
-def _comparisons(pages: str, login: str | None) -> str:
-    """Where on MLflow's page the pipeline's runs are compared; its own first page is about something else."""
-    found = api.asked(pages, "/api/2.0/mlflow/experiments/get-by-name?experiment_name=fmcore", login, seconds=10.0)
-    with suppress(ValueError, KeyError):
-        return f"#/experiments/{json.loads(found[1])['experiment']['experiment_id']}/runs?compareRunsMode=CHART"
-    return "#/experiments"  # nothing has run yet
 
 
 def _say_where(address: str, pages: str, login: str | None, logs: Path) -> None:
