@@ -29,17 +29,29 @@ class Progress(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """Numbers at one `step` (images seen for training curves, NFE for scores, 0 for single values)."""
+    """Numbers at one `step` (images seen for training curves, NFE for scores, 0 for single values).
+
+    A name begins with the section it is shown in, as in "training/loss". `of` is the model the numbers are about,
+    empty for the one that the stage is about.
+    """
 
     step: int
     values: dict[str, float]
+    of: str = ""
 
 
 class Picture(NamedTuple):
-    """A PNG file worth looking at; `name` is its stable key, e.g. `samples-nfe-004`."""
+    """A PNG file worth looking at; `name` is its stable key, e.g. `samples-nfe-004`.
+
+    `series` and `step` give it a place in a row of pictures, as samples by NFE; `of` is the model it is about,
+    empty for the one that the stage is about.
+    """
 
     name: str
     path: Path
+    series: str = ""
+    step: int = 0
+    of: str = ""
 
 
 class Table(NamedTuple):
@@ -67,6 +79,38 @@ class ModelReady(NamedTuple):
 
     name: str
     path: Path
+
+
+# Numbers that a flow has one of; all other scores are one for each way of sampling.
+ONE_A_MODEL = frozenset(
+    {
+        *("straightness", "transport_cost", "reconstruction_real", "reconstruction_generated"),
+        *("memorisation", "bits_per_dim", "nats"),
+    }
+)
+
+
+def scored(metric: str, value: float, *, nfe: int, solver: str, grid: str = "", of: str = "") -> Metrics:
+    """A score. What Euler reaches is `quality/METRIC`, what other solvers do `solvers/METRIC.SOLVER`.
+
+    Main arguments:
+        grid: its name, empty for the first that the model was sampled on.
+    """
+    if metric in ONE_A_MODEL:
+        return Metrics(0, {f"flow/{metric}": value}, of)
+    if solver == "euler" and not grid:
+        return Metrics(nfe, {f"quality/{metric}": value}, of)
+    return Metrics(nfe, {f"solvers/{metric}.{'.'.join(filter(None, (solver, grid)))}": value}, of)
+
+
+def trained(images: int, loss: float, grad_norm: float, lr: float, of: str = "") -> Metrics:
+    """A point of a training curve."""
+    return Metrics(images, {"training/loss": loss, "training/grad_norm": grad_norm, "training/lr": lr}, of)
+
+
+def samples_at(nfe: int, path: Path, of: str = "") -> Picture:
+    """Samples of a model by so many Euler steps."""
+    return Picture(f"samples-nfe-{nfe:04d}", path, "samples", nfe, of)
 
 
 Event = Progress | Metrics | Picture | Table | Tag | Note | ModelReady

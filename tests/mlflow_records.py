@@ -8,39 +8,43 @@ import sys
 import time
 from contextlib import closing
 
-from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
+from PIL import Image
+
+from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, Tag, samples_at, scored, trained
 from flows.local import process
-from flows.watch import journal, postman, to_mlflow
+from flows.watch import journal, postman, store, to_mlflow
 from repository import ROOT
 
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
+MODELS = ("base", "r1", "r2", "student")
 FID_AT_NFE = {1: 90.0, 2: 40.5, 4: 20.0, 8: 12.25, 16: 9.0, 32: 8.5}
-PARAMS = {"train": {"seed": 0, "rates": [1, 2]}, "note": "x" * 7000, "each@r1": None}
+PARAMS = {"data": {"name": "digits"}, "train": {"seed": 0, "rates": [1, 2]}, "note": "x" * 7000, "each@r1": None}
 TAGS = {"fmcore.data": "digits"}
 
 
-def record_stage(root, stage="distill", status="FINISHED", points=200):
+def record_stage(root, stage="distill", status="FINISHED", points=200, model="student"):
     """Plays a stage that yields every kind of event; returns the bytes of its model."""
     work = root / "outs"
-    model = work / "student"
-    model.mkdir(parents=True, exist_ok=True)
+    folder = work / "student"
+    folder.mkdir(parents=True, exist_ok=True)
     weights = os.urandom(5000)
-    (model / "model.safetensors").write_bytes(weights)
-    (model / "config.json").write_text("{}")
-    run = journal.open_journal(root, stage=stage, params=PARAMS, tags=TAGS)
+    (folder / "model.safetensors").write_bytes(weights)
+    (folder / "config.json").write_text("{}")
+    own = {"train": {"lr": 1e-3}}
+    run = journal.open_journal(root, stage=stage, params=PARAMS, tags=TAGS, model=model, models=MODELS, own=own)
     run(Progress("train", 0, points))
     for step in range(points):
-        run(Metrics(step * 64, {"loss": 1 / (step + 1), "rate": 1e-4}))
+        run(Metrics(step * 64, {"training/loss": 1 / (step + 1), "cost/rate": 1e-4}))
     run(Metrics(3, {"odd": float("nan")}))
     for nfe, fid in FID_AT_NFE.items():
-        run(Metrics(nfe, {"fid_vs_nfe": fid}))
-    for text in (b"old", b"new"):
-        (work / "samples.png").write_bytes(text)
-        run(Picture("samples-nfe-004", work / "samples.png"))
+        run(scored("fid", fid, nfe=nfe, solver="euler"))
+    for shade in (0, 255):
+        Image.new("L", (8, 8), shade).save(work / "samples.png")
+        run(samples_at(4, work / "samples.png"))
     run(Table("scores", [{"nfe": 1, "fid": 90.0}, {"nfe": 2, "fid": 40.5}]))
     run(Note("first"))
     run(Note("second"))
-    run(ModelReady("student", model))
+    run(ModelReady("student", folder))
     shutil.rmtree(work)
     run.close(status)
     return weights
@@ -95,14 +99,14 @@ def make_database(folder):
     """An initialised database; creating one takes seconds."""
     path = folder / "mlflow.db"
     code = f"from mlflow import MlflowClient as C; C('sqlite:///{path}').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | to_mlflow.SETTINGS, check=True)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | store.SETTINGS, check=True)
     return path
 
 
 def make_root(folder, empty_database, monkeypatch):
     """A repository whose pipeline has ended; postmen are started by hand."""
     shutil.copyfile(empty_database, folder / "mlflow.db")
-    for name in ("MLFLOW_TRACKING_URI", *to_mlflow.SETTINGS):
+    for name in ("MLFLOW_TRACKING_URI", *store.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
@@ -110,3 +114,58 @@ def make_root(folder, empty_database, monkeypatch):
     monkeypatch.setattr(journal, "start_postman", lambda root: None)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     return folder
+
+
+NFES = (1, 2, 4, 16)
+
+
+def distance(model, nfe):
+    """What the models of `play_pipeline` score: the first needs many steps, the last none."""
+    place = MODELS.index(model)
+    return 0.3 + 0.1 * place + 70 / (1 + 20 * place) / nfe
+
+
+def play_stage(root, stage, model="", events=(), *, data="digits", params=None, status="FINISHED"):
+    """Plays a stage of a pipeline; `events` are what it yields."""
+    params = params or {"data": {"name": data}, "couple": {"nfe": 16}}
+    tags = {"fmcore.data": data, "fmcore.checkout": str(root)}
+    own = {"train": {"lr": 1e-3}} if model else None
+    run = journal.open_journal(root, stage=stage, params=params, tags=tags, model=model, models=MODELS, own=own)
+    for event in events:
+        run(event)
+    run.close(status)
+
+
+def scores_of(model, data="digits", of=""):
+    """The scores that `evaluate` tells of a model, and the report again."""
+    metric = "fd_cnn64" if data == "digits" else "sliced_wasserstein"
+    for nfe in NFES:
+        yield scored(metric, distance(model, nfe), nfe=nfe, solver="euler", of=of)
+    yield scored(metric, distance(model, 16) / 2, nfe=16, solver="ab2", of=of)
+    yield scored("straightness", 0.1 / (1 + MODELS.index(model)), nfe=16, solver="euler", of=of)
+
+
+def play_pipeline(root, started, *, run=MODELS, data="digits", params=None):
+    """Plays a pipeline that trained and scored the models `run`, all others being cached; its report knows all."""
+    picture = root / "samples.png"
+    Image.new("L", (64, 64), 128).save(picture)
+    about = {"data": data, "params": params}
+    before = os.environ.get(process.PIPELINE)
+    os.environ[process.PIPELINE] = f"4194304-{started:.2f}"
+    for model in run:
+        curve = [trained(step, 1 / (1 + step), 1.0, 1e-3) for step in (64, 128, 192)]
+        kind = {"base": "base", "student": "distill"}.get(model, f"reflow@{model}")
+        play_stage(root, kind, model, curve, **about)
+    for model in run:
+        kind = {"base": "evaluate_base", "student": "evaluate_student"}.get(model, f"evaluate@{model}")
+        told = [*scores_of(model, data), samples_at(1, picture), samples_at(4, picture)]
+        play_stage(root, kind, model, told, **about)
+    report = [event for model in MODELS for event in scores_of(model, data, of=model)]
+    report += [trained(step, 1 / (1 + step), 1.0, 1e-3, of=model) for model in MODELS for step in (64, 128, 192)]
+    report += [Metrics(0, {f"headline/{m} at {n}": distance(m, n)}) for m in MODELS for n in (1, 4)]
+    report += [Metrics(0, {"headline/best at 1": distance("student", 1)}), Tag("best-at-1", "student")]
+    report += [Picture("curves", picture), Tag("verdict", "Another round pays. Or so.")]
+    play_stage(root, "report", "", report, **about)
+    os.environ.pop(process.PIPELINE)
+    if before is not None:
+        os.environ[process.PIPELINE] = before

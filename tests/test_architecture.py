@@ -43,7 +43,7 @@ FLOWS = {
     "scores": {"layout", "events", "params", "workshop"},
     "report": {"layout", "params"},
     "stages": {"layout", "events", "params", "workshop", "scores", "report"},
-    "watch": {"events", "local"},
+    "watch": {"events", "local", "params"},
     "launch": {"layout", "events", "params", "workshop", "local", "watch"},
     "pages": {"local", "watch"},
     "pipeline": {"local"},
@@ -166,7 +166,7 @@ def assert_no_circle(graph):
 
 def test_one_importer_each():
     for tool, owners in {
-        "mlflow": {"flows.watch.to_mlflow", "flows.pages.gate"},
+        "mlflow": {"flows.watch.to_mlflow", "flows.watch.store", "flows.watch.monitors", "flows.pages.gate"},
         "prefect": {"flows.watch.to_prefect", "flows.pages.gate", "flows.pipeline"},
         "pydantic": {"flows.params.schema", "flows.params.reading", "flows.params.messages", "flows.params.rules"},
         "tqdm": {"fmcore.progress"},

@@ -99,32 +99,34 @@ def test_dvc_commands_say_something(made):
     assert '"type": "log", "base": 2' in text.replace("\\", "")
 
 
-def test_mlflow_holds_every_stage_once(made):
+def test_mlflow_holds_every_model_and_number_once(made):
+    """The report tells all numbers again, of models that had nothing to do too; they must not be there twice."""
     made.run(sys.executable, "-m", "flows.watch.postman", str(made.folder), "--once")
     with sqlite3.connect(made.folder / "mlflow.db") as base:
-        runs = dict(base.execute("select run_uuid, name from runs").fetchall())
         tags: dict[str, dict[str, str]] = {}
         for run, key, value in base.execute("select run_uuid, key, value from tags"):
             tags.setdefault(run, {})[key] = value
-        stages = [tags[run]["dvc.stage"] for run in runs if "dvc.stage" in tags[run]]
-        assert sorted(stages) == sorted(ALL)
-        parents = {tags[run]["mlflow.parentRunId"] for run in runs if "dvc.stage" in tags[run]}
-        assert len(parents) == 1
-        (r1,) = (run for run in runs if tags[run].get("dvc.stage") == "evaluate@r1")
-        key = "sliced_wasserstein.euler"
-        steps = base.execute("select step, value from metrics where run_uuid=? and key=?", (r1, key)).fetchall()
-        assert sorted(step for step, _ in steps) == [1, 4, 16]
-        assert any(k.startswith("dvc.dep.models/r1") for k in tags[r1])
-        (report_run,) = (run for run in runs if tags[run].get("dvc.stage") == "report")
-        (pipeline,) = parents
-        assert tags[report_run]["fmcore.verdict"] == tags[pipeline]["fmcore.verdict"]
+        (pipeline,) = (run for run, about in tags.items() if about["fmcore.kind"] == "pipeline")
+        models = {about["fmcore.model"]: run for run, about in tags.items() if about["fmcore.kind"] == "model"}
+        assert set(models) == {"base", "r1", "r2", "student"}
+        assert {tags[run]["mlflow.parentRunId"] for run in models.values()} == {pipeline}
+        told = [key for about in tags.values() for key in about if key.startswith("fmcore.stage.")]
+        assert {key.removeprefix("fmcore.stage.") for key in told} == {stage.replace("@", "_") for stage in {*ALL, "look"}}
+        assert len(told) == len(ALL) + 1
+        query = "select step from metrics where run_uuid = ? and key = ? order by step"
+        for run in models.values():
+            steps = base.execute(query, (run, "quality/sliced_wasserstein")).fetchall()
+            assert steps == [(1,), (4,), (16,)]
+        assert any(key.startswith("dvc.dep.models/r1") for key in tags[models["r1"]])
         assert tags[pipeline]["fmcore.verdict"].startswith(
             "Whether another reflow round after r2 pays cannot be told"
         )
-        (base_run,) = (run for run in runs if tags[run].get("dvc.stage") == "base")
-        query = "select count(*) from metrics where run_uuid=? and key='loss'"
-        (count,) = base.execute(query, (base_run,)).fetchone()
-        assert count == len(pd.read_csv(made.folder / "curves/base.csv"))
+        losses = base.execute(query, (models["base"], "training/loss")).fetchall()
+        assert len(losses) == len(pd.read_csv(made.folder / "curves/base.csv"))
+        twice = (
+            "select key from metrics where key not like 'cost/%' group by run_uuid, key, step having count(*) > 1"
+        )
+        assert base.execute(twice).fetchall() == []
 
 
 def test_the_command_line_uses_the_result(made):

@@ -15,6 +15,7 @@ from types import FrameType, TracebackType
 from flows.events import Event, Metrics, Note
 from flows.events import Progress as Done
 from flows.launch import timing
+from flows.launch.about import about
 from flows.launch.stages import stage_at, started
 from flows.layout import WORK
 from flows.local.lockfile import LOCK_FILE, is_torn
@@ -69,19 +70,18 @@ def _run(stage: str) -> None:
             f"a kill has torn {LOCK_FILE}, so DVC runs what is there already; "
             "mend it: python -m flows.local.lockfile"
         )
-    params, before = read(), entry_of(stage, load_yaml(FILE)).params
-    shown = params.model_dump(mode="json")
-    bring(shown)
+    params, before = read(), entry_of(stage, load_yaml(FILE))
+    said = about(params, stage_at(stage), before, root())
+    bring(said.params)
     with ExitStack() as stack:
-        tags = {"dvc.stage": stage, "fmcore.data": params.data.name}
-        journal = stack.enter_context(open_journal(root(), stage=stage, params=shown, tags=tags))
+        journal = stack.enter_context(open_journal(root(), stage=stage, **said._asdict()))
         bars = stack.enter_context(Bars())
         for event in started(params, stage_at(stage)):
-            for said in (event, *bars(event)):
-                journal(said)
+            for each in (event, *bars(event)):
+                journal(each)
         # DVC reads the parameters now. If they were edited meanwhile, it would record that the new values made
         # these outputs, and never run the stage again.
-        if entry_of(stage, load_yaml(FILE)).params != before:
+        if entry_of(stage, load_yaml(FILE)).params != before.params:
             raise ValueError(
                 f"params.yaml changed while {stage} ran, in keys it depends on; run the same command again"
             )
@@ -109,7 +109,7 @@ class Bars:
             return []
         seconds, first = self.bar.seconds, self.bar.first
         self._close()
-        rate = f"{event.what}_{event.unit}_per_second"
+        rate = f"cost/{event.what}_{event.unit}_per_second"
         return [Metrics(0, {rate: (event.total - first) / seconds})] if seconds else []
 
     def _close(self) -> None:

@@ -110,7 +110,7 @@ def read_results(params: Params) -> Results:
         params=params,
         scores=scores,
         left_out=_joined("model", [(name, folder / "jackknife.csv") for name, folder in scored]),
-        training=pd.concat([pd.read_csv(layout.curve(name)) for name in models], ignore_index=True),
+        training=pd.concat([_read(layout.curve(name)) for name in models], ignore_index=True),
         bends=_joined("model", [(name, path) for name, path in bends if path.exists()]),
         histograms=_joined("round", histograms),
         shown={name: read_tensors(layout.scores(name) / "samples.safetensors") for name in models},
@@ -127,9 +127,9 @@ def read_results(params: Params) -> Results:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """A table; texts that are not there are empty."""
+    """A table, its numbers as they were written; texts that are not there are empty."""
     text = {"grid": str, "extractor": str, "extractor_sha256": str}
-    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    return pd.read_csv(path, dtype=text, float_precision="round_trip").fillna(dict.fromkeys(text, ""))
 
 
 def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:

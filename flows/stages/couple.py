@@ -144,7 +144,7 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
         return generate_pairs(of.field, stop, start=start, dtype=dtype, **of.noise, **common)
 
     work = Progress("couple", 0, section.pairs, "pairs", of=of.name)
-    shards = yield from write_shards(out, work, generated, size, metric="transport_cost")
+    shards = yield from write_shards(out, work, generated, size, metric="couplings/transport_cost")
     if section.inverted:
         assert of.data is not None
         x1, labels = of.data.x1, of.labels
@@ -159,7 +159,8 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
         if len(chosen) < section.inverted:
             yield Note(f"couple {of.name}: {section.inverted} inverted pairs wanted, {len(chosen)} made: all data")
         place, work = out / layout.INVERTED, Progress("invert", 0, len(chosen), "pairs", of=of.name)
-        real = yield from write_shards(place, work, inverted, size, metric="transport_cost_inverted")
+        metric = "couplings/transport_cost_inverted"
+        real = yield from write_shards(place, work, inverted, size, metric=metric)
         # The manifests come after all shards: a folder with a manifest cannot be resumed.
         about = {"stage": f"invert@{of.name}", "pairs": len(chosen)}
         seal_pairs(place, real.values(), manifest | about)
@@ -205,4 +206,4 @@ def _record(folder: Path, what: str, found: Quality, prefix: str) -> Events:
         yield Note(f"{what}: {line}")
     write_json(folder / "quality.json", {key: float(f"{value:.6g}") for key, value in found.numbers.items()})
     write_table(folder / "histograms.csv", ("what", "left", "right", "count"), found.bins)
-    yield Metrics(0, {f"{prefix}.{key}": value for key, value in found.numbers.items()})
+    yield Metrics(0, {f"couplings/{prefix}.{key}": value for key, value in found.numbers.items()})

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flows import layout
-from flows.events import Event, Events, Metrics, Picture, Progress, Table
+from flows.events import Event, Events, Metrics, Progress, Table, samples_at, scored
 from flows.params.schema import Params
 from flows.scores.judging import Judge, judge_of, scorer_of
 from flows.scores.probes import (
@@ -29,11 +29,11 @@ from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of, eager, set_up
 from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
-from fmcore.disk.files import read_tensors, write_json, write_tensors
+from fmcore.disk.files import read_tensors, write_file, write_json, write_tensors
 from fmcore.flow.pixels import floats, quantise
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
-from fmcore.pictures import sample_picture
+from fmcore.pictures import quick_picture
 from fmcore.score.scoring import Score
 
 ADAPTIVE_NFE = 100  # assumed of an adaptive run, for the bar and to decide whether compiling pays
@@ -84,25 +84,25 @@ def evaluate(params: Params, stage: Stage) -> Events:
         total = section.repeats * sum(map(of.cost, samplings))
         yield set_up(params, model, total)
         # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
-        bar = partial(Progress, f"score {stage.name}", total=total, unit="evaluations")
+        bar = partial(Progress, "score", total=total, unit="evaluations", of=stage.name)
         there = [how for how in samplings for repeat in range(section.repeats) if of.kept(how, repeat).exists()]
         done = sum(map(of.cost, there))
         yield bar(done=done)
-        scored: list[Scored] = []
+        found: list[Scored] = []
         shown: dict[str, Tensor] = {}
         for how in samplings:
             done = yield from _made(of, how, bar, done)
             rows = _rows(of, how)
-            scored += rows
-            key = how.solver if how.grid in (None, of.best.grid) else f"{how.solver}.{how.grid_name}"
+            found += rows
+            grid = "" if how.grid in (None, of.best.grid) else how.grid_name
             for row, _ in rows:
-                yield Metrics(row.nfe, {f"{row.metric}.{key}": row.value})
+                yield scored(row.metric, row.value, nfe=row.nfe, solver=row.solver, grid=grid)
             shown |= yield from _shown(of, how)
         if section.likelihood and model.k is None:
-            scored += yield from _likelihood(of)
-        yield from _write(of, work / "out", scored, shown)
+            found += yield from _likelihood(of)
+        yield from _write(of, work / "out", found, shown)
         publish(work / "out", layout.scores(stage.name))
-        yield Table("scores", [dict(zip(Row._fields[:9], one.row[:9], strict=True)) for one in scored])
+        yield Table("scores", [dict(zip(Row._fields[:9], one.row[:9], strict=True)) for one in found])
 
 
 def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, None, int]:
@@ -180,8 +180,8 @@ def _shown(of: Scoring, how: Sampling) -> Generator[Event, None, dict[str, Tenso
     if how.solver == "euler" and how.grid == of.best.grid:
         shown[f"euler.{how.nfe:04d}"] = samples
         picture = of.work / f"samples-{how.nfe:04d}.png"
-        sample_picture(floats(samples), picture)
-        yield Picture(f"samples-nfe-{how.nfe:04d}", picture)
+        write_file(picture, quick_picture(floats(samples)))
+        yield samples_at(how.nfe, picture)
     if how == of.best:
         shown |= {key: value for key, value in tensors.items() if key != "bends"}
     return shown
@@ -199,17 +199,17 @@ def _likelihood(of: Scoring) -> Generator[Event, None, list[Scored]]:
             else:
                 yield event
     rows = of.rows([kept(path)[0]], how, section.nfe)
-    yield Metrics(rows[0].row.nfe, {rows[0].row.metric: rows[0].row.value})
+    yield scored(rows[0].row.metric, rows[0].row.value, nfe=rows[0].row.nfe, solver=rows[0].row.solver)
     return rows
 
 
-def _write(of: Scoring, out: Path, scored: list[Scored], shown: dict[str, Tensor]) -> Events:
+def _write(of: Scoring, out: Path, found: list[Scored], shown: dict[str, Tensor]) -> Events:
     """The folder of scores."""
-    write_scores(out, scored)
+    write_scores(out, found)
     if of.model.k is None:
         lines = read_tensors(of.kept(of.best, 0).with_suffix(".safetensors"))["bends"].tolist()
         write_table(out / "bends.csv", Bends._fields, lines)
         for t, _, value, _ in lines:
-            yield Metrics(round(1000 * t), {"bend_at_1000t": value})
-    write_json(out / "about.json", {"flops": flops(of.model)})
+            yield Metrics(round(1000 * t), {"bends/bend_at_1000t": value})
+    write_json(out / "about.json", {"flops": flops(of.model), "sha256": of.model.digest})
     write_tensors(out / "samples.safetensors", shown)

@@ -53,5 +53,5 @@ def evaluate_pairs(params: Params, stage: Stage) -> Events:
             write_file(out / file, (folder / file).read_bytes())
         publish(out, layout.scores(layout.coupled(name)))
         for row, _ in found:
-            yield Metrics(0, {f"couplings.{row.metric}": row.value})
+            yield Metrics(0, {f"couplings/{row.metric}": row.value})
         yield Table("quality", [read_json(folder / "quality.json")])

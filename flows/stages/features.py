@@ -70,13 +70,19 @@ def _fit(params: Params, data: Dataset, pixels: Tensor, work: Path) -> Generator
         seed=params.seed,
     )
     state = new_state(fitted.network, section.train)
-    yield from run_training("features", work, state, fitted.objective, section.train, params.seed)
+    for event in run_training("features", work, state, fitted.objective, section.train, params.seed):
+        yield _own(event) if isinstance(event, Metrics) else event
     take_average(state)
     held_out = save_extractor(work / "out", section.extractor, fitted, pixels.to(device))
     accuracy = {"held_out_accuracy": round(held_out, 6)}
-    yield Metrics(0, accuracy)
+    yield Metrics(0, {f"features/{name}": value for name, value in accuracy.items()})
     yield Note(f"feature {section.extractor}: held-out accuracy {held_out:.3f}")
     return accuracy
+
+
+def _own(event: Metrics) -> Metrics:
+    """A record of the training apart from those of the models."""
+    return event._replace(values={f"features/{key.partition('/')[2]}": v for key, v in event.values.items()})
 
 
 def _adopt(params: Params, pixels: Tensor, out: Path) -> Extractor:

@@ -1,17 +1,32 @@
 """Stage `report`: all scores in tables, charts and pictures, and one page that shows them, alone and offline."""
 
 import shutil
+from pathlib import Path
+
+import pandas as pd
 
 from flows import layout
-from flows.events import Events, Metrics, Note, Picture, Tag
+from flows.events import Events, Metrics, Note, Picture, Tag, samples_at, scored, trained
 from flows.events import Table as Rows
 from flows.params.schema import Params
 from flows.report.page import charts_of, page
 from flows.report.pictures import gallery
-from flows.report.results import curves_of, headlines, pareto_of, read_results, verdict_of
+from flows.report.results import (
+    PARETO_NFE,
+    Results,
+    choices_of,
+    curves_of,
+    headlines,
+    pareto_of,
+    read_results,
+    training_passes,
+    verdict_of,
+)
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import publish, workspace
 from fmcore.disk.files import write_file, write_json
+from fmcore.flow.pixels import floats
+from fmcore.pictures import quick_picture
 from fmcore.verdict import sentences
 
 
@@ -43,10 +58,8 @@ def report(params: Params, stage: Stage) -> Events:
             write_file(out / file, data)
         names = sorted(path.name for path in out.iterdir())
         found = verdict_of(results)
-        # The Pareto figures for MLflow's charts, whose axis is the step: what models and their samples cost.
-        for row in points.to_dict("records"):
-            yield Metrics(int(row["training_passes"]), {f"by_training_passes.nfe_{row['nfe']:03d}": row["value"]})
-            yield Metrics(round(1e6 * row["gflops_per_sample"]), {f"by_kflop.{row['model']}": row["value"]})
+        yield from _of_models(results, work)
+        yield from _of_all(results, points)
         lines = [] if found is None else sentences(found)
         write_file(out / "index.html", page(results, curves, lines, charts, pictures, names).encode())
         publish(out, layout.REPORTS)
@@ -59,3 +72,38 @@ def report(params: Params, stage: Stage) -> Events:
             yield Note(f"report: {line}")
         if lines:
             yield Tag("verdict", lines[0])
+
+
+def _of_models(results: Results, work: Path) -> Events:
+    """What is known of each model, of those too that nothing was run for because nothing had changed."""
+    passes = training_passes(results.params)
+    for model in results.models:
+        rows = results.of_models[results.of_models.model == model]
+        first = rows.grid[rows.solver == "euler"].iloc[0]
+        for row in rows.to_dict("records"):
+            how = {"nfe": row["nfe"], "solver": row["solver"], "grid": "" if row["grid"] == first else row["grid"]}
+            yield scored(row["metric"], row["value"], of=model, **how)
+        for record in results.training[results.training.model == model].to_dict("records"):
+            yield trained(int(record["images"]), record["loss"], record["grad_norm"], record["lr"], of=model)
+        gflops = results.flops[model] / 1e9
+        costs = {"cost/training_passes": float(passes[model]), "cost/gflops_per_evaluation": gflops}
+        yield Metrics(0, costs, of=model)
+        for key, samples in results.shown[model].items():
+            if key.startswith("euler."):
+                path = work / "samples.png"
+                write_file(path, quick_picture(floats(samples)))
+                yield samples_at(int(key.removeprefix("euler.")), path, of=model)
+
+
+def _of_all(results: Results, points: pd.DataFrame) -> Events:
+    """What the pipeline is compared with others by, and the Pareto figures: their axis is the step of a chart."""
+    for row in points.to_dict("records"):
+        by_cost = {f"pareto/by_training_passes.nfe_{row['nfe']:03d}": row["value"]}
+        yield Metrics(int(row["training_passes"]), by_cost)
+        yield Metrics(round(1e6 * row["gflops_per_sample"]), {f"pareto/by_kflop.{row['model']}": row["value"]})
+        if row["nfe"] in PARETO_NFE:
+            yield Metrics(0, {f"headline/{row['model']} at {row['nfe']}": row["value"]})
+    for choice in choices_of(results):
+        if choice.budget in PARETO_NFE:
+            yield Metrics(0, {f"headline/best at {choice.budget}": choice.run.score.value})
+            yield Tag(f"best-at-{choice.budget}", choice.run.name)

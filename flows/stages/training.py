@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flows import layout
-from flows.events import Events, Metrics, ModelReady, Note, Progress
+from flows.events import Events, ModelReady, Note, Progress, trained
 from flows.workshop.workspace import publish
 from fmcore.disk import checkpoint
 from fmcore.disk.files import write_file
@@ -47,7 +47,7 @@ def run_training(
     for record in train(state, objective, config, seed=seed, every=RECORD_STEPS, stop=stop):
         curve.append(record)
         yield Progress("train", record.images, total, of=name)
-        yield Metrics(record.images, {"loss": record.loss, "grad_norm": record.grad_norm, "lr": record.lr})
+        yield trained(record.images, record.loss, record.grad_norm, record.lr)
         began = time.monotonic()
         if began - saved > pause and state.step < config.steps:
             # The curve first: a checkpoint never lacks the records up to its step.

@@ -15,7 +15,6 @@ a silent stage is told from a killed one by it.
 A journal that cannot be written (a full disk, say) loses what it cannot hold, never the stage's work.
 """
 
-import csv
 import errno
 import fcntl
 import itertools
@@ -37,6 +36,7 @@ from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Ta
 from flows.local import api
 from flows.local.process import Process, pipeline_key, pipeline_process
 from flows.watch import waiting
+from flows.watch.keeping import link, write_csv
 from flows.watch.plain import plain
 
 RECORDS = "records.jsonl"
@@ -213,15 +213,15 @@ class Writer:
 
     def _keep(self, event: Event) -> None:
         match event:
-            case Metrics(step, values):
-                self._append(kind="metrics", step=step, values=values)
-            case Picture(name, path):
+            case Metrics(step, values, of):
+                self._append(kind="metrics", step=step, values=values, of=of)
+            case Picture(name, path, series, step, of):
                 files, kept = self._place(f"pictures/{name}.png")
                 shutil.copyfile(path, kept)  # no link: plots are often redrawn into the same file
-                self._append(kind="picture", name=name, files=files)
+                self._append(kind="picture", name=name, files=files, series=series, step=step, of=of)
             case Table(name, rows):
                 files, kept = self._place(f"tables/{name}.csv")
-                _write_csv(kept, rows)
+                write_csv(kept, rows)
                 self._append(kind="table", name=name, files=files, rows=rows)
             case Tag(name, text):
                 self._append(kind="tag", name=f"fmcore.{name}", text=text)
@@ -231,7 +231,7 @@ class Writer:
                 self._append(kind="note", text=text)
             case ModelReady(name, path):
                 files, kept = self._place(name, under=MODELS)
-                shutil.copytree(path, kept, copy_function=_link)
+                shutil.copytree(path, kept, copy_function=link)
                 registered = f"{self._data}-{name}" if self._data else name
                 self._append(kind="model", name=name, path=path, registered=registered, files=files)
             case Progress(done=done, total=total, unit=unit, title=what):
@@ -295,7 +295,17 @@ class Writer:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def open_journal(root: Path, *, stage: str, params: Mapping[str, object], tags: Mapping[str, str]) -> Writer:
+def open_journal(
+    root: Path,
+    *,
+    stage: str,
+    params: Mapping[str, object],
+    tags: Mapping[str, str],
+    model: str = "",
+    models: Sequence[str] = (),
+    own: Mapping[str, object] | None = None,
+    always: bool = False,
+) -> Writer:
     """Opens the journal of a stage and sees to it that the postman is at work.
 
     It names the Prefect API to tell, and the run there that this one is a part of, but no login.
@@ -305,6 +315,9 @@ def open_journal(root: Path, *, stage: str, params: Mapping[str, object], tags: 
         stage: its address in dvc.yaml.
         params: nested as they come.
         tags: of which `fmcore.data` names the data in the registered names of models, as `digits-student`.
+        model: what the stage is about; `models` are all of the pipeline, in order, and `own` the parameters that
+            decide it.
+        always: whether the stage runs even if nothing has changed.
 
     Where no journal can be made, the one returned does nothing.
     """
@@ -322,6 +335,10 @@ def open_journal(root: Path, *, stage: str, params: Mapping[str, object], tags: 
                 stage=stage,
                 params=plain(params),
                 tags=tags,
+                model=model,
+                models=models,
+                own=plain(own or {}),
+                always=always,
                 api=api.address_of(root),
                 parent_task_run=os.environ.get(PARENT) or None,
                 pipeline=pipeline_key(),
@@ -370,20 +387,5 @@ def start_postman(root: Path) -> None:
     )
 
 
-def _write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """MLflow shows a CSV file as a table one can sort."""
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, target)

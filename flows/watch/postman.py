@@ -82,7 +82,7 @@ def sweep(root: Path) -> None:
             if mlflow.get("closed"):
                 shutil.rmtree(folder / journal.MODELS, ignore_errors=True)
             old = time.time() - (folder / journal.RECORDS).stat().st_mtime > KEEP_SECONDS
-            if mlflow.get("closed") and (prefect.get("done") or start.get("api") is None):
+            if mlflow.get("closed") and mlflow.get("linked") and (prefect.get("done") or not start.get("api")):
                 journal.discard(folder)
             elif old:
                 log.warning("the journal of %s is dropped: nobody took it for two weeks", start["stage"])
@@ -135,7 +135,7 @@ def main() -> int:
             return 0
         for gone in journal.journals(root).glob(".*.gone"):
             shutil.rmtree(gone)
-        boxes: list[Letterbox] = [MlflowBox(root), PrefectBox(root)]
+        boxes: list[Letterbox] = [PrefectBox(root), MlflowBox(root)]  # so that MLflow's can link to Prefect's runs
         if args.once:
             problems = once(root, boxes)
             for line in problems:

@@ -1,151 +1,107 @@
-"""Journals become MLflow runs; this is the only module that imports MLflow's client.
+"""Journals become MLflow runs.
 
-    pipeline run        one parent run, tag `fmcore.pipeline`
-    `-- stage           one child run, tag `fmcore.run`: params, metrics, pictures, tables, log, DVC digests
+    pipeline run        what is compared between pipelines, the report's pictures, all parameters
+    `-- model run       metrics, pictures, tables, log, digests of all stages that are about the model
         `-- model       one logged model and one registered version, tag `fmcore.model`
 
-The process may be killed between any two calls. What it made is found again by those tags; metrics, params and
+The process may be killed between any two calls. What it made is found again by its tags; metrics, params and
 artifacts sent again replace themselves; and a journal remembers how far its records are known to have arrived. So
 everything arrives, once.
 """
 
 import json
-import os
 import re
-import shutil
-import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flows.watch import database
+from flows.params.files import flattened
+from flows.watch import digests, pictures, views
 from flows.watch import journal as journals
 from flows.watch.journal import Journal
 from flows.watch.letterbox import Outcome, noting
+from flows.watch.monitors import Monitors
+from flows.watch.naming import PAGE, description
+from flows.watch.runs import Runs
+from flows.watch.store import METRICS_PER_CALL, Store, batches, clean
 
-EXPERIMENT = "fmcore"
 DIGEST_SECONDS = 20.0
-DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
-STILL_SECONDS = 1.0  # DVC writes dvc.lock in pieces, some tenths of a second long
-
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # By default a call to a dead server returns after four minutes. MLflow also repeats requests that
-    # timed out but may have arrived, which makes two runs of one; here, each repeat looks first.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
-
-# MLflow's limits; it refuses a whole batch for one value beyond them.
-METRICS_PER_CALL, PARAMS_PER_CALL = 1000, 100
-KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000
+TIMED = "cost/"  # numbers of the clock; all others are the same whenever they are measured
+DATA = ("dataset", "couplings/")  # what of a stage's inputs is data
 
 
-class Store:
-    """MLflow, reached when first needed.
+class Sender:
+    """Sends what journals hold to the runs they belong to."""
 
-    Whatever it makes it looks for first; a run it finds closed is set to running until it is closed again.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        # In the environment, because MLflow itself looks there when it registers models.
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database.address(root)
-        os.environ["MLFLOW_TRACKING_URI"] = self.uri
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        self._runs: dict[str, str] = {}
-
-    @cached_property
-    def client(self) -> Any:
-        """The client."""
-        from mlflow import MlflowClient
-
-        if self.uri == database.address(self.root):
-            database.make(self.root, os.environ)
-        return MlflowClient()
-
-    @cached_property
-    def experiment(self) -> str:
-        """The experiment's id."""
-        found = self.client.get_experiment_by_name(EXPERIMENT)
-        if found:
-            return str(found.experiment_id)
-        artifacts = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
-        return str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts))
-
-    def parent(self, journal: Journal) -> str:
-        """The pipeline's run."""
-        started = journal.start["pipeline_process"][1]
-        name = time.strftime("pipeline %Y-%m-%d %H:%M:%S", time.localtime(started))
-        return self._run("fmcore.pipeline", _clean(journal.start["pipeline"]), name, started, {})
-
-    def run(self, journal: Journal) -> str:
-        """The stage's run."""
-        start = journal.start
-        tags = start["tags"] | {"dvc.stage": start["stage"], "mlflow.parentRunId": self.parent(journal)}
-        return self._run("fmcore.run", journal.folder.name, start["stage"], start["time"], tags)
-
-    def _run(self, tag: str, value: str, name: str, started: float, tags: Mapping[str, str]) -> str:
-        if value not in self._runs:
-            found = self.client.search_runs([self.experiment], f"tags.`{tag}` = '{value}'")
-            if found:
-                run = found[0]
-                if run.info.status != "RUNNING":
-                    self.client.update_run(run.info.run_id, "RUNNING")
-            else:
-                every = _tags({**tags, **_commit(self.root), tag: value})
-                run = self.client.create_run(self.experiment, int(started * 1000), every, name)
-            self._runs[value] = run.info.run_id
-        return self._runs[value]
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.runs = Runs(store)
 
     def send(self, journal: Journal) -> None:
         """Sends the records that may not have arrived yet."""
-        from mlflow.entities import Metric, Param
-
-        run = self.run(journal)
-        metrics = [
-            Metric(_clean(key), float(value), int(record.time * 1000), int(record.of["step"]))
-            for record in journal.fresh
-            if record.kind == "metrics"
-            for key, value in record.of["values"].items()
-        ]
-        for batch in _batches(metrics, METRICS_PER_CALL):
-            self.client.log_batch(run, metrics=batch)
+        if journal.fresh[0].kind == "start":
+            self.runs.begin(journal)
+            self.store.log_params(self.runs.of(journal, "").run, flattened(journal.start["params"]))
+            if journal.start.get("own"):
+                self.store.log_params(self.runs.of(journal).run, flattened(journal.start["own"]))
+        self._send_metrics(journal)
+        run = self.runs.of(journal).run
         for record in journal.fresh:
             match record.kind:
-                case "start":
-                    flat = flattened(record.of["params"])
-                    texts = {_clean(key): value[:PARAM_LENGTH] for key, value in flat.items()}
-                    params = [Param(key, value) for key, value in texts.items()]
-                    for batch in _batches(params, PARAMS_PER_CALL):
-                        self.client.log_batch(run, params=batch)
-                case "picture" | "table" | "files":  # the last of version 0.1
-                    self.client.log_artifacts(run, str(journal.folder / record.of["files"]))
+                case "picture":
+                    self._send_picture(journal, record.of)
+                case "table" | "files":  # the last of version 0.1
+                    self.store.client.log_artifacts(run, str(journal.folder / record.of["files"]))
                 case "tag":
-                    for tagged in (run, self.parent(journal)):
-                        self.client.set_tag(tagged, record.of["name"], record.of["text"][:TAG_LENGTH])
+                    for tagged_run in {run, self.runs.of(journal, "").run}:
+                        self.store.set_tags(tagged_run, {record.of["name"]: record.of["text"]})
                 case "model":
                     self._send_model(journal, record.of, run)
         if any(record.kind == "note" for record in journal.fresh):
-            self.client.log_artifact(run, str(journal.folder / journals.LOG))
+            log = str(journal.folder / journals.LOG)
+            self.store.client.log_artifact(run, log, f"logs/{clean(journal.start['stage'])}")
+
+    def _send_metrics(self, journal: Journal) -> None:
+        """The time of a number is that of its pipeline's start, unless it is a number of the clock.
+
+        So a number that two stages tell, or one stage twice after a kill, is one to MLflow.
+        """
+        from mlflow.entities import Metric
+
+        found: dict[str, list[Any]] = {}
+        for record in journal.fresh:
+            if record.kind == "metrics":
+                made = self.runs.of(journal, record.of.get("of") or None)
+                for key, value in record.of["values"].items():
+                    at = int(record.time * 1000) if key.startswith(TIMED) else made.started
+                    step = int(record.of["step"])
+                    found.setdefault(made.run, []).append(Metric(clean(key), float(value), at, step))
+        for run, metrics in found.items():
+            for batch in batches(metrics, METRICS_PER_CALL):
+                self.store.client.log_batch(run, metrics=batch)
+
+    def _send_picture(self, journal: Journal, record: dict[str, Any]) -> None:
+        """As a file, and in a row with others: where it says in which, else in that of its stage."""
+        run = self.runs.of(journal, record.get("of") or None).run
+        folder, name = journal.folder / record["files"], record["name"]
+        picture = folder / f"pictures/{name}.png"
+        if not (series := record.get("series")):
+            self.store.client.log_artifacts(run, str(folder))
+            series = f"{journal.start['stage']}/{name}"
+        made = pictures.in_series(picture, clean(series), record.get("step", 0), journal.folder / "images")
+        self.store.client.log_artifacts(run, str(made), "images")
+        self.store.set_tags(run, pictures.TAG)
 
     def _send_model(self, journal: Journal, record: dict[str, Any], run: str) -> None:
         """Stores a model folder file by file (no flavour, so no pickle) and registers it."""
         from mlflow.exceptions import MlflowException
 
-        client, key = self.client, f"{journal.folder.name}/{record['files']}"
+        client, key = self.store.client, f"{journal.folder.name}/{record['files']}"
         same, tag = f"tags.`fmcore.model` = '{key}'", {"fmcore.model": key}
         name, registered = (re.sub(r"[/:.%'\"]", "-", record[key]) for key in ("name", "registered"))
-        found = client.search_logged_models([self.experiment], same)
-        model = found[0] if found else client.create_logged_model(self.experiment, name, run, tag)
+        found = client.search_logged_models([self.store.experiment], same)
+        model = found[0] if found else client.create_logged_model(self.store.experiment, name, run, tag)
         model_id = model.model_id
         if model.status != "READY":
             client.log_model_artifacts(model_id, str(journal.folder / record["files"] / record["name"]))
@@ -162,86 +118,68 @@ class Store:
         links = json.dumps([{"name": registered, "version": versions[0].version}])
         client.set_logged_model_tags(model_id, {"mlflow.modelVersions": links})
 
-    def end_pipeline(self, journals: Sequence[Journal]) -> None:
-        """Closes a pipeline's run: failed if the last attempt at some stage failed."""
-        parent = self.parent(journals[0])
-        where = f"tags.mlflow.parentRunId = '{parent}'"
-        children = self.client.search_runs([self.experiment], where, order_by=["attributes.start_time ASC"])
-        last = {child.data.tags["dvc.stage"]: child.info.status for child in children}
-        status = "FINISHED" if set(last.values()) <= {"FINISHED"} else "FAILED"
-        ended = max(journal.end["time"] if journal.end else journal.start["time"] for journal in journals)
-        self.client.set_terminated(parent, status, int(ended * 1000))
-        del self._runs[_clean(journals[0].start["pipeline"])]
+    def end(self, journal: Journal, digests: Mapping[str, str]) -> None:
+        """Says how a stage ended, how long it took, and what DVC calls its inputs and outputs."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
+
+        assert journal.end is not None
+        run, stage = self.runs.of(journal).run, journal.start["stage"]
+        kind, ended = stage.partition("@")[0].removesuffix(f"_{journal.start.get('model')}"), journal.end["time"]
+        seconds = Metric(clean(f"cost/seconds.{kind}"), ended - journal.start["time"], int(ended * 1000), 0)
+        self.store.client.log_batch(run, metrics=[seconds])
+        self.store.set_tags(run, digests)
+        context = [InputTag("mlflow.data.context", "evaluation" if kind.startswith("evaluate") else "training")]
+        inputs = []
+        for path, digest in ((key.removeprefix("dvc.dep."), value) for key, value in digests.items()):
+            if path.startswith(DATA):
+                name = journal.start["tags"].get("fmcore.data", path) if path == DATA[0] else path
+                source = json.dumps({"path": path, "md5": digest, "checkout": str(self.store.root)})
+                inputs.append(DatasetInput(Dataset(name, digest, "dvc", source), context))
+        if inputs:
+            self.store.client.log_inputs(run, inputs)
+        self.runs.end(journal)
+        self._describe(self.runs.of(journal, "").run)
+
+    def link(self, journal: Journal) -> bool:
+        """Notes what Prefect calls a stage's run, if it has one; returns whether nothing is left to wait for."""
+        prefect = journals.read_state(journal.folder, "prefect")
+        links = prefect.get("tags", {})
+        if links:  # which are there as soon as Prefect has a run
+            run, stage = self.runs.of(journal).run, journal.start["stage"]
+            self.store.set_tags(run, links | {f"{PAGE}{stage}": links["prefect.flow_run_url"]})
+            self._describe(run)
+        return bool(links) or bool(prefect.get("done")) or journal.start.get("api") is None
+
+    def _describe(self, run: str) -> None:
+        found = self.store.client.get_run(run).data
+        if (text := description(found.tags, found.metrics)) != found.tags.get("mlflow.note.content", ""):
+            self.store.set_tags(run, {"mlflow.note.content": text})
 
 
-def dvc_digests(root: Path, stage: str, *, since: float, over: bool = False) -> dict[str, str] | None:
-    """The digests of a stage's inputs and outputs, None if DVC has not written them `since` then.
-
-    While the pipeline is not `over`, a file that was just written may not be whole, and is left for later.
-    """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
-    lock = root / "dvc.lock"
-    try:
-        written = lock.stat().st_mtime
-        if written < since or (not over and time.time() - written < STILL_SECONDS):
-            return None
-        entry = YAML(typ="safe").load(lock)["stages"][stage]
-        found = {
-            f"dvc.{kind}.{item['path']}": item["md5"]
-            for kind in ("out", "dep")
-            for item in entry.get(f"{kind}s", [])
-            if "md5" in item and not item["path"].endswith(".py")
-        }
-    except (OSError, YAMLError, TypeError, KeyError, AttributeError):  # none yet, or what a kill has left of it
-        return None
-    return found if all(DIGEST.fullmatch(str(value)) for value in found.values()) else None
-
-
-def _clean(name: str) -> str:
-    """A name with MLflow's alphabet; a stage of DVC's foreach is called `reflow@r1`."""
-    return re.sub(r"[^\w./: -]", "_", name)
-
-
-def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {_clean(key)[:KEY_LENGTH]: value[:TAG_LENGTH] for key, value in tags.items()}
-
-
-def _batches(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def _commit(root: Path) -> dict[str, str]:
-    if not shutil.which("git"):
-        return {}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
-    return {"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {}
-
-
-def ship(store: Store, journal: Journal) -> bool:
+def ship(sender: Sender, journal: Journal) -> bool:
     """Sends what is new in a journal; returns whether its stage has ended and nothing is left to send."""
     if journal.fresh:
-        store.send(journal)
+        sender.send(journal)
         journal.remember()
     end = journal.end
     if end is None:
         return False
-    run = store.run(journal)
-    store.client.set_terminated(run, end["status"], int(end["time"] * 1000))
+    found: dict[str, str] | None = {}
     if end["status"] == "FINISHED":
         # DVC writes a stage's digests after the stage has ended, and never if DVC was killed.
-        over = not journal.pipeline_alive  # asked before the file is read: then nobody writes it any more
-        hopeless = over or time.time() > end["time"] + DIGEST_SECONDS or not (store.root / "dvc.yaml").exists()
-        digests = dvc_digests(store.root, journal.start["stage"], since=end["time"], over=over)
-        if digests is None and not hopeless:
+        root, over = sender.store.root, not journal.pipeline_alive  # asked before: then nobody writes the file
+        hopeless = over or time.time() > end["time"] + DIGEST_SECONDS or not (root / "dvc.yaml").exists()
+        found = digests.dvc_digests(root, journal.start["stage"], since=end["time"], over=over)
+        if found is None and not hopeless:
             return False
-        for key, value in _tags(digests or {}).items():
-            store.client.set_tag(run, key, value)
-    for key, value in _tags(journals.read_state(journal.folder, "prefect").get("tags", {})).items():
-        store.client.set_tag(run, key, value)
+    sender.end(journal, found or {})
     journal.remember(done=True)
     return True
+
+
+def _is_work(journal: Journal) -> bool:
+    """Whether a stage is worth a run: not if it looked around, as it always does, and found nothing to do."""
+    return not journal.start.get("always") or (journal.end or {}).get("status", "FINISHED") != "FINISHED"
 
 
 class MlflowBox:
@@ -252,6 +190,9 @@ class MlflowBox:
 
     def __init__(self, root: Path) -> None:
         self.store = Store(root)
+        self.sender = Sender(self.store)
+        self.monitors = Monitors(self.sender.runs)
+        self.views = views.Views(self.store)
 
     def tick(self, *, leaving: bool) -> Outcome:
         """Looks at all journals once; closes pipelines that ended or, when `leaving`, have no stage at work."""
@@ -260,33 +201,38 @@ class MlflowBox:
         for folder in journals.journal_folders(self.store.root):
             with noting(problems):
                 journal = journals.read_journal(folder, self.reader)
-                if journal is None or journal.state.get("closed"):
-                    continue
-                found.append(journal)
-                if not journal.done:
-                    ship(self.store, journal)
+                if journal is not None and not (journal.state.get("closed") and journal.state.get("linked")):
+                    found.append(journal)
+        at_work = {journal.start["pipeline"] for journal in found if _is_work(journal)}
+        for journal in sorted(found, key=lambda journal: journal.start["time"]):
+            with noting(problems):
+                if journal.start["pipeline"] in at_work:
+                    self._deliver(journal)
+                elif leaving or not journal.pipeline_alive:
+                    journal.remember(done=True, closed=True, linked=True)
         for pipeline in {journal.start["pipeline"] for journal in found}:
-            members = [journal for journal in found if journal.start["pipeline"] == pipeline]
+            members = [j for j in found if j.start["pipeline"] == pipeline and not j.state.get("closed")]
             over = leaving or not any(journal.pipeline_alive for journal in members)
-            if over and all(journal.done for journal in members):
+            if members and over and all(journal.done for journal in members):
                 with noting(problems):
-                    self.store.end_pipeline(members)
-                    for journal in members:
-                        journal.remember(closed=True)
+                    self._close(members)
         live = any(journal.alive for journal in found)
         return Outcome(live, any(journal.end and not journal.done for journal in found), problems)
 
+    def _deliver(self, journal: Journal) -> None:
+        """Sends what a journal holds, and shows what is new of it."""
+        if not journal.done:
+            told = {record.kind for record in journal.fresh} & {"start", "metrics", "picture"}
+            ship(self.sender, journal)
+            self.monitors.watch(journal)
+            if told:
+                self.views.update(journal)
+        if not journal.state.get("linked") and self.sender.link(journal):
+            journal.remember(linked=True)
 
-def flattened(params: Mapping[str, object], prefix: str = "") -> dict[str, str]:
-    """Nested parameters as dotted names and texts.
-
-    >>> flattened({"train": {"seed": 0, "rates": [1, 2]}})
-    {'train.seed': '0', 'train.rates': '[1, 2]'}
-    """
-    flat: dict[str, str] = {}
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            flat |= flattened(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = str(value)
-    return flat
+    def _close(self, members: list[Journal]) -> None:
+        """Closes the run of a pipeline that is over."""
+        ended = max(journal.end["time"] if journal.end else journal.start["time"] for journal in members)
+        self.sender.runs.end_pipeline(members[0], ended)
+        for journal in members:
+            journal.remember(closed=True)

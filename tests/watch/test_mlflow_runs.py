@@ -10,7 +10,7 @@ import time
 import pytest
 
 from flows.local import process
-from flows.watch import journal, postman, to_mlflow
+from flows.watch import digests, journal, postman, to_mlflow
 from mlflow_records import drain, left_over, make_database, make_root, query, stored, tags
 from repository import ROOT
 
@@ -25,6 +25,11 @@ def root(tmp_path, empty_database, monkeypatch):
     return make_root(tmp_path, empty_database, monkeypatch)
 
 
+def open_journal(root, stage, model="m"):
+    tags = {"fmcore.data": "digits"} if stage == "reflow@r1" else {}
+    return journal.open_journal(root, stage=stage, params={"data": {"name": "x"}}, tags=tags, model=model)
+
+
 def test_killed_stage_is_closed(root):
     code = f"""
 import sys, time
@@ -32,7 +37,7 @@ from pathlib import Path
 from flows.watch import journal
 from flows.events import Metrics
 journal.start_postman = lambda root: None
-run = journal.open_journal(Path({str(root)!r}), stage="base", params={{}}, tags={{}})
+run = journal.open_journal(Path({str(root)!r}), stage="base", params={{}}, tags={{}}, model="base")
 run(Metrics(1, {{"loss": 1.0}}))
 print("ready", flush=True)
 time.sleep(60)
@@ -53,26 +58,60 @@ def test_parent_follows_its_children(root, monkeypatch):
     def statuses():
         return [status for _, status in stored(root)["runs"]]
 
-    with pytest.raises(RuntimeError), journal.open_journal(root, stage="a", params={}, tags={}):
+    with pytest.raises(RuntimeError), open_journal(root, stage="a"):
         raise RuntimeError
     drain(root)
     assert statuses() == ["FAILED", "FAILED"]
-    with journal.open_journal(root, stage="a", params={}, tags={}):
+    with open_journal(root, stage="a"):
         drain(root)
-        assert statuses() == ["FAILED", "RUNNING", "RUNNING"]
+        assert statuses() == ["RUNNING", "RUNNING"]
     drain(root)
-    assert statuses() == ["FAILED", "FINISHED", "FINISHED"]
+    assert statuses() == ["FINISHED", "FINISHED"]
     monkeypatch.setenv(process.PIPELINE, "2-1000000000")
-    with journal.open_journal(root, stage="z", params={}, tags={}):
+    with open_journal(root, stage="z"):
         pass
     drain(root)
     assert len(query(root, "select distinct value from tags where key = 'mlflow.parentRunId'")) == 2
+    assert [name for name, _ in stored(root)["runs"]] == [
+        "m / pipeline 1",
+        "m / pipeline 2",
+        "pipeline 1",
+        "pipeline 2",
+    ]
+
+
+def test_a_model_is_at_work_as_long_as_one_of_its_stages(root):
+    """Stages of one model may run side by side; how each ended stays known."""
+
+    def model():
+        return dict(stored(root)["runs"])["m / pipeline 1"]
+
+    first, second = open_journal(root, stage="train"), open_journal(root, stage="score")
+    first.close("FINISHED")
+    drain(root)
+    assert model() == "RUNNING"
+    second.close("KILLED")
+    drain(root)
+    assert model() == "KILLED"
+    told = {key: value.split()[0] for key, value in tags(root, "m %").items() if key.startswith("fmcore.stage.")}
+    assert told == {"fmcore.stage.train": "FINISHED", "fmcore.stage.score": "KILLED"}
+
+
+def test_an_attempt_told_late_does_not_hide_the_one_after_it(root, monkeypatch):
+    for status in ("FAILED", "FINISHED"):
+        open_journal(root, stage="a").close(status)
+    first, second = sorted(journal.journal_folders(root), key=lambda folder: journal.start_of(folder)["time"])
+    monkeypatch.setattr(journal, "journal_folders", lambda root: [second])
+    drain(root)
+    monkeypatch.setattr(journal, "journal_folders", lambda root: [first])
+    drain(root)
+    assert dict(stored(root)["runs"]) == {"m / pipeline 1": "FINISHED", "pipeline 1": "FINISHED"}
 
 
 def test_parent_waits_for_its_pipeline(root, monkeypatch):
     monkeypatch.delenv(process.PIPELINE)
     monkeypatch.setattr(to_mlflow.MlflowBox, "pause_seconds", 0.05)
-    with journal.open_journal(root, stage="a", params={}, tags={}):
+    with open_journal(root, stage="a"):
         pass
     box = to_mlflow.MlflowBox(root)
     assert not box.tick(leaving=False).problems
@@ -87,30 +126,30 @@ def test_digests_of_dvc(root, monkeypatch):
     monkeypatch.delenv(process.PIPELINE)  # this process is the pipeline, and alive
     (root / "dvc.yaml").write_text("stages: {}\n")
     entry = {
-        "deps": [{"path": "data", "md5": f"{'d' * 32}.dir"}, {"path": "fmcore/a.py", "md5": "a" * 32}],
+        "deps": [{"path": "dataset", "md5": f"{'d' * 32}.dir"}, {"path": "fmcore/a.py", "md5": "a" * 32}],
         "outs": [{"path": "models/r1", "md5": f"{'1' * 32}.dir"}, {"path": "scores/r1.json", "md5": "2" * 32}],
     }
     lock = root / "dvc.lock"
     stale = {**entry, "outs": [{"path": "models/r1", "md5": "stale"}]}
     lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": stale}}))
     os.utime(lock, (1, 1))
-    for stage in ("reflow@r1", "other"):
-        with journal.open_journal(root, stage=stage, params={}, tags={}):
+    for stage, model in (("reflow@r1", "r1"), ("other", "")):
+        with open_journal(root, stage=stage, model=model):
             pass
     box = to_mlflow.MlflowBox(root)
     assert box.tick(leaving=True).waiting
-    assert not any(key.startswith("dvc.out") for key in tags(root, "reflow@r1"))
+    assert not any(key.startswith("dvc.out") for key in tags(root, "r1 %"))
     lock.write_text(json.dumps({"schema": "2.0", "stages": {"reflow@r1": entry}}))
     assert box.tick(leaving=True).waiting, "DVC may still be writing it"
-    monkeypatch.setattr(to_mlflow, "STILL_SECONDS", 0)
+    monkeypatch.setattr(digests, "STILL_SECONDS", 0)
     assert box.tick(leaving=True).waiting  # for `other`
-    digests = {key: value for key, value in tags(root, "reflow@r1").items() if key.startswith("dvc.")}
-    assert digests == {
-        "dvc.stage": "reflow@r1",
-        "dvc.dep.data": f"{'d' * 32}.dir",
+    found = {key: value for key, value in tags(root, "r1 %").items() if key.startswith("dvc.")}
+    assert found == {
+        "dvc.dep.dataset": f"{'d' * 32}.dir",
         "dvc.out.models/r1": f"{'1' * 32}.dir",
         "dvc.out.scores/r1.json": "2" * 32,
     }
+    assert query(root, "select name, digest from datasets") == [("digits", f"{'d' * 32}.dir")]
     monkeypatch.setattr(to_mlflow, "DIGEST_SECONDS", 0)
     drain(root)
     assert left_over(root) == []

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from flows.watch import journal, postman, to_mlflow
+from flows.watch import journal, postman, store, to_mlflow
 from mlflow_records import (
     ENDED_PIPELINE,
     FID_AT_NFE,
@@ -42,38 +43,46 @@ def root(tmp_path, empty_database, monkeypatch):
 
 def test_everything_arrives(root):
     weights = record_stage(root)
-    commands = (["init", "-q"], ["add", "-f", "mlflow.db"], ["commit", "-qm", "x"])
-    for words in commands:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
-        subprocess.run(["git", *identity, *words], cwd=root, check=True)
     done = ship_once(root)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert left_over(root) == []
 
     assert [status for _, status in stored(root)["runs"]] == ["FINISHED", "FINISHED"]
-    assert stored(root)["runs"][1][0].startswith("pipeline 2001-09-0")
-    child, parent = tags(root, "distill"), tags(root, "pipeline%")
-    (parent_id,) = query(root, "select run_uuid from runs where name like 'pipeline%'")[0]
+    assert [name for name, _ in stored(root)["runs"]] == ["digits 1", "student / digits 1"]
+    child, parent = tags(root, "student %"), tags(root, "digits %")
+    (parent_id,) = query(root, "select run_uuid from runs where name like 'digits %'")[0]
     assert parent["fmcore.pipeline"] == ENDED_PIPELINE
     assert child["mlflow.parentRunId"] == parent_id
-    assert child["dvc.stage"] == "distill"
-    assert child["fmcore.data"] == "digits"
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-    assert child["mlflow.source.git.commit"] == head.stdout.strip()
+    assert child["fmcore.stage.distill"].startswith("FINISHED ")
+    assert child["fmcore.data"] == parent["fmcore.data"] == "digits"
 
-    params = dict(stored(root)["params"])
-    assert params == {"train.seed": "0", "train.rates": "[1, 2]", "note": "x" * 6000, "each_r1": "None"}
-    curve = query(root, "select step, value from metrics where key = 'fid_vs_nfe' order by step")
+    params = {
+        name: query(root, f"select key, value from params join runs using (run_uuid) where name = '{name}'")
+        for name in ("digits 1", "student / digits 1")
+    }
+    assert dict(params["digits 1"]) == {
+        "data.name": "digits",
+        "train.seed": "0",
+        "train.rates": "[1, 2]",
+        "note": "x" * 6000,
+        "each_r1": "None",
+    }
+    assert dict(params["student / digits 1"]) == {"train.lr": "0.001"}
+    curve = query(root, "select step, value from metrics where key = 'quality/fid' order by step")
     assert dict(curve) == FID_AT_NFE
-    assert query(root, "select count(*) from metrics where key = 'loss'") == [(200,)]
+    assert query(root, "select count(*) from metrics where key = 'training/loss'") == [(200,)]
     assert query(root, "select step, is_nan from metrics where key = 'odd'") == [(3, 1)]
 
-    (artifacts,) = query(root, "select artifact_uri from runs where name = 'distill'")[0]
+    (artifacts,) = query(root, "select artifact_uri from runs where name = 'student / digits 1'")[0]
     artifacts = Path(artifacts.removeprefix("file://"))
     assert artifacts.is_relative_to(root / "mlartifacts")
-    assert (artifacts / "pictures/samples-nfe-004.png").read_bytes() == b"new"
+    assert {path.name.split("+")[:3][-1] for path in (artifacts / "images").glob("samples+*")} == {"4"}
+    (new,) = (artifacts / "images").glob("samples+*.png")
+    with Image.open(new) as picture:
+        assert picture.getpixel((0, 0)) == 255
     assert (artifacts / "tables/scores.csv").read_text() == "nfe,fid\n1,90.0\n2,40.5\n"
-    assert [line.split()[1] for line in (artifacts / "log.txt").read_text().splitlines()] == ["first", "second"]
+    lines = (artifacts / "logs/distill/log.txt").read_text().splitlines()
+    assert [line.split()[1] for line in lines] == ["first", "second"]
 
     code = "import sys, mlflow; print(mlflow.artifacts.download_artifacts('models:/digits-student/1'))"
     uri = f"sqlite:///{root}/mlflow.db"
@@ -154,7 +163,7 @@ def test_killed_by_signal(root):
             process.send_signal(signal.SIGKILL)
     ship_once(root)
     result = stored(root)
-    assert len(result["metrics"]) == 400 + 1 + len(FID_AT_NFE)
+    assert len(result["metrics"]) == 400 + 2 + len(FID_AT_NFE)
     assert result["versions"] == [("digits-student", 1)]
     assert result["models"] == [("student", 2)]
     assert [status for _, status in result["runs"]] == ["FINISHED", "FINISHED"]
@@ -167,7 +176,7 @@ def server(root, port):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
     command += ["--artifacts-destination", str(root / "mlartifacts")]
-    env = os.environ | to_mlflow.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = os.environ | store.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:
         try:
@@ -193,15 +202,14 @@ def test_dead_server_loses_nothing(root):
     assert "secret" not in dead.stderr
     with server(root, port):
         assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
-        record_stage(root, stage="late")
+        record_stage(root, stage="late", model="late")
     assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 1
     with server(root, port):
         assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
     result = stored(root)
-    assert len(result["metrics"]) == 2 * (400 + 1 + len(FID_AT_NFE))
+    assert len(result["metrics"]) == 2 * (400 + 2 + len(FID_AT_NFE))
     assert result["versions"] == [("digits-student", 1), ("digits-student", 2)]
-    assert [name for name, _ in result["runs"]][:2] == ["distill", "late"]
-    assert len(result["runs"]) == 3
+    assert [name for name, _ in result["runs"]] == ["digits 1", "late / digits 1", "student / digits 1"]
     assert weights in {path.read_bytes() for path in (root / "mlartifacts").rglob("*.safetensors")}
     assert left_over(root) == []
 
@@ -239,7 +247,7 @@ def test_torn_last_line_is_ignored(root):
     with (folder / journal.RECORDS).open("ab") as file:
         file.write(b'{"kind": "metrics", "st')
     drain(root)
-    assert len(stored(root)["metrics"]) == 4 + 1 + len(FID_AT_NFE)
+    assert len(stored(root)["metrics"]) == 4 + 2 + len(FID_AT_NFE)
     assert left_over(root) == []
 
 

@@ -1,0 +1,63 @@
+"""What is said of a stage to whoever watches it: how its runs are found, and what its model was made with."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.layout import MODELS
+from flows.local.checkout import state_of
+from flows.params.schema import Params
+from flows.workshop.entry import Entry, Stage, graph
+
+EXPERIMENT = "DVC_EXP_NAME"  # of the environment, set by `dvc exp run`
+
+
+class About(NamedTuple):
+    """What the journal of a stage begins with; `flows.watch.journal.open_journal` says what each part is."""
+
+    params: dict[str, Any]
+    tags: dict[str, str]
+    model: str
+    models: tuple[str, ...]
+    own: dict[str, Any]
+    always: bool
+
+
+def about(params: Params, stage: Stage, entry: Entry, root: Path) -> About:
+    """What there is to say of a stage that is about to run."""
+    whole = params.model_dump(mode="json")
+    tags = {
+        "fmcore.data": params.data.name,
+        "fmcore.params": hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12],
+        "fmcore.checkout": str(root),
+    }
+    if experiment := os.environ.get(EXPERIMENT):
+        tags["dvc.exp"] = experiment
+    if source := state_of(Path.cwd()):
+        tags |= {"mlflow.source.git.commit": source.commit, "fmcore.dirty": source.dirty}
+        tags |= {"mlflow.source.git.branch": source.branch} if source.branch else {}
+    always = bool(graph()[stage.address.partition("@")[0]].get("always_changed"))
+    model = stage.name if stage.name in params.models else ""
+    return About(whole, tags, model, tuple(params.models), own_params(stage, entry) if model else {}, always)
+
+
+def own_params(stage: Stage, entry: Entry) -> dict[str, Any]:
+    """The parameters that decide a stage, named alike for all models, so that runs can be compared.
+
+    `base.train` and `reflow.train` with what a round changes in it are both `train`. Sections that several stages
+    of one model read keep their names: how its couplings were made is `couple`, how it was scored `evaluate`.
+    """
+    kind = stage.address.partition("@")[0]
+    trains = any(out.parts[0] == MODELS.name for out in entry.outs)
+    found: dict[str, Any] = {}
+    for key, value in entry.params.items():
+        key = re.sub(rf"^\w+\.rounds\.{re.escape(stage.name)}\.", "", key)
+        key = key.removeprefix(f"{kind}.") if trains else key
+        for name, item in value.items() if trains and key == kind else [(key, value)]:
+            known = found.get(name)
+            found[name] = {**known, **item} if isinstance(known, Mapping) and isinstance(item, Mapping) else item
+    return found

@@ -1,0 +1,92 @@
+"""What runs are called in MLflow, how they are coloured, sorted and described.
+
+MLflow's page shows the first 25 characters of a name or so, hence the order: what tells runs apart comes first.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from flows.params.files import Difference
+
+# The report's. A model keeps its colour; the shade tells the pipelines apart.
+COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d")
+SHADES = (0.0, -0.45, 0.45)  # towards black and white
+LONGEST = 40  # characters of what differs
+NEWEST = 99_999
+PAGE = "prefect.page."  # of tags: a stage's page in Prefect
+
+
+def colour(place: int, number: int) -> str:
+    """The colour of the model at a place in its pipeline, in the shade of the pipeline of that number."""
+    shade = SHADES[(number - 1) % len(SHADES)]
+    parts = [int(COLOURS[place % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5)]
+    end = 255 if shade > 0 else 0
+    return "#" + "".join(f"{round(part + abs(shade) * (end - part)):02x}" for part in parts)
+
+
+def order(place: int, number: int) -> str:
+    """Sorts runs: the newest pipeline first, its models as it makes them."""
+    return f"{NEWEST - number:05d}.{place:02d}"
+
+
+def differs(found: Difference | None, data: str) -> str:
+    """What parameters differ in from their preset, in a line; the preset too, unless it has the data's name.
+
+    >>> differs(Difference("digits", {"couple.nfe": 8}, ("reflow.rounds.r2.teacher",)), "digits")
+    'couple.nfe=8 no reflow.rounds.r2.teacher'
+    """
+    if found is None:
+        return ""
+    return shortened([*([found.preset] if found.preset != data else []), *found.words])
+
+
+def shortened(words: Sequence[str]) -> str:
+    """As many of the words as fit, and how many more there are."""
+    text = " ".join(words)
+    if len(text) <= LONGEST:
+        return text
+    kept = [word for i, word in enumerate(words) if len(" ".join(words[: i + 1])) <= LONGEST - 4]
+    more = len(words) - len(kept)
+    return " ".join([*kept, f"+{more}"]) if kept else f"{text[: LONGEST - 4]}..."
+
+
+def pipeline_name(data: str, number: int, difference: str) -> str:
+    """As `digits 12 / couple.nfe=8`."""
+    return " / ".join(filter(None, [f"{data or 'pipeline'} {number}", difference]))
+
+
+def model_name(model: str, data: str, number: int, difference: str) -> str:
+    """As `r2 / couple.nfe=8 / digits 12`."""
+    return " / ".join(filter(None, [model, difference, f"{data or 'pipeline'} {number}"]))
+
+
+def description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
+    """What a run's page says above its numbers, in Markdown."""
+    first, dot, rest = tags.get("fmcore.verdict", "").partition(". ")
+    lines = [f"**{first}{dot.strip()}** {rest}".rstrip()] if first else []
+    lines += _headlines(metrics, tags.get("fmcore.models", "").split())
+    if preset := tags.get("fmcore.preset"):
+        keys = tags.get("fmcore.differs", "").splitlines()
+        lines.append(f"Preset `{preset}`, " + ("but for:" if keys else "unchanged."))
+        lines += ["\n".join(f"- `{key}`" for key in keys)] if keys else []
+    if experiment := tags.get("dvc.exp"):
+        lines.append(f"DVC experiment `{experiment}`.")
+    links = [f"[{key.removeprefix(PAGE)}]({url})" for key, url in sorted(tags.items()) if key.startswith(PAGE)]
+    if links:
+        lines.append(f"In Prefect: {', '.join(links)}.")
+    return "\n\n".join(lines)
+
+
+def _headlines(metrics: Mapping[str, float], models: Sequence[str]) -> list[str]:
+    """A table of `headline/MODEL at NFE`, models in order, then what is left: the best of all."""
+    found: dict[str, dict[int, float]] = {}
+    for key, value in metrics.items():
+        if key.startswith("headline/"):
+            name, _, nfe = key.removeprefix("headline/").rpartition(" at ")
+            found.setdefault(name, {})[int(nfe)] = value
+    budgets = sorted({nfe for values in found.values() for nfe in values})
+    if not budgets:
+        return []
+    rows = [["evaluations of the network", *map(str, budgets)], ["---"] * (len(budgets) + 1)]
+    for name, values in sorted(found.items(), key=lambda item: [*models, item[0]].index(item[0])):
+        rows.append([name, *(f"{values[nfe]:.3g}" if nfe in values else "" for nfe in budgets)])
+    return ["\n".join(f"| {' | '.join(row)} |" for row in rows)]
