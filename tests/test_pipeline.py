@@ -111,7 +111,9 @@ def test_mlflow_holds_every_model_and_number_once(made):
         assert set(models) == {"base", "r1", "r2", "student"}
         assert {tags[run]["mlflow.parentRunId"] for run in models.values()} == {pipeline}
         told = [key for about in tags.values() for key in about if key.startswith("fmcore.stage.")]
-        assert {key.removeprefix("fmcore.stage.") for key in told} == {stage.replace("@", "_") for stage in {*ALL, "look"}}
+        assert {key.removeprefix("fmcore.stage.") for key in told} == {
+            stage.replace("@", "_") for stage in {*ALL, "look"}
+        }
         assert len(told) == len(ALL) + 1
         query = "select step from metrics where run_uuid = ? and key = ? order by step"
         for run in models.values():
