@@ -24,7 +24,8 @@ def test_the_stage_check_tries_a_function_on_images_of_the_data(module, tmp_path
         list(run(tiny(features__extractor=name), "check"))
     name = f"{module(MEANS)}:means"
     list(run(tiny(features__extractor=name), "check"))
-    assert read_json(layout.CHECKED_FEATURES)["extractor_sha256"] == sha256(tmp_path / f"{name.partition(':')[0]}.py")
+    found = read_json(layout.CHECKED_FEATURES)["extractor_sha256"]
+    assert found == sha256(tmp_path / f"{name.partition(':')[0]}.py")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "pixels", "random", "function"])
