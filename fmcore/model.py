@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import fields
+from math import prod
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from fmcore.ode.reflow import draw
 from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import SOLVERS, seeded, solve
 
-SAMPLE_BATCH = 1000
+SAMPLE_BATCH, SAMPLE_NUMBERS = 1000, 2**20  # drawn together: samples at most, and numbers in them
 
 
 class Model(Trained):
@@ -56,19 +57,30 @@ class Model(Trained):
         label: int | None = None,
         precision: str = "auto",
         purpose: str = "sample",
+        start: int = 0,
     ) -> Iterator[Tensor]:
-        """What `sample` returns, a batch at a time; `purpose` names the noise, `evaluate` that of the scores."""
+        """What `sample` returns, `batch` at a time, from sample `start` on.
+
+        `purpose` names the noise, `evaluate` that of the scores.
+        """
         how = Sampling(nfe=sampling) if isinstance(sampling, int) else sampling
         labels = self._labels(count, seed, label)
-        self._check_steps(how)
+        self.check_steps(how)
         field, knots = self.field(precision, how.guidance), how.knots()
-        for first in range(0, count, SAMPLE_BATCH):
-            size = min(SAMPLE_BATCH, count - first)
+        for first in range(start, count, self.batch):
+            size = min(self.batch, count - first)
             x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
             part = None if labels is None else moved(labels[first : first + size], self.device)
             yield solve(field, moved(x0, self.device), knots, seeded(how.method, seed, first), part).cpu()
 
-    def _check_steps(self, how: Sampling) -> None:
+    @property
+    def batch(self) -> int:
+        """Samples that are drawn together: fewer where they are large, so that memory stays bounded."""
+        return max(1, min(SAMPLE_BATCH, SAMPLE_NUMBERS // prod(self.shape)))
+
+    def check_steps(self, how: Sampling) -> None:
+        """A ValueError for steps that this model does not know, or that cannot spend the evaluations."""
+        _ = how.steps
         euler = how.method is SOLVERS["euler"] and how.grid == UniformGrid()
         if self.k is not None and (not euler or how.nfe < 1 or self.k % how.nfe):
             raise ValueError(

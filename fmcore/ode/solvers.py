@@ -227,7 +227,7 @@ def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
 
 
 def _at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:
-    return field(x, x.new_full((len(x),), t), label)
+    return field(x, x.new_full(x.shape[:1], t), label)  # a shape, so that torch.export keeps the batch free
 
 
 def step(
