@@ -1,8 +1,9 @@
-"""`python -m fmcore sample MODEL` and `python -m fmcore evaluate MODEL_OR_FOLDER`: models from the shell."""
+"""`python -m fmcore` with `sample MODEL` or `evaluate MODEL_OR_FOLDER`: models from the shell."""
 
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from fmcore.intake.files import Folder, Reader
     from fmcore.model import Model
+    from fmcore.ode.sampling import Sampling
     from fmcore.score.extractors import Extractor
     from fmcore.score.reference import Reference
     from fmcore.score.scoring import Score
@@ -28,12 +30,15 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m fmcore", description="Use and score trained models.")
     verbs = top.add_subparsers(dest="verb", required=True)
     sample = verbs.add_parser(
-        "sample", help="draw samples into a PNG grid (images), a scatter plot (points) or tensors"
+        "sample", help="draw samples into files of images, a picture (a grid, or a plot of points), or an array"
     )
     sample.add_argument("model", type=Path, help="a model folder, e.g. models/student")
     _add_sampling(sample, count=64)
     sample.add_argument(
-        "--out", type=Path, required=True, help="a .png picture, or .safetensors with the tensor x1"
+        "--out",
+        required=True,
+        help="a folder (a name without a suffix) for a PNG an image, which goes on where it was stopped; a .png "
+        "picture, in pages where there are many images; .safetensors with the tensor x1; .npy; .csv for points",
     )
     sample.add_argument("--label", type=int, help="the class of all samples, for a conditional model")
     evaluate = verbs.add_parser("evaluate", help="score a model, or a folder of anyone's images, against data")
@@ -61,13 +66,17 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
+def _add_way(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--nfe", type=int, default=1, help="network evaluations a sample (default 1)")
+    verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
+    verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
+
+
+def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
+    _add_way(verb)
     default = count or f"{MODEL_SAMPLES} of a model, all images of a folder"
     verb.add_argument("--count", type=int, default=count, help=f"samples (default {default})")
-    verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
     verb.add_argument("--seed", type=int, default=0, help="sample i starts from noise (seed, i) (default 0)")
-    verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
     verb.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
 
 
@@ -88,19 +97,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _drawn(
-    args: argparse.Namespace, model: "Model", count: int, label: int | None, purpose: str
-) -> Iterator["Tensor"]:
-    """Batches of the model's samples, with a bar."""
+def _way(args: argparse.Namespace) -> "Sampling":
     from fmcore.flow.fields import Guidance
     from fmcore.flow.times import UniformGrid
     from fmcore.ode.sampling import Sampling
-    from fmcore.progress import Progress
 
     guidance = None if args.guidance is None else Guidance(args.guidance)
-    how = Sampling(args.solver, UniformGrid(), args.nfe, guidance)
-    bar, done = Progress("sample", count, "samples"), 0
-    for part in model.batches(count, how, seed=args.seed, label=label, purpose=purpose):
+    return Sampling(args.solver, UniformGrid(), args.nfe, guidance)
+
+
+def _drawn(
+    args: argparse.Namespace, model: "Model", count: int, label: int | None, purpose: str, start: int = 0
+) -> Iterator["Tensor"]:
+    """Batches of the model's samples from `start` on, with a bar."""
+    from fmcore.progress import Progress
+
+    bar, done = Progress("sample", count, "samples", start), start
+    for part in model.batches(count, _way(args), seed=args.seed, label=label, purpose=purpose, start=start):
         done += len(part)
         bar.to(done)
         yield part
@@ -108,20 +121,51 @@ def _drawn(
 
 
 def _sample(args: argparse.Namespace) -> str:
-    if args.out.suffix not in (".png", ".safetensors"):
-        raise ValueError(f"--out must end in .png or .safetensors, got {args.out}")
+    out = Path(args.out)
+    to_folder = args.out.endswith(("/", os.sep)) or out.is_dir() or not out.suffix
+    if not to_folder and out.suffix not in (".png", ".safetensors", ".npy", ".csv"):
+        raise ValueError(
+            f"--out must end in .png or .safetensors, .npy or .csv, or be a folder (end in /), got {args.out}"
+        )
     import torch
 
     from fmcore.disk.files import write_tensors
+    from fmcore.export.images import write_array, write_pages
     from fmcore.model import load
-    from fmcore.pictures import sample_picture
 
-    samples = torch.cat(list(_drawn(args, load(args.model, args.device), args.count, args.label, "sample")))
-    if args.out.suffix == ".png":
-        sample_picture(samples, args.out)
+    model = load(args.model, args.device)
+    if to_folder:
+        return _sample_folder(args, model, out)
+    parts, wrote = _drawn(args, model, args.count, args.label, "sample"), str(out)
+    if out.suffix == ".png":
+        pages = write_pages(parts, args.count, out)
+        wrote = str(out) if len(pages) == 1 else f"{pages[0]} ... {pages[-1].name}"
+    elif out.suffix == ".safetensors":
+        write_tensors(out, {"x1": torch.cat(list(parts))})
     else:
-        write_tensors(args.out, {"x1": samples})
-    return f"{args.count} samples at {args.nfe} NFE -> {args.out}"
+        write_array(torch.cat(list(parts)), out)
+    return f"{args.count} samples at {args.nfe} NFE -> {wrote}"
+
+
+def _sample_folder(args: argparse.Namespace, model: "Model", out: Path) -> str:
+    from fmcore.export.images import are_images, claimed, write_images
+
+    if not are_images(model.shape):
+        raise ValueError(
+            f"{args.model} makes samples of shape {model.shape}, no grey or RGB images: expected --out to end in "
+            ".npy, .safetensors, or for points .csv or .png"
+        )
+    model.check_steps(_way(args))
+    made_by = {"model": model.digest, "shape": model.shape, "seed": args.seed, "label": args.label}
+    way = {"solver": args.solver, "nfe": args.nfe, "guidance": args.guidance}
+    left = claimed(out, made_by | way, args.count)
+    if left:
+        start = left[0] // model.batch * model.batch  # in the batches of a run that was not stopped
+        parts = _drawn(args, model, args.count, args.label, "sample", start)
+        for _ in write_images(out, parts, start, left):
+            pass
+    there = args.count - len(left)
+    return f"{args.count} samples at {args.nfe} NFE -> {out}" + (f" ({there} were there)" if there else "")
 
 
 def _evaluate(args: argparse.Namespace) -> str:

@@ -30,7 +30,8 @@ FMCORE = {
     "analytic": {"flow"},
     "pictures": {"flow"},
     "progress": set(),
-    "cli": {"flow", "ode", "disk", "intake", "model", "score", "pictures", "progress"},
+    "export": {"flow", "ode", "disk", "models", "model", "pictures"},
+    "cli": {"flow", "ode", "disk", "intake", "model", "score", "pictures", "progress", "export"},
     "__main__": {"cli"},
     "__init__": set(),
 }
