@@ -1,9 +1,10 @@
-"""`python -m fmcore` with `sample MODEL` or `evaluate MODEL_OR_FOLDER`: models from the shell."""
+"""`python -m fmcore` with `sample MODEL`, `evaluate MODEL_OR_FOLDER` or `export MODEL`: models from the shell."""
 
 import argparse
 import csv
 import io
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -63,6 +64,12 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--metrics", default="", help="besides, e.g. kid,precision_recall,density_coverage")
     evaluate.add_argument("--out", type=Path, help="a .csv file for the table")
     _add_sampling(evaluate, count=None)
+    export = verbs.add_parser("export", help="write a model as a folder for other programs")
+    export.add_argument("model", type=Path, help="a model folder, e.g. models/student")
+    export.add_argument("out", type=Path, metavar="OUT", help="a new folder for the model, a picture and a card")
+    export.add_argument("--to", required=True, metavar="FORMAT", help="diffusers, onnx or torch")
+    export.add_argument("--scores", type=Path, help="a table of scores (default: the pipeline's beside the model)")
+    _add_way(export)
     return top
 
 
@@ -87,9 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     keep_freed_memory()
     try:
-        if args.count is not None and args.count < 1:
+        if getattr(args, "count", None) is not None and args.count < 1:
             raise ValueError(f"--count must be at least 1, got {args.count}")
-        print({"sample": _sample, "evaluate": _evaluate}[args.verb](args))
+        print({"sample": _sample, "evaluate": _evaluate, "export": _export}[args.verb](args))
     except (ValueError, RuntimeError, OSError) as error:
         line = " ".join(part.strip() for part in str(error).splitlines())
         print(f"fmcore {args.verb}: {line}", file=sys.stderr)
@@ -166,6 +173,29 @@ def _sample_folder(args: argparse.Namespace, model: "Model", out: Path) -> str:
             pass
     there = args.count - len(left)
     return f"{args.count} samples at {args.nfe} NFE -> {out}" + (f" ({there} were there)" if there else "")
+
+
+def _export(args: argparse.Namespace) -> str:
+    from fmcore.export.formats import export
+    from fmcore.model import load
+
+    def shown(path: Path) -> str:
+        return path.name if path.is_absolute() else str(path)  # a card is for others
+
+    words = ["python", "-m", "fmcore", "export", shown(args.model), shown(args.out), "--to", args.to]
+    words += ["--nfe", str(args.nfe), "--solver", args.solver]
+    words += [] if args.guidance is None else ["--guidance", f"{args.guidance:g}"]
+    words += [] if args.scores is None else ["--scores", shown(args.scores)]
+    files = export(
+        load(args.model),
+        _way(args),
+        args.to,
+        args.out,
+        folder=args.model,
+        command=shlex.join(words),
+        scores=args.scores,
+    )
+    return f"{args.model} at {args.nfe} NFE of {args.solver} -> {args.out}: {', '.join(files)}"
 
 
 def _evaluate(args: argparse.Namespace) -> str:
