@@ -43,14 +43,13 @@ class Metrics(NamedTuple):
 class Picture(NamedTuple):
     """A PNG file worth looking at; `name` is its stable key, e.g. `samples-nfe-004`.
 
-    `series` and `step` give it a place in a row of pictures, as samples by NFE; `of` is the model it is about,
-    empty for the one that the stage is about.
+    `beside` names those of other models that it is shown beside; `of` is the model it is about, empty for the one
+    that the stage is about.
     """
 
     name: str
     path: Path
-    series: str = ""
-    step: int = 0
+    beside: str = ""
     of: str = ""
 
 
@@ -110,7 +109,7 @@ def trained(images: int, loss: float, grad_norm: float, lr: float, of: str = "")
 
 def samples_at(nfe: int, path: Path, of: str = "") -> Picture:
     """Samples of a model by so many Euler steps."""
-    return Picture(f"samples-nfe-{nfe:04d}", path, "samples", nfe, of)
+    return Picture(f"samples-nfe-{nfe:04d}", path, f"samples/{nfe} NFE", of)
 
 
 Event = Progress | Metrics | Picture | Table | Tag | Note | ModelReady

@@ -162,8 +162,9 @@ def play_pipeline(root, started, *, run=MODELS, data="digits", params=None):
         play_stage(root, kind, model, told, **about)
     report = [event for model in MODELS for event in scores_of(model, data, of=model)]
     report += [trained(step, 1 / (1 + step), 1.0, 1e-3, of=model) for model in MODELS for step in (64, 128, 192)]
-    report += [Metrics(0, {f"headline/{m} at {n}": distance(m, n)}) for m in MODELS for n in (1, 4)]
-    report += [Metrics(0, {"headline/best at 1": distance("student", 1)}), Tag("best-at-1", "student")]
+    report += [samples_at(nfe, picture, of=model) for model in MODELS for nfe in (1, 4)]
+    report += [Metrics(0, {f"at {n}/{m}": distance(m, n)}) for m in MODELS for n in (1, 4)]
+    report += [Metrics(0, {"at 1/best of all": distance("student", 1)}), Tag("best-at-1", "student")]
     report += [Picture("curves", picture), Tag("verdict", "Another round pays. Or so.")]
     play_stage(root, "report", "", report, **about)
     os.environ.pop(process.PIPELINE)

@@ -13,6 +13,7 @@ from flows.local.checkout import state_of
 from flows.params.schema import Params
 from flows.workshop.entry import Entry, Stage, graph
 
+COMMON = ("device", "precision", "compile", "evaluate")  # to all models, and in the parameters of the pipeline
 EXPERIMENT = "DVC_EXP_NAME"  # of the environment, set by `dvc exp run`
 
 
@@ -49,12 +50,13 @@ def own_params(stage: Stage, entry: Entry) -> dict[str, Any]:
     """The parameters that decide a stage, named alike for all models, so that runs can be compared.
 
     `base.train` and `reflow.train` with what a round changes in it are both `train`. Sections that several stages
-    of one model read keep their names: how its couplings were made is `couple`, how it was scored `evaluate`.
+    of one model read keep their names: how its couplings were made is `couple`. Those that cannot differ between
+    the models of a pipeline are not among them.
     """
     kind = stage.address.partition("@")[0]
     trains = any(out.parts[0] == MODELS.name for out in entry.outs)
     found: dict[str, Any] = {}
-    for key, value in entry.params.items():
+    for key, value in ((key, value) for key, value in entry.params.items() if key not in COMMON):
         key = re.sub(rf"^\w+\.rounds\.{re.escape(stage.name)}\.", "", key)
         key = key.removeprefix(f"{kind}.") if trains else key
         for name, item in value.items() if trains and key == kind else [(key, value)]:

@@ -26,9 +26,10 @@ const view = async () => {
 };
 if (location.hash.length > 1) go(location.hash);
 else {
-  // At the first visit MLflow opens a panel over a quarter of the page, to chat with a language model.
-  const chat = "mlflow.assistant.fab.autoOpenedOnFirstLoad_v1";
-  if (localStorage.getItem(chat) === null) localStorage.setItem(chat, "true");
+  // At the first visit MLflow takes this to be about language models, and opens a panel to chat with one.
+  const first = (key, value) => localStorage.getItem(key) ?? localStorage.setItem(key, value);
+  first("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true");
+  first("mlflow.workflowType_v1", '"machine_learning"');
   view().then(go);
 }
 </script>

@@ -102,8 +102,8 @@ def _of_all(results: Results, points: pd.DataFrame) -> Events:
         yield Metrics(int(row["training_passes"]), by_cost)
         yield Metrics(round(1e6 * row["gflops_per_sample"]), {f"pareto/by_kflop.{row['model']}": row["value"]})
         if row["nfe"] in PARETO_NFE:
-            yield Metrics(0, {f"headline/{row['model']} at {row['nfe']}": row["value"]})
+            yield Metrics(0, {f"at {row['nfe']}/{row['model']}": row["value"]})
     for choice in choices_of(results):
         if choice.budget in PARETO_NFE:
-            yield Metrics(0, {f"headline/best at {choice.budget}": choice.run.score.value})
+            yield Metrics(0, {f"at {choice.budget}/best of all": choice.run.score.value})
             yield Tag(f"best-at-{choice.budget}", choice.run.name)

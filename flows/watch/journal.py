@@ -215,10 +215,10 @@ class Writer:
         match event:
             case Metrics(step, values, of):
                 self._append(kind="metrics", step=step, values=values, of=of)
-            case Picture(name, path, series, step, of):
+            case Picture(name, path, beside, of):
                 files, kept = self._place(f"pictures/{name}.png")
                 shutil.copyfile(path, kept)  # no link: plots are often redrawn into the same file
-                self._append(kind="picture", name=name, files=files, series=series, step=step, of=of)
+                self._append(kind="picture", name=name, files=files, beside=beside, of=of)
             case Table(name, rows):
                 files, kept = self._place(f"tables/{name}.csv")
                 write_csv(kept, rows)

@@ -3,15 +3,17 @@
 MLflow's page shows the first 25 characters of a name or so, hence the order: what tells runs apart comes first.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 
 from flows.params.files import Difference
 
 # The report's. A model keeps its colour; the shade tells the pipelines apart.
 COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d")
-SHADES = (0.0, -0.45, 0.45)  # towards black and white
+SHADES = (0.0, -0.45, 0.35)  # towards black and white
 LONGEST = 40  # characters of what differs
 NEWEST = 99_999
+HEADLINE = re.compile(r"at (\d+)/(.+)")  # numbers that pipelines are compared by: evaluations, and the model
 PAGE = "prefect.page."  # of tags: a stage's page in Prefect
 
 
@@ -61,9 +63,10 @@ def model_name(model: str, data: str, number: int, difference: str) -> str:
 
 def description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
     """What a run's page says above its numbers, in Markdown."""
-    first, dot, rest = tags.get("fmcore.verdict", "").partition(". ")
-    lines = [f"**{first}{dot.strip()}** {rest}".rstrip()] if first else []
+    first, _, rest = tags.get("fmcore.verdict", "").partition(". ")
+    lines = [f"**{first}.**"] if first else []
     lines += _headlines(metrics, tags.get("fmcore.models", "").split())
+    lines += [rest] if rest else []
     if preset := tags.get("fmcore.preset"):
         keys = tags.get("fmcore.differs", "").splitlines()
         lines.append(f"Preset `{preset}`, " + ("but for:" if keys else "unchanged."))
@@ -77,12 +80,11 @@ def description(tags: Mapping[str, str], metrics: Mapping[str, float]) -> str:
 
 
 def _headlines(metrics: Mapping[str, float], models: Sequence[str]) -> list[str]:
-    """A table of `headline/MODEL at NFE`, models in order, then what is left: the best of all."""
+    """A table of `at NFE/MODEL`, models in order, then what is left: the best of all."""
     found: dict[str, dict[int, float]] = {}
     for key, value in metrics.items():
-        if key.startswith("headline/"):
-            name, _, nfe = key.removeprefix("headline/").rpartition(" at ")
-            found.setdefault(name, {})[int(nfe)] = value
+        if told := re.fullmatch(HEADLINE, key):
+            found.setdefault(told[2], {})[int(told[1])] = value
     budgets = sorted({nfe for values in found.values() for nfe in values})
     if not budgets:
         return []

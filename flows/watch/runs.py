@@ -62,7 +62,8 @@ class Runs:
         number, data = 1 + max(before, default=0), start["tags"].get("fmcore.data", "")
         nearest = nearest_preset(start["params"], self.store.root / PRESETS) if data else None
         difference = naming.differs(nearest, data)
-        tags = {"fmcore.number": str(number), "fmcore.models": " ".join(start.get("models", ()))}
+        tags = {"fmcore.number": str(number), "fmcore.order": naming.order(0, number)}
+        tags["fmcore.models"] = " ".join(start.get("models", ()))
         if nearest:
             tags |= {"fmcore.preset": nearest.preset, "fmcore.differs": "\n".join(nearest.words)}
             tags["fmcore.difference"] = difference

@@ -11,8 +11,8 @@ from flows.watch import database
 
 EXPERIMENT = "fmcore"
 ABOUT = (
-    "A run for each pipeline, and below it one for each model. The step of `quality/...` is the number of network "
-    "evaluations (NFE). *Views* has the latest pipeline, each model in all pipelines, and all pipelines."
+    "A run for each pipeline, below it one for each model. The step of `quality/...` is the number of network "
+    "evaluations (NFE). More charts are under *Views*."
 )
 
 # The kind says that this is about training, not about language models.

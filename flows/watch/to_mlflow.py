@@ -82,14 +82,14 @@ class Sender:
                 self.store.client.log_batch(run, metrics=batch)
 
     def _send_picture(self, journal: Journal, record: dict[str, Any]) -> None:
-        """As a file, and in a row with others: where it says in which, else in that of its stage."""
+        """As a picture of the charts, and as a file too where it is not beside others there."""
         run = self.runs.of(journal, record.get("of") or None).run
         folder, name = journal.folder / record["files"], record["name"]
         picture = folder / f"pictures/{name}.png"
-        if not (series := record.get("series")):
+        if not (key := record.get("beside")):
             self.store.client.log_artifacts(run, str(folder))
-            series = f"{journal.start['stage']}/{name}"
-        made = pictures.in_series(picture, clean(series), record.get("step", 0), journal.folder / "images")
+            key = f"{journal.start['stage']}/{name}"
+        made = pictures.charted(picture, clean(key), journal.folder / "images")
         self.store.client.log_artifacts(run, str(made), "images")
         self.store.set_tags(run, pictures.TAG)
 

@@ -7,21 +7,25 @@ sorts by time it nests models below pipelines, folded and not drawn, so a view s
 
 import base64
 import json
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
+from flows.watch import pictures
 from flows.watch.journal import Journal
+from flows.watch.naming import HEADLINE
 from flows.watch.store import Store, clean
 
 TAG = "mlflow.sharedViewState."
 LATEST = "latest"  # the view of the latest pipeline, of whatever data
 # Distances, which are never negative and span decades: these are drawn on two logarithmic axes.
 DISTANCES = ("fd_", "fid_", "sliced_wasserstein", "energy_distance")
-SECTIONS = ("quality", "samples", "training", "flow", "solvers", "couplings", "cost", "bends")
+SAMPLES = "samples"
+SECTIONS = ("quality", SAMPLES, "training", "flow", "solvers", "couplings", "cost", "bends")
 UNFOLDED = SECTIONS[:4]
-LAYOUTS = {"quality": {"columns": 1, "cardHeight": 440}, "samples": {"columns": 1, "cardHeight": 330}}
+LAYOUTS = {"quality": {"columns": 1, "cardHeight": 440}, SAMPLES: {"columns": 1, "cardHeight": 520}}
 
 
 def chart(metric: str) -> dict[str, Any]:
@@ -45,9 +49,11 @@ def chart(metric: str) -> dict[str, Any]:
     }
 
 
-def pictures(series: str) -> dict[str, Any]:
-    """A row of pictures by step, a picture for each run."""
-    return {**_card("IMAGE", series, series), "imageKeys": [series], "step": 1}
+def pictured(keys: Sequence[str]) -> list[dict[str, Any]]:
+    """A table of pictures, a column for each run, without the charts of one row that the page would add."""
+    table = {**_card("IMAGE", SAMPLES, SAMPLES), "imageKeys": list(keys), "step": 0, "showRunParams": False}
+    alone = [{**_card("IMAGE", SAMPLES, key), "imageKeys": [key], "step": 0, "deleted": True} for key in keys]
+    return [table, *alone] if len(keys) > 1 else []
 
 
 def _card(kind: str, section: str, name: str) -> dict[str, Any]:
@@ -59,7 +65,9 @@ def _id(name: str) -> str:
     return uuid5(NAMESPACE_URL, name).hex
 
 
-def state(search: str, metrics: Iterable[str], columns: Sequence[str]) -> dict[str, Any]:
+def state(
+    search: str, metrics: Iterable[str], columns: Sequence[str], samples: Sequence[str] = ()
+) -> dict[str, Any]:
     """The state of MLflow's page: the runs that `search` finds, charts of their metrics, columns of their table.
 
     What is not drawn explicitly, the page adds by itself, a section for each.
@@ -90,7 +98,7 @@ def state(search: str, metrics: Iterable[str], columns: Sequence[str]) -> dict[s
         "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
         "isAccordionReordered": True,
         "compareRunSections": [_section(name) for name in sections],
-        "compareRunCharts": [*map(chart, ordered), pictures("samples")],
+        "compareRunCharts": [*map(chart, ordered), *pictured(samples)],
     }
 
 
@@ -120,44 +128,68 @@ class Views:
         names = {
             (pipeline, record.of.get("of") or model, key)
             for record in journal.fresh
-            for key in (record.of["values"] if record.kind == "metrics" else [""])
+            for key in (record.of["values"] if record.kind == "metrics" else [record.of.get("beside", "")])
         }
         if names - self._seen:
             self._refresh(journal.start["tags"].get("fmcore.data", ""))
             self._seen |= names
 
     def _refresh(self, data: str) -> None:
-        newest = self.store.runs(kind="model", data=data, newest=1) if data else []
-        if not newest:
+        latest = self._latest(data=data) if data else None
+        if latest is None:
             return
-        pipeline = newest[0].data.tags["fmcore.pipeline"]
-        runs = self.store.runs(kind="model", pipeline=pipeline)
+        pipeline, runs = latest
+        key, created = pipeline.data.tags["fmcore.pipeline"], pipeline.info.start_time
         metrics = sorted({key for run in runs for key in run.data.metrics})
         quality = [f"metrics.`{key}`" for key in metrics if key.startswith("quality/")]
         columns = [*quality, "metrics.`flow/straightness`", "tags.`fmcore.difference`", "attributes.Duration"]
-        of_one = state(_where(kind="model", pipeline=pipeline), metrics, columns)
-        created = newest[0].info.start_time
-        views = {data: (f"{data}: latest pipeline", of_one)}
-        overall = self.store.runs(kind="model", newest=1)[0]
-        if overall.data.tags.get("fmcore.data") == data:
+        samples = self._samples(runs)
+        of_one = state(_where(kind="model", pipeline=key), metrics, columns, samples)
+        views = {data: (f"{data}: latest pipeline", of_one), "pipelines": ("all pipelines", self._pipelines(data))}
+        overall = self._latest()
+        if overall and overall[0].data.tags["fmcore.pipeline"] == key:
             views[LATEST] = (f"latest pipeline ({data})", of_one)
-        headlines = [f"metrics.`{key}`" for key in self._headlines(data)]
-        told = [*headlines, "tags.`fmcore.verdict`", "tags.`fmcore.difference`"]
-        every = state(_where(kind="pipeline"), [], told)
-        views["pipelines"] = ("all pipelines", every)
         for model in {run.data.tags["fmcore.model"] for run in runs}:
-            of_all = state(_where(kind="model", data=data, model=model), metrics, columns)
+            of_all = state(_where(kind="model", data=data, model=model), metrics, columns, samples)
             views[f"{data}.{model}"] = (f"{data}: {model} of all pipelines", of_all)
-        for key, (name, view) in views.items():
-            text = encoded(name, view, created)
-            if self._set.get(key) != text:
-                self.store.client.set_experiment_tag(self.store.experiment, clean(f"{TAG}{key}"), text)
-                self._set[key] = text
+        for name, (title, view) in views.items():
+            text = encoded(title, view, created)
+            if self._set.get(name) != text:
+                self.store.client.set_experiment_tag(self.store.experiment, clean(f"{TAG}{name}"), text)
+                self._set[name] = text
+
+    def _latest(self, **tags: str) -> tuple[Any, list[Any]] | None:
+        """The pipeline that started last and has runs of models, and these; None if none of the last few has any."""
+        for pipeline in self.store.runs(kind="pipeline", newest=5, **tags):
+            if runs := self.store.runs(kind="model", pipeline=pipeline.data.tags["fmcore.pipeline"]):
+                return pipeline, runs
+        return None
+
+    def _pipelines(self, data: str) -> dict[str, Any]:
+        """The view of all pipelines, a table of the numbers they are compared by."""
+        headlines = [f"metrics.`{key}`" for key in self._headlines(data)]
+        return state(
+            _where(kind="pipeline"), [], [*headlines, "tags.`fmcore.verdict`", "tags.`fmcore.difference`"]
+        )
+
+    def _samples(self, runs: Sequence[Any]) -> list[str]:
+        """The keys of the samples that some of the runs have, those of the fewest evaluations first."""
+        client = self.store.client
+        files = [file.path for run in runs for file in client.list_artifacts(run.info.run_id, "images")]
+        found = pictures.keys_of(path.rpartition("/")[2] for path in files)
+        ours = [key for key in found if re.fullmatch(rf"{SAMPLES}/\d+ \D*", key)]
+        return sorted(ours, key=lambda key: int(key.partition("/")[2].split()[0]))
 
     def _headlines(self, data: str) -> list[str]:
         """The numbers that the latest pipelines are compared by."""
         runs = self.store.runs(kind="pipeline", data=data, newest=5)
-        return sorted({key for run in runs for key in run.data.metrics if key.startswith("headline/")})
+        keys = {key for run in runs for key in run.data.metrics if HEADLINE.fullmatch(key)}
+        order = ["best of all", *reversed(runs[0].data.tags.get("fmcore.models", "").split())] if runs else []
+        return sorted(keys, key=lambda key: (int(key[3:].partition("/")[0]), _place(key.partition("/")[2], order)))
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)
 
 
 def _where(**tags: str) -> str:

@@ -6,12 +6,25 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from flows.local import process
-from flows.watch import digests, journal, postman, to_mlflow
-from mlflow_records import drain, left_over, make_database, make_root, query, stored, tags
+from flows.watch import digests, journal, pictures, postman, to_mlflow
+from mlflow_records import (
+    MODELS,
+    NFES,
+    distance,
+    drain,
+    left_over,
+    make_database,
+    make_root,
+    play_pipeline,
+    query,
+    stored,
+    tags,
+)
 from repository import ROOT
 
 
@@ -153,6 +166,77 @@ def test_digests_of_dvc(root, monkeypatch):
     monkeypatch.setattr(to_mlflow, "DIGEST_SECONDS", 0)
     drain(root)
     assert left_over(root) == []
+
+
+def test_cached_models_are_told_by_the_report_once(root):
+    """A pipeline that trained one model shows all of them, and what two stages told of one is there once."""
+    play_pipeline(root, 1_000_000_000, run=MODELS[-1:])
+    drain(root)
+    assert [name for name, _ in stored(root)["runs"]] == [
+        "base / digits 1",
+        "digits 1",
+        *(f"{model} / digits 1" for model in MODELS[1:]),
+    ]
+    for model in MODELS:
+        of_run = f"from metrics join runs using (run_uuid) where name = '{model} / digits 1'"
+        curve = query(root, f"select step, value {of_run} and key = 'quality/fd_cnn64' order by step")
+        assert curve == [(nfe, distance(model, nfe)) for nfe in NFES]
+        assert query(root, f"select step {of_run} and key = 'training/loss' order by step") == [
+            (64,),
+            (128,),
+            (192,),
+        ]
+        files = query(root, f"select artifact_uri from runs where name = '{model} / digits 1'")[0][0]
+        names = [path.name for path in (Path(files.removeprefix("file://")) / "images").iterdir()]
+        assert pictures.keys_of(names) == {"samples/1 NFE", "samples/4 NFE"}
+    assert query(root, "select key from metrics group by run_uuid, key, step having count(*) > 1") == []
+    parent = tags(root, "digits 1")
+    assert parent["fmcore.verdict"] == "Another round pays. Or so."
+    assert parent["mlflow.note.content"].splitlines()[0] == "**Another round pays.**"
+    assert "| student | 1.75 | 0.887 |" in parent["mlflow.note.content"]
+
+
+def test_a_look_around_is_no_pipeline(root, monkeypatch):
+    """A stage that always runs makes a run where something follows, or where it fails, else none."""
+    for number, status, follows in ((1, "FINISHED", False), (2, "FAILED", False), (3, "FINISHED", True)):
+        monkeypatch.setenv(process.PIPELINE, f"4194304-{number}000000000.00")
+        journal.open_journal(root, stage="look", params={}, tags={}, always=True).close(status)
+        if follows:
+            open_journal(root, stage="train").close("FINISHED")
+    drain(root)
+    assert stored(root)["runs"] == [
+        ("m / pipeline 2", "FINISHED"),
+        ("pipeline 1", "FAILED"),
+        ("pipeline 2", "FINISHED"),
+    ]
+    assert left_over(root) == []
+
+
+def test_prefects_run_is_linked_when_it_is_known(root):
+    """Prefect may be slower, and be done after the stage has ended and its run is closed."""
+    open_journal(root, stage="train").close("FINISHED")
+    (folder,) = journal.journal_folders(root)
+    records = folder / journal.RECORDS
+    records.write_bytes(records.read_bytes().replace(b'"api": null', b'"api": "http://127.0.0.1:9/api"', 1))
+    drain(root)
+    assert not any(key.startswith("prefect.") for key in tags(root, "m %"))
+    page = "http://127.0.0.1:9/runs/flow-run/1"
+    known = {"prefect.flow_run_id": "1", "prefect.flow_run_url": page}
+    journal.write_state(folder, "prefect", {"tags": known, "done": True})
+    drain(root)
+    assert known.items() <= tags(root, "m %").items()
+    assert tags(root, "m %")["mlflow.note.content"] == f"In Prefect: [train]({page})."
+    assert stored(root)["runs"] == [("m / pipeline 1", "FINISHED"), ("pipeline 1", "FINISHED")]
+    assert left_over(root) == []
+
+
+def test_params_that_changed_meanwhile_stop_nothing(root):
+    """A pipeline's parameters are those of its first stage; what a later one says differently is a tag."""
+    for stage, lr in (("a", 1), ("b", 2)):
+        journal.open_journal(root, stage=stage, params={"lr": lr, "seed": 0}, tags={}).close("FINISHED")
+    drain(root)
+    assert query(root, "select key, value from params order by key") == [("lr", "1"), ("seed", "0")]
+    assert tags(root, "pipeline 1")["fmcore.params_changed"] == "lr=2"
 
 
 def test_pipeline_is_the_dvc_above(tmp_path, monkeypatch):
