@@ -129,7 +129,7 @@ def read_results(params: Params) -> Results:
 def _read(path: Path) -> pd.DataFrame:
     """A table, its numbers as they were written; texts that are not there are empty."""
     text = {"grid": str, "extractor": str, "extractor_sha256": str}
-    return pd.read_csv(path, dtype=text, float_precision="round_trip").fillna(dict.fromkeys(text, ""))
+    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
 
 
 def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:

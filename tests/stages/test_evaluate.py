@@ -176,7 +176,7 @@ def test_flops_are_two_for_each_weight_that_is_multiplied(here):
     model = load_model(layout.model("base"))
     assert isinstance(model.network_config, MLP)
     matrices = sum(m.weight.numel() for m in model.network.modules() if isinstance(m, torch.nn.Linear))
-    assert about == {"flops": 2 * matrices}
+    assert about == {"flops": 2 * matrices, "sha256": model.digest}
 
 
 def test_couplings_are_scored_as_they_are_stored(here):

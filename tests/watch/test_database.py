@@ -12,7 +12,8 @@ import pytest
 
 from flows.events import Metrics, Note
 from flows.local.process import PIPELINE
-from flows.watch import database, journal, to_mlflow, waiting
+from flows.watch import database, journal, waiting
+from flows.watch.digests import dvc_digests
 from repository import ROOT
 from servers import PYTHON, wait_until
 
@@ -21,16 +22,16 @@ pytestmark = pytest.mark.slow
 
 def test_a_dvc_lock_in_the_making_tells_no_digests(tmp_path):
     lock, digest = tmp_path / "dvc.lock", f"{'ab' * 16}.dir"
-    assert to_mlflow.dvc_digests(tmp_path, "base", since=0.0) is None
+    assert dvc_digests(tmp_path, "base", since=0.0) is None
     whole = f"schema: '2.0'\nstages:\n  base:\n    outs:\n    - path: models/base\n      md5: {digest}\n"
 
     def found(text, seconds):
         lock.write_text(text)
         os.utime(lock, (time.time() - seconds,) * 2)
-        return to_mlflow.dvc_digests(tmp_path, "base", since=0.0)
+        return dvc_digests(tmp_path, "base", since=0.0)
 
     assert found(whole, 0) is None, "DVC may still be at it"
-    assert to_mlflow.dvc_digests(tmp_path, "base", since=0.0, over=True), "nobody is any more"
+    assert dvc_digests(tmp_path, "base", since=0.0, over=True), "nobody is any more"
     assert found(whole, 2) == {"dvc.out.models/base": digest}
     for cut in range(len(whole) - 5):
         assert not found(whole[:cut], 2)
@@ -98,7 +99,7 @@ def test_a_broken_database_is_told_with_its_cure(root, capfd):
     assert capfd.readouterr().err == "", "once a pipeline is enough"
     shutil.move(root / database.NAME, root / "mlflow.db.broken")
     assert ship(root).returncode == 0
-    assert losses(root) == [(0.5,)] * 3
+    assert losses(root) == [(0.5,)], "three times the same point of one model's run"
     record(root)
     assert capfd.readouterr().err == ""
 
