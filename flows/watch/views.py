@@ -159,7 +159,7 @@ class Views:
                 self._set[name] = text
 
     def _latest(self, **tags: str) -> tuple[Any, list[Any]] | None:
-        """The pipeline that started last and has runs of models, and these; None if none of the last few has any."""
+        """The pipeline that started last and has runs of models, and these; None if none of the last few has."""
         for pipeline in self.store.runs(kind="pipeline", newest=5, **tags):
             if runs := self.store.runs(kind="model", pipeline=pipeline.data.tags["fmcore.pipeline"]):
                 return pipeline, runs
