@@ -80,6 +80,20 @@ class ModelReady(NamedTuple):
     path: Path
 
 
+class Rated(NamedTuple):
+    """What a model is chosen by: `scores` within so many evaluations, each with how the samples were made.
+
+    `sha256` is that of its weights. Scores of two models compare if their `yardstick` is the same text. `samples`
+    is a PNG file of some.
+    """
+
+    name: str
+    sha256: str
+    yardstick: str
+    scores: dict[int, tuple[float, str]]
+    samples: Path
+
+
 # Numbers that a flow has one of; all other scores are one for each way of sampling.
 ONE_A_MODEL = frozenset(
     {
@@ -112,5 +126,5 @@ def samples_at(nfe: int, path: Path, of: str = "") -> Picture:
     return Picture(f"samples-nfe-{nfe:04d}", path, f"samples/{nfe} NFE", of)
 
 
-Event = Progress | Metrics | Picture | Table | Tag | Note | ModelReady
+Event = Progress | Metrics | Picture | Table | Tag | Note | ModelReady | Rated
 Events = Iterator[Event]

@@ -1,5 +1,6 @@
 """A stage's journal, its way to MLflow, and what MLflow's database holds in the end."""
 
+import json
 import os
 import shutil
 import sqlite3
@@ -11,8 +12,8 @@ from contextlib import closing
 from PIL import Image
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, Tag, samples_at, scored, trained
-from flows.local import process
-from flows.watch import journal, postman, store, to_mlflow
+from flows.local import process, tracking
+from flows.watch import journal, postman, to_mlflow
 from repository import ROOT
 
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
@@ -29,7 +30,7 @@ def record_stage(root, stage="distill", status="FINISHED", points=200, model="st
     folder.mkdir(parents=True, exist_ok=True)
     weights = os.urandom(5000)
     (folder / "model.safetensors").write_bytes(weights)
-    (folder / "config.json").write_text("{}")
+    (folder / "config.json").write_text(json.dumps({"shape": [2]}))
     own = {"train": {"lr": 1e-3}}
     run = journal.open_journal(root, stage=stage, params=PARAMS, tags=TAGS, model=model, models=MODELS, own=own)
     run(Progress("train", 0, points))
@@ -99,14 +100,14 @@ def make_database(folder):
     """An initialised database; creating one takes seconds."""
     path = folder / "mlflow.db"
     code = f"from mlflow import MlflowClient as C; C('sqlite:///{path}').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | store.SETTINGS, check=True)
+    subprocess.run([sys.executable, "-c", code], env=os.environ | tracking.SETTINGS, check=True)
     return path
 
 
 def make_root(folder, empty_database, monkeypatch):
     """A repository whose pipeline has ended; postmen are started by hand."""
     shutil.copyfile(empty_database, folder / "mlflow.db")
-    for name in ("MLFLOW_TRACKING_URI", *store.SETTINGS):
+    for name in ("MLFLOW_TRACKING_URI", *tracking.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -22,7 +22,7 @@ from typing import IO, Any, NoReturn
 
 import psutil
 
-from flows.local import api, private
+from flows.local import api, private, tracking
 from flows.local.process import Process, end_groups, stop
 from flows.pages import gate
 from flows.watch import database
@@ -181,7 +181,7 @@ def _serve(
         start(
             "mlflow",
             [python, "-m", "mlflow", "server", "--uvicorn-opts", "--fd 0", "--workers", "1",
-             "--backend-store-uri", database.address(root), "--default-artifact-root", str(root / "mlartifacts"),
+             "--backend-store-uri", tracking.address(root), "--default-artifact-root", str(root / "mlartifacts"),
              "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
             stdin=mlflow_socket.fileno(),
         )  # fmt: skip
@@ -242,7 +242,7 @@ def _is_deployed(root: Path, status: int, text: bytes) -> bool:
 
 def _initialise(root: Path, env: Mapping[str, str], log: Path) -> None:
     """Make MLflow's database if there is none, unless the postman is at work, which makes it itself."""
-    existed = (root / database.NAME).exists()
+    existed = (root / tracking.NAME).exists()
     lock = lock_of_postman(root)
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + POSTMAN_SECONDS

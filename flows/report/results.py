@@ -54,7 +54,8 @@ class Results:
         histograms: round, what, left, right, count.
         shown: tensors of samples.safetensors by model.
         quality: numbers by round.
-        flops: of one network evaluation of one sample, by model.
+        flops: of one network evaluation of one sample, by model; `digests` are those of their weights, "" where
+            scores of an older version do not say.
         headline: the distance that charts and tables show first.
         floor: the score of fresh data, None if it is not known.
         ceiling: the score of the pairs that the student learnt.
@@ -69,6 +70,7 @@ class Results:
     shown: Mapping[str, Mapping[str, Tensor]]
     quality: Mapping[str, Mapping[str, float]]
     flops: Mapping[str, int]
+    digests: Mapping[str, str]
     features: Mapping[str, Any]
     accuracy: float | None
     headline: str
@@ -105,6 +107,7 @@ def read_results(params: Params) -> Results:
     bends = [(name, layout.scores(name) / "bends.csv") for name in models]
     histograms = [(name, layout.scores(layout.coupled(name)) / "histograms.csv") for name in rounds]
     floor = read_json(layout.FEATURES / "floor.json")
+    abouts = {name: read_json(layout.scores(name) / "about.json") for name in models}
     ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
     return Results(
         params=params,
@@ -115,7 +118,8 @@ def read_results(params: Params) -> Results:
         histograms=_joined("round", histograms),
         shown={name: read_tensors(layout.scores(name) / "samples.safetensors") for name in models},
         quality={name: read_json(layout.scores(layout.coupled(name)) / "quality.json") for name in rounds},
-        flops={name: read_json(layout.scores(name) / "about.json")["flops"] for name in models},
+        flops={name: about["flops"] for name, about in abouts.items()},
+        digests={name: about.get("sha256", "") for name, about in abouts.items()},
         features=read_json(layout.FEATURES / "manifest.json"),
         accuracy=read_json(layout.FEATURES / "accuracy.json").get("held_out_accuracy"),
         headline=headline,
@@ -242,6 +246,30 @@ def pareto_of(results: Results, curves: pd.DataFrame) -> pd.DataFrame:
     rows.insert(3, "gflops_per_sample", [float(f"{value:.6g}") for value in gflops])
     order = {model: i for i, model in enumerate(results.models)}
     return rows.sort_values("model", key=lambda names: names.map(order), kind="stable").reset_index(drop=True)
+
+
+def ratings_of(results: Results) -> dict[str, dict[int, tuple[float, str]]]:
+    """By model and budget: the least headline within so many evaluations, and how it was reached."""
+    table = results.of_models
+    rows = table[table.metric == results.headline]
+    found: dict[str, dict[int, tuple[float, str]]] = {}
+    for model, runs in rows.groupby("model", sort=False):
+        for budget in PARETO_NFE:
+            within = runs[runs.nfe <= budget].to_dict("records")
+            if within:
+                best = min(within, key=lambda run: run["value"])
+                how = f"{run_name(best['solver'], best['grid'], rows)} at {best['nfe']}"
+                found.setdefault(str(model), {})[budget] = float(best["value"]), how
+    return found
+
+
+def yardstick_of(results: Results) -> str:
+    """What the headline was measured with: models are compared by it where this is the same."""
+    rows = results.of_models
+    row = rows[rows.metric == results.headline].iloc[0]
+    what = f"{results.headline} of {row.n_samples} samples against {row.n_reference}"
+    digests = [row.extractor_sha256, str(results.features.get("reference_sha256", ""))]
+    return f"{what} ({', '.join(digest[:8] for digest in digests if digest)})"
 
 
 def run_name(solver: str, grid: str, runs: pd.DataFrame) -> str:

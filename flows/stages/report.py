@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from flows import layout
-from flows.events import Events, Metrics, Note, Picture, Tag, samples_at, scored, trained
+from flows.events import Events, Metrics, ModelReady, Note, Picture, Rated, Tag, samples_at, scored, trained
 from flows.events import Table as Rows
 from flows.params.schema import Params
 from flows.report.page import charts_of, page
@@ -18,13 +18,15 @@ from flows.report.results import (
     curves_of,
     headlines,
     pareto_of,
+    ratings_of,
     read_results,
     training_passes,
     verdict_of,
+    yardstick_of,
 )
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import publish, workspace
-from fmcore.disk.files import write_file, write_json
+from fmcore.disk.files import read_json, write_file, write_json
 from fmcore.flow.pixels import floats
 from fmcore.pictures import quick_picture
 from fmcore.verdict import sentences
@@ -60,6 +62,7 @@ def report(params: Params, stage: Stage) -> Events:
         found = verdict_of(results)
         yield from _of_models(results, work)
         yield from _of_all(results, points)
+        yield from _rated(results, work)
         lines = [] if found is None else sentences(found)
         write_file(out / "index.html", page(results, curves, lines, charts, pictures, names).encode())
         publish(out, layout.REPORTS)
@@ -93,6 +96,20 @@ def _of_models(results: Results, work: Path) -> Events:
                 path = work / "samples.png"
                 write_file(path, quick_picture(floats(samples)))
                 yield samples_at(int(key.removeprefix("euler.")), path, of=model)
+
+
+def _rated(results: Results, work: Path) -> Events:
+    """The models whose scores these are, as far as they are at hand, and what they are chosen by."""
+    for model, scores in ratings_of(results).items():
+        folder, digest = layout.model(model), results.digests[model]
+        manifest = folder / "manifest.json"
+        if digest and manifest.exists() and read_json(manifest).get("sha256") == digest:
+            yield ModelReady(model, folder)
+        shown = results.shown[model]
+        picture, finest = work / "samples.png", max(key for key in shown if key.startswith("euler."))
+        write_file(picture, quick_picture(floats(shown[finest])))
+        if digest:
+            yield Rated(model, digest, yardstick_of(results), scores, picture)
 
 
 def _of_all(results: Results, points: pd.DataFrame) -> Events:

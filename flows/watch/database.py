@@ -14,15 +14,11 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import IO
 
-NAME = "mlflow.db"
+from flows.local.tracking import NAME
+
 BROKEN = re.compile(r"table \S+ already exists|no such (table|column)|malformed|not a database")
 NEWER = re.compile(r"Can't locate revision")
 LOCKED = re.compile(r"database is locked|attempt to write a readonly database|unable to open database")
-
-
-def address(root: Path) -> str:
-    """The database as MLflow's stores are named."""
-    return f"sqlite:///{root / NAME}"
 
 
 def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEVNULL) -> None:

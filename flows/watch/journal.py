@@ -32,7 +32,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
-from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Table, Tag
+from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Rated, Table, Tag
 from flows.local import api
 from flows.local.process import Process, pipeline_key, pipeline_process
 from flows.watch import waiting
@@ -196,11 +196,10 @@ class Writer:
     Without a `file` it does nothing.
     """
 
-    def __init__(self, root: Path, folder: Path, file: BinaryIO | None, *, data: str | None) -> None:
+    def __init__(self, root: Path, folder: Path, file: BinaryIO | None) -> None:
         self._root = root
         self.folder = folder
         self._file = file
-        self._data = data
         self._files = itertools.count()
         self._shown: dict[str, float] = {}  # when the progress of each work was last written
         self._said = False
@@ -232,8 +231,12 @@ class Writer:
             case ModelReady(name, path):
                 files, kept = self._place(name, under=MODELS)
                 shutil.copytree(path, kept, copy_function=link)
-                registered = f"{self._data}-{name}" if self._data else name
-                self._append(kind="model", name=name, path=path, registered=registered, files=files)
+                self._append(kind="model", name=name, path=path, files=files)
+            case Rated(name, sha256, yardstick, scores, samples):
+                files, kept = self._place("samples.png")
+                shutil.copyfile(samples, kept)
+                about = {"name": name, "sha256": sha256, "yardstick": yardstick, "scores": scores, "files": files}
+                self._append(kind="rated", **about)
             case Progress(done=done, total=total, unit=unit, title=what):
                 if done in (0, total) or time.monotonic() - self._shown.get(what, 0.0) > PROGRESS_SECONDS:
                     self._shown[what] = time.monotonic()
@@ -314,7 +317,7 @@ def open_journal(
         root: the repository.
         stage: its address in dvc.yaml.
         params: nested as they come.
-        tags: of which `fmcore.data` names the data in the registered names of models, as `digits-student`.
+        tags: of which `fmcore.data` names the data.
         model: what the stage is about; `models` are all of the pipeline, in order, and `own` the parameters that
             decide it.
         always: whether the stage runs even if nothing has changed.
@@ -329,7 +332,7 @@ def open_journal(
             undo.callback(shutil.rmtree, hidden, ignore_errors=True)
             file = undo.enter_context((hidden / RECORDS).open("ab", buffering=0))
             fcntl.flock(file, fcntl.LOCK_EX)
-            run = Writer(root, folder, file, data=tags.get("fmcore.data"))
+            run = Writer(root, folder, file)
             run._append(
                 kind="start",
                 stage=stage,
@@ -348,7 +351,7 @@ def open_journal(
             hidden.rename(folder)
         except OSError as error:
             _say(f"Prefect and MLflow will not show {stage}: {error}")
-            return Writer(root, folder, None, data=None)
+            return Writer(root, folder, None)
         undo.pop_all()
     try:
         start_postman(root)

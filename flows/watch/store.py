@@ -1,4 +1,4 @@
-"""MLflow, reached when it is first needed: its settings and limits, the experiment, runs by their tags."""
+"""MLflow, reached when it is first needed: its limits, the experiment, runs by their tags."""
 
 import os
 import re
@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flows.local.tracking import address, configure
 from flows.watch import database
 
 EXPERIMENT = "fmcore"
@@ -18,32 +19,9 @@ ABOUT = (
 # The kind says that this is about training, not about language models.
 TAGS = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": ABOUT}
 
-SETTINGS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "1",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    # By default a call to a dead server returns after four minutes. MLflow also repeats requests that
-    # timed out but may have arrived, which makes two runs of one; here, each repeat looks first.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-}
-
 # MLflow's limits; it refuses a whole batch for one value beyond them.
 METRICS_PER_CALL, PARAMS_PER_CALL, TAGS_PER_CALL = 1000, 100, 100
 KEY_LENGTH, PARAM_LENGTH, TAG_LENGTH = 250, 6000, 8000
-
-
-def configure(root: Path) -> str:
-    """Sets MLflow's environment, before it is imported, and returns the address of its store."""
-    # In the environment, because MLflow itself looks there when it registers models.
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or database.address(root)
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    return uri
 
 
 class Store:
@@ -58,7 +36,7 @@ class Store:
         """The client."""
         from mlflow import MlflowClient
 
-        if self.uri == database.address(self.root):
+        if self.uri == address(self.root):
             database.make(self.root, os.environ)
         return MlflowClient()
 

@@ -2,7 +2,7 @@
 
     pipeline run        what is compared between pipelines, the report's pictures, all parameters
     `-- model run       metrics, pictures, tables, log, digests of all stages that are about the model
-        `-- model       one logged model and one registered version, tag `fmcore.model`
+        `-- model       one logged model and one registered version (`flows.registry`)
 
 The process may be killed between any two calls. What it made is found again by its tags; metrics, params and
 artifacts sent again replace themselves; and a journal remembers how far its records are known to have arrived. So
@@ -10,13 +10,13 @@ everything arrives, once.
 """
 
 import json
-import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flows.params.files import flattened
+from flows.registry import versions
 from flows.watch import digests, pictures, views
 from flows.watch import journal as journals
 from flows.watch.journal import Journal
@@ -24,7 +24,7 @@ from flows.watch.letterbox import Outcome, noting
 from flows.watch.monitors import Monitors
 from flows.watch.naming import PAGE, description
 from flows.watch.runs import Runs
-from flows.watch.store import METRICS_PER_CALL, Store, batches, clean
+from flows.watch.store import METRICS_PER_CALL, Store, batches, clean, tagged
 
 DIGEST_SECONDS = 20.0
 TIMED = "cost/"  # numbers of the clock; all others are the same whenever they are measured
@@ -57,7 +57,9 @@ class Sender:
                     for tagged_run in {run, self.runs.of(journal, "").run}:
                         self.store.set_tags(tagged_run, {record.of["name"]: record.of["text"]})
                 case "model":
-                    self._send_model(journal, record.of, run)
+                    self._register(journal, record.of)
+                case "rated":
+                    self._rate(journal, record.of)
         if any(record.kind == "note" for record in journal.fresh):
             log = str(journal.folder / journals.LOG)
             self.store.client.log_artifact(run, log, f"logs/{clean(journal.start['stage'])}")
@@ -93,30 +95,23 @@ class Sender:
         self.store.client.log_artifacts(run, str(made), "images")
         self.store.set_tags(run, pictures.TAG)
 
-    def _send_model(self, journal: Journal, record: dict[str, Any], run: str) -> None:
-        """Stores a model folder file by file (no flavour, so no pickle) and registers it."""
-        from mlflow.exceptions import MlflowException
+    def _register(self, journal: Journal, record: dict[str, Any]) -> None:
+        """Registers a model; what its stage says of code and parameters is said of it, another stage's is not."""
+        own = journal.start.get("model") == record["name"]
+        data = {key: value for key, value in journal.start["tags"].items() if own or key == "fmcore.data"}
+        tags = tagged(data | {"fmcore.model": record["name"]})
+        run = self.runs.of(journal, record["name"]).run
+        folder = journal.folder / record["files"] / record["name"]
+        versions.register(self.store.client, self.store.experiment, run, folder, tags)
 
-        client, key = self.store.client, f"{journal.folder.name}/{record['files']}"
-        same, tag = f"tags.`fmcore.model` = '{key}'", {"fmcore.model": key}
-        name, registered = (re.sub(r"[/:.%'\"]", "-", record[key]) for key in ("name", "registered"))
-        found = client.search_logged_models([self.store.experiment], same)
-        model = found[0] if found else client.create_logged_model(self.store.experiment, name, run, tag)
-        model_id = model.model_id
-        if model.status != "READY":
-            client.log_model_artifacts(model_id, str(journal.folder / record["files"] / record["name"]))
-            client.finalize_logged_model(model_id, "READY")
-        try:
-            client.create_registered_model(registered)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        versions = client.search_model_versions(f"name = '{registered}' and {same}") or [
-            client.create_model_version(registered, f"models:/{model_id}", run, tag, model_id=model_id)
-        ]
-        # By this tag the pages of the run and of the model link to the registry.
-        links = json.dumps([{"name": registered, "version": versions[0].version}])
-        client.set_logged_model_tags(model_id, {"mlflow.modelVersions": links})
+    def _rate(self, journal: Journal, record: dict[str, Any]) -> None:
+        """Notes what a registered model scores, and who is the best of all."""
+        data, samples = (
+            journal.start["tags"].get("fmcore.data", ""),
+            journal.folder / record["files"] / "samples.png",
+        )
+        scores = {budget: (value, how) for budget, (value, how) in record["scores"].items()}
+        versions.rate(self.store.client, data, record["sha256"], record["yardstick"], scores, samples)
 
     def end(self, journal: Journal, digests: Mapping[str, str]) -> None:
         """Says how a stage ended, how long it took, and what DVC calls its inputs and outputs."""

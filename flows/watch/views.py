@@ -159,7 +159,7 @@ class Views:
                 self._set[name] = text
 
     def _latest(self, **tags: str) -> tuple[Any, list[Any]] | None:
-        """The pipeline that started last and has runs of models, and these; None if none of the last few has."""
+        """The pipeline that started last and has runs of models, and these; None if none of the last has any."""
         for pipeline in self.store.runs(kind="pipeline", newest=5, **tags):
             if runs := self.store.runs(kind="model", pipeline=pipeline.data.tags["fmcore.pipeline"]):
                 return pipeline, runs
@@ -167,10 +167,9 @@ class Views:
 
     def _pipelines(self, data: str) -> dict[str, Any]:
         """The view of all pipelines, a table of the numbers they are compared by."""
-        headlines = [f"metrics.`{key}`" for key in self._headlines(data)]
-        return state(
-            _where(kind="pipeline"), [], [*headlines, "tags.`fmcore.verdict`", "tags.`fmcore.difference`"]
-        )
+        told = [f"metrics.`{key}`" for key in self._headlines(data)]
+        told += ["tags.`fmcore.verdict`", "tags.`fmcore.difference`"]
+        return state(_where(kind="pipeline"), [], told)
 
     def _samples(self, runs: Sequence[Any]) -> list[str]:
         """The keys of the samples that some of the runs have, those of the fewest evaluations first."""

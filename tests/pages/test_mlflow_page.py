@@ -9,9 +9,10 @@ import pytest
 
 from browser import CHROMIUM
 from devtools import browsing
+from flows.local import tracking
 from flows.pages import gate
 from flows.params.files import PRESETS, load_yaml
-from flows.watch import naming, store
+from flows.watch import naming
 from mlflow_records import MODELS, NFES, distance, drain, make_database, make_root, play_pipeline
 from repository import ROOT
 from servers import answer_to, free_port, wait_until
@@ -60,7 +61,7 @@ def address(root):
     ]
     command += ["--backend-store-uri", f"sqlite:///{root}/mlflow.db", "--app-name", "fmcore"]
     command += ["--default-artifact-root", str(root / "mlartifacts"), "--allowed-hosts", "127.0.0.1:*"]
-    env = os.environ | store.SETTINGS | {gate.LOGIN: gate.OFF, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = os.environ | tracking.SETTINGS | {gate.LOGIN: gate.OFF, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     env |= {"PYTHONPATH": str(ROOT)}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:

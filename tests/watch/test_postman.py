@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flows.watch import journal, pictures, postman, store, to_mlflow
+from flows.local import tracking
+from flows.watch import journal, pictures, postman, to_mlflow
 from mlflow_records import (
     ENDED_PIPELINE,
     FID_AT_NFE,
@@ -84,7 +85,9 @@ def test_everything_arrives(root):
     lines = (artifacts / "logs/distill/log.txt").read_text().splitlines()
     assert [line.split()[1] for line in lines] == ["first", "second"]
 
-    code = "import sys, mlflow; print(mlflow.artifacts.download_artifacts('models:/digits-student/1'))"
+    code = (
+        "import sys, mlflow; print(mlflow.artifacts.download_artifacts('models:/fmcore-digits/1/artifacts/model'))"
+    )
     uri = f"sqlite:///{root}/mlflow.db"
     got = subprocess.run(
         [sys.executable, "-c", code],
@@ -164,7 +167,7 @@ def test_killed_by_signal(root):
     ship_once(root)
     result = stored(root)
     assert len(result["metrics"]) == 400 + 2 + len(FID_AT_NFE)
-    assert result["versions"] == [("digits-student", 1)]
+    assert result["versions"] == [("fmcore-digits", 1)]
     assert result["models"] == [("student", 2)]
     assert [status for _, status in result["runs"]] == ["FINISHED", "FINISHED"]
     assert left_over(root) == []
@@ -176,7 +179,7 @@ def server(root, port):
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{root}/mlflow.db"]
     command += ["--artifacts-destination", str(root / "mlartifacts")]
-    env = os.environ | store.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = os.environ | tracking.SETTINGS | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, cwd=root, env=env, start_new_session=True, **output) as process:
         try:
@@ -208,7 +211,7 @@ def test_dead_server_loses_nothing(root):
         assert ship_once(root, MLFLOW_TRACKING_URI=uri).returncode == 0
     result = stored(root)
     assert len(result["metrics"]) == 2 * (400 + 2 + len(FID_AT_NFE))
-    assert result["versions"] == [("digits-student", 1), ("digits-student", 2)]
+    assert result["versions"] == [("fmcore-digits", 1), ("fmcore-digits", 2)]
     assert [name for name, _ in result["runs"]] == ["digits 1", "late / digits 1", "student / digits 1"]
     assert weights in {path.read_bytes() for path in (root / "mlartifacts").rglob("*.safetensors")}
     assert left_over(root) == []
