@@ -134,9 +134,12 @@ def test_mlflow_gets_the_pareto_figures(made):
     """Its charts have the step for an axis, so what a model or a sample costs is the step."""
     pareto = pd.read_csv(made.reports / "pareto.csv")
     logged = [event for event in made.events if isinstance(event, Metrics)]
-    by_model = {(e.step, *e.values.items()) for e in logged if next(iter(e.values)).startswith("pareto/by_training")}
+    by_model = {
+        (e.step, *e.values.items()) for e in logged if next(iter(e.values)).startswith("pareto/by_training")
+    }
     expected = {
-        (row.training_passes, (f"pareto/by_training_passes.nfe_{row.nfe:03d}", row.value)) for row in pareto.itertuples()
+        (row.training_passes, (f"pareto/by_training_passes.nfe_{row.nfe:03d}", row.value))
+        for row in pareto.itertuples()
     }
     assert by_model == expected
     by_sample = [e.step for e in logged if next(iter(e.values)).startswith("pareto/by_kflop.")]
