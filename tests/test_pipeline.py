@@ -13,9 +13,11 @@ import pandas as pd
 import pytest
 
 from checkouts import Checkout, environment
+from flows.watch import journal
 from fmcore.disk.pairs import open_pairs
 from fmcore.models.folder import load_model
 from repository import ROOT
+from servers import wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -102,6 +104,7 @@ def test_dvc_commands_say_something(made):
 def test_mlflow_holds_every_model_and_number_once(made):
     """The report tells all numbers again, of models that had nothing to do too; they must not be there twice."""
     made.run(sys.executable, "-m", "flows.watch.postman", str(made.folder), "--once")
+    wait_until(lambda: not journal.journal_folders(made.folder), seconds=90)  # a postman may be at it already
     with sqlite3.connect(made.folder / "mlflow.db") as base:
         tags: dict[str, dict[str, str]] = {}
         for run, key, value in base.execute("select run_uuid, key, value from tags"):
@@ -111,10 +114,9 @@ def test_mlflow_holds_every_model_and_number_once(made):
         assert set(models) == {"base", "r1", "r2", "student"}
         assert {tags[run]["mlflow.parentRunId"] for run in models.values()} == {pipeline}
         told = [key for about in tags.values() for key in about if key.startswith("fmcore.stage.")]
-        assert {key.removeprefix("fmcore.stage.") for key in told} == {
-            stage.replace("@", "_") for stage in {*ALL, "look"}
-        }
-        assert len(told) == len(ALL) + 1
+        assert sorted(key.removeprefix("fmcore.stage.") for key in told) == sorted(
+            stage.replace("@", "_") for stage in ALL
+        )
         query = "select step from metrics where run_uuid = ? and key = ? order by step"
         for run in models.values():
             steps = base.execute(query, (run, "quality/sliced_wasserstein")).fetchall()
