@@ -1,6 +1,7 @@
 """What the stages before the report leave, in numbers made up, and the report that is made of it."""
 
 import csv
+import hashlib
 import html
 import json
 import math
@@ -125,7 +126,9 @@ def build(params):
         nfe = 1 if student else finest
         rows += [(model, rounds, "euler", grid, nfe, key, *found, "", *single) for key, found in of_flow.items()]
         write_scores(folder, rows, headline)
-        write_json(folder / "about.json", {"flops": 2_300_000})
+        write_json(
+            folder / "about.json", {"flops": 2_300_000, "sha256": hashlib.sha256(model.encode()).hexdigest()}
+        )
         if not points:
             rows_of = torch.randperm(len(data.x1), generator=g)[:16]
             tensors["nearest"] = quantise(data.x1[rows_of])

@@ -11,7 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from flows import layout
-from flows.events import Metrics, Tag
+from flows.events import ONE_A_MODEL, Metrics, Rated, Tag
 from flows.params import preset
 from flows.params.reading import validate
 from flows.report import tables
@@ -144,6 +144,31 @@ def test_mlflow_gets_the_pareto_figures(made):
     assert by_model == expected
     by_sample = [e.step for e in logged if next(iter(e.values)).startswith("pareto/by_kflop.")]
     assert by_sample == pytest.approx((1e6 * pareto.gflops_per_sample).tolist(), abs=0.51)
+
+
+def test_the_report_tells_each_models_scores_again(made):
+    """A pipeline shows all of its models, also those that DVC had no reason to score again."""
+    scores = pd.read_csv(made.reports / "scores.csv")
+    for model in made.params.models:
+        of_model = [event for event in made.events if isinstance(event, Metrics) and event.of == model]
+        told = {(e.step, *e.values.items()) for e in of_model if next(iter(e.values)).startswith("quality/")}
+        rows = scores[(scores.model == model) & (scores.solver == "euler") & ~scores.metric.isin(ONE_A_MODEL)]
+        rows = rows[rows.grid == rows.grid.iloc[0]]
+        assert told == {(row.nfe, (f"quality/{row.metric}", row.value)) for row in rows.itertuples()}
+        curve = pd.read_csv(made.reports / "training.csv").query("model == @model")
+        assert [e.step for e in of_model if "training/loss" in e.values] == curve.images.tolist()
+
+
+def test_what_models_are_chosen_by(made):
+    """Within a budget counts the best of all ways of sampling that it allows."""
+    rated = {event.name: event for event in made.events if isinstance(event, Rated)}
+    curves = pd.read_csv(made.reports / "curves.csv")
+    for model, event in rated.items():
+        for budget, (value, how) in event.scores.items():
+            within = curves[(curves.model == model) & (curves.nfe <= budget)]
+            assert value == pytest.approx(within.value.min(), rel=1e-12)
+            assert how.endswith(f" at {within.loc[within.value.idxmin()].nfe}")
+    assert len({event.yardstick for event in rated.values()}) <= 1
 
 
 def test_metrics(made):
