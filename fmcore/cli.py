@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         help="a folder (a name without a suffix) for a PNG an image, which goes on where it was stopped; a .png "
         "picture, in pages where there are many images; .safetensors with the tensor x1; .npy; .csv for points",
     )
-    sample.add_argument("--label", type=int, help="the class of all samples, for a conditional model")
+    sample.add_argument("--label", help="the class of all samples, by name or number, for a conditional model")
     evaluate = verbs.add_parser("evaluate", help="score a model, or a folder of anyone's images, against data")
     evaluate.add_argument(
         "target",
@@ -114,7 +114,7 @@ def _way(args: argparse.Namespace) -> "Sampling":
 
 
 def _drawn(
-    args: argparse.Namespace, model: "Model", count: int, label: int | None, purpose: str, start: int = 0
+    args: argparse.Namespace, model: "Model", count: int, label: int | str | None, purpose: str, start: int = 0
 ) -> Iterator["Tensor"]:
     """Batches of the model's samples from `start` on, with a bar."""
     from fmcore.progress import Progress
@@ -139,25 +139,38 @@ def _sample(args: argparse.Namespace) -> str:
     from fmcore.disk.files import write_tensors
     from fmcore.export.images import write_array, write_pages
     from fmcore.model import load
+    from fmcore.pictures import SPREAD
 
     model = load(args.model, args.device)
+    args.label = _label(args.label, model)
     if to_folder:
         return _sample_folder(args, model, out)
     parts, wrote = _drawn(args, model, args.count, args.label, "sample"), str(out)
     if out.suffix == ".png":
-        pages = write_pages(parts, args.count, out)
+        spread = 1 if model.makes_images or len(model.shape) < 3 else SPREAD
+        pages = write_pages((part / spread for part in parts), args.count, out)
         wrote = str(out) if len(pages) == 1 else f"{pages[0]} ... {pages[-1].name}"
-    elif out.suffix == ".safetensors":
-        write_tensors(out, {"x1": torch.cat(list(parts))})
+        return f"{args.count} samples at {args.nfe} NFE -> {wrote}"
+    x1 = torch.cat(list(parts))
+    x1 = x1 if model.units is None else model.units.restored(x1)
+    if out.suffix == ".safetensors":
+        write_tensors(out, {"x1": x1})
     else:
-        write_array(torch.cat(list(parts)), out)
+        write_array(x1, out, () if model.units is None else model.units.names)
     return f"{args.count} samples at {args.nfe} NFE -> {wrote}"
+
+
+def _label(given: str | None, model: "Model") -> int | str | None:
+    """A class as it was given: a name if the model has one like that, else a number."""
+    if given is None or given in (model.class_names or ()):
+        return given
+    return int(given) if given.isdecimal() else given
 
 
 def _sample_folder(args: argparse.Namespace, model: "Model", out: Path) -> str:
     from fmcore.export.images import are_images, claimed, write_images
 
-    if not are_images(model.shape):
+    if not are_images(model):
         raise ValueError(
             f"{args.model} makes samples of shape {model.shape}, no grey or RGB images: expected --out to end in "
             ".npy, .safetensors, or for points .csv or .png"
@@ -203,13 +216,12 @@ def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.flow.pixels import quantise
     from fmcore.intake.files import Folder
     from fmcore.model import load
-    from fmcore.score.fidelity import FEATURE_METRICS
-    from fmcore.score.scoring import METRICS, ImageScorer, PointScorer, Scorer
+    from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
     is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
     metrics = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
-    offered = tuple(FEATURE_METRICS) if is_points else METRICS
+    offered = METRICS_OF_POINTS if is_points else METRICS
     for name in metrics:
         if name not in offered:
             raise ValueError(f"--metrics: expected any of {', '.join(offered)}, got {name!r}")
@@ -225,10 +237,11 @@ def _evaluate(args: argparse.Namespace) -> str:
         count = min(args.count or total, total)
         what = f"{count} images" if count == total else f"{count} of {total} images"
     scorer: Scorer
-    shape: tuple[int, ...] = (2,)
     notes: list[str] = []
     if is_points:
-        scorer = PointScorer(_points(file), metrics, args.seed)
+        points = _points(file)
+        shape = tuple(points.shape[1:])
+        scorer = PointScorer(points, metrics, args.seed)
     else:
         extractor, reference, shape, reader, notes = _reference(args, file, folder)
         extractor = _naming(extractor, folder.files) if folder else extractor
@@ -262,9 +275,9 @@ def _points(file: Path) -> "Tensor":
 
     tensors = read_tensors(file)
     x1 = tensors.get("x1")
-    if x1 is None or x1.shape[1:] != (2,) or not (len(x1) and x1.is_floating_point() and x1.isfinite().all()):
+    if x1 is None or x1.ndim < 2 or not (len(x1) and x1.is_floating_point() and x1.isfinite().all()):
         got = ", ".join(f"{name} {tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in tensors.items())
-        raise ArtifactError(f"{file}: expected finite points x1 of shape (N, 2), got {got or 'nothing'}")
+        raise ArtifactError(f"{file}: expected finite points x1 of shape (N, D), got {got or 'nothing'}")
     return x1
 
 

@@ -29,7 +29,7 @@ class Model(Trained):
         sampling: Sampling | int,
         *,
         seed: int = 0,
-        label: int | None = None,
+        label: int | str | None = None,
         precision: str = "auto",
     ) -> Tensor:
         """Draws samples; sample i depends on (seed, i) alone.
@@ -37,16 +37,18 @@ class Model(Trained):
         Main arguments:
             count: samples wanted.
             sampling: how, or a number of Euler steps.
-            label: the class of all samples; None draws classes uniformly for a conditional model.
+            label: the class of all samples, a number or a name; None draws them uniformly for a conditional model.
 
         Returns:
-            (count, *shape) on the CPU: images in [-1, 1] up to the model's error, or points.
+            (count, *shape) on the CPU: images in [-1, 1] up to the model's error, or what else the data is, in its
+            own units.
 
         Raises:
             ValueError: if the solver is unknown or cannot spend the evaluations, if the model does not know the
                 steps, or if the label is out of range.
         """
-        return torch.cat(list(self.batches(count, sampling, seed=seed, label=label, precision=precision)))
+        x1 = torch.cat(list(self.batches(count, sampling, seed=seed, label=label, precision=precision)))
+        return x1 if self.units is None else self.units.restored(x1)
 
     def batches(
         self,
@@ -54,12 +56,12 @@ class Model(Trained):
         sampling: Sampling | int,
         *,
         seed: int = 0,
-        label: int | None = None,
+        label: int | str | None = None,
         precision: str = "auto",
         purpose: str = "sample",
         start: int = 0,
     ) -> Iterator[Tensor]:
-        """What `sample` returns, `batch` at a time, from sample `start` on.
+        """What `sample` returns, but standardised as the data was, `batch` at a time, from sample `start` on.
 
         `purpose` names the noise, `evaluate` that of the scores.
         """
@@ -88,13 +90,22 @@ class Model(Trained):
                 f"{self.k}, got {how.solver} and {how.nfe}"
             )
 
-    def _labels(self, count: int, seed: int, label: int | None) -> Int64[Tensor, " count"] | None:
+    def label_of(self, name: str) -> int:
+        """The number of the class of that name; a ValueError if there is none."""
+        names = self.class_names or ()
+        if name in names:
+            return names.index(name)
+        offered = f"one of {', '.join(names)}" if names else "a number, since this model's classes have no names"
+        raise ValueError(f"label: expected {offered}, got {name!r}")
+
+    def _labels(self, count: int, seed: int, label: int | str | None) -> Int64[Tensor, " count"] | None:
         if self.num_classes is None:
             if label is not None:
                 raise ValueError(f"label {label} was asked for, but this model was trained without classes")
             return None
         if label is None:
             return rng.integers(seed, "sample/label", 0, count, self.num_classes)
+        label = self.label_of(label) if isinstance(label, str) else label
         if not 0 <= label < self.num_classes:
             raise ValueError(f"label must lie in 0..{self.num_classes - 1}, got {label}")
         return torch.full((count,), label)

@@ -10,13 +10,16 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from fmcore.flow.pixels import quantise
 
 INK = "#1f5fbf"
 EXTENT = 5.0  # points are shown in [-EXTENT, EXTENT]^2
+RANGE = 3.5  # standardised values are shown in [-RANGE, RANGE]
+SPREAD = 2.5  # of arrays that are no images, deviations from 0 to white or black
+PAIRS, LINES = 4, 3  # pairs of coordinates, channels of series, at most in a picture
 
 
 def tile(pixels: UInt8[Tensor, "N C H W"], columns: int, gap: int = 1, fill: int = 255) -> UInt8[Tensor, "h w C"]:
@@ -61,6 +64,65 @@ def dots(
     sheet[:, :, 3] = (255 * (1 - (1 - opacity) ** counts.clamp(max=6).double())).round().byte()
     sheet[:, :, :3] = torch.tensor(list(bytes.fromhex(colour[1:])), dtype=torch.uint8) * (counts > 0)[:, :, None]
     return sheet
+
+
+def plotted(
+    samples: Float[Tensor, "N *D"], side: int, colour: str, opacity: float = 0.6
+) -> UInt8[Tensor, "h w 4"]:
+    """Samples that are no images, on a transparent background.
+
+    Points of two coordinates are dots. Of one they are a histogram, of more the first pairs of coordinates side by
+    side. Series are lines, one for each of the first channels; arrays are their first channels as colours.
+    """
+    if samples.ndim == 4:
+        return clear_tile(quantise(samples / SPREAD), 4)
+    if samples.ndim == 3:
+        return _lines(samples, side, colour)
+    dims = samples.shape[1]
+    if dims == 1:
+        return _histogram(samples[:, 0], side, colour)
+    if dims == 2:
+        return dots(samples, side, colour, opacity)
+    pairs = [(min(i, dims - 2), min(i, dims - 2) + 1) for i in range(0, dims, 2)][:PAIRS]
+    half = side // 2 - 1
+    parts = [dots(samples[:, list(pair)] * (EXTENT / RANGE), half, colour, opacity) for pair in pairs]
+    return tile(torch.stack(parts).permute(0, 3, 1, 2), 2, 1, fill=0)
+
+
+def _histogram(values: Float[Tensor, " N"], side: int, colour: str) -> UInt8[Tensor, "side side 4"]:
+    bins = torch.histc(values.float().clamp(-RANGE, RANGE), side // 4, -RANGE, RANGE)
+    heights = (bins / bins.max().clamp_min(1) * (side - 1)).round().long().repeat_interleave(4)
+    heights = torch.nn.functional.pad(heights, (0, side - len(heights)))
+    rows = torch.arange(side)[:, None]
+    return _coloured((side - rows) <= heights, colour)
+
+
+def _lines(series: Float[Tensor, "N C L"], side: int, colour: str) -> UInt8[Tensor, "h w 4"]:
+    """The first series in four rows of four, each on a sheet of its own."""
+    cell, columns = side // 4 - 1, 4
+    at = torch.linspace(0, series.shape[2] - 1, cell)
+    left, share = at.floor().long(), at - at.floor()
+    right = (left + 1).clamp(max=series.shape[2] - 1)
+    shown = series[: columns**2, :LINES].float()
+    value = shown[..., left] * (1 - share) + shown[..., right] * share
+    row = ((1 - (value / RANGE + 1) / 2) * (cell - 1)).round().clamp(0, cell - 1)
+    after = torch.cat([row[..., 1:], row[..., -1:]], -1)  # a line fills its column up to where the next begins
+    low, high = torch.minimum(row, after), torch.maximum(row, after)
+    y = torch.arange(cell)[:, None]
+    hit = ((y >= low[:, :, None]) & (y <= high[:, :, None])).any(1)
+    return tile(torch.stack([_coloured(one, colour) for one in hit]).permute(0, 3, 1, 2), columns, 1, fill=0)
+
+
+def _coloured(hit: Bool[Tensor, "h w"], colour: str) -> UInt8[Tensor, "h w 4"]:
+    sheet = torch.zeros(*hit.shape, 4, dtype=torch.uint8)
+    sheet[hit] = torch.tensor([*bytes.fromhex(colour[1:]), 255], dtype=torch.uint8)
+    return sheet
+
+
+def on_white(sheet: UInt8[Tensor, "h w 4"]) -> UInt8[Tensor, "h w 3"]:
+    """A sheet without transparency."""
+    whole = sheet.int()
+    return ((whole[:, :, :3] * whole[:, :, 3:] + 255 * (255 - whole[:, :, 3:])) // 255).byte()
 
 
 def enlarged(sheet: UInt8[Tensor, "h w C"], factor: int) -> UInt8[Tensor, "H W C"]:
@@ -122,13 +184,11 @@ def animation(frames: Sequence[UInt8[Tensor, "h w 4"]], seconds: Sequence[float]
         shown = sorted({*shown[::2], shown[-1]})
 
 
-def quick_picture(samples: Float[Tensor, "N *D"]) -> bytes:
-    """Images in [-1, 1] in a grid, or points on white, as a PNG file; made in some milliseconds."""
-    if samples.ndim == 2:
-        sheet = dots(samples, 240, INK).int()
-        over = sheet[:, :, :3] * sheet[:, :, 3:] + 255 * (255 - sheet[:, :, 3:])
-        return png(enlarged((over // 255).byte(), 2))
-    return png(enlarged(tile(quantise(samples), 4), max(1, 48 // samples.shape[-1])))
+def quick_picture(samples: UInt8[Tensor, "N C H W"] | Float[Tensor, "N *D"]) -> bytes:
+    """8-bit images in a grid, or what else samples are on white, as a PNG file; made in some milliseconds."""
+    if samples.is_floating_point():
+        return png(enlarged(on_white(plotted(samples, 240, INK)), 2))
+    return png(enlarged(tile(samples, 4), max(1, 48 // samples.shape[-1])))
 
 
 def image_grid(samples: Float[Tensor, "N C H W"], path: Path, columns: int = 8, side: int = 48) -> None:
@@ -150,10 +210,11 @@ def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:
 
 
 def sample_picture(samples: Float[Tensor, "N *D"], path: Path) -> None:
-    """Writes a grid of images or a scatter plot of 2-D points; a ValueError for samples of another shape."""
+    """Writes images in [-1, 1] as a grid, 2-D points as a scatter plot, others as `plotted`."""
     if samples.ndim == 4:
         image_grid(samples, path)
     elif samples.ndim == 2 and samples.shape[1] == 2:
         scatter(samples, path)
     else:
-        raise ValueError(f"samples of shape {tuple(samples.shape[1:])} have no picture: use .safetensors")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(enlarged(on_white(plotted(samples, 240, INK)), 2)))

@@ -17,13 +17,12 @@ from fmcore.flow.losses import WEIGHTINGS
 from fmcore.flow.paths import Linear
 from fmcore.flow.perceptual import Perceptual
 from fmcore.flow.times import TIMES, KGrid
-from fmcore.models.networks import MLP
+from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, cost, steps_for
 from fmcore.score.estimates import GROUPS, group_sizes
 from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
-from fmcore.score.scoring import METRICS
+from fmcore.score.scoring import METRICS, METRICS_OF_POINTS
 
-OF_IMAGES = ("frechet_infinity", "inception_score")
 WITH_CLASSES = ("classifier", "inception-v3-compat")
 
 
@@ -67,7 +66,7 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
     if couple.dtype == "uint8" and params.is_points:
-        yield f"{at('dtype')}: expected float32 or float16 for points, got uint8"
+        yield f"{at('dtype')}: expected float32 or float16 for what is no image, got uint8"
     passes = 1 if couple.guidance is None else 2
     yield from _solver_rules(couple.solver, (couple.nfe,), at("solver"), at("nfe"), passes=passes)
     method = SOLVERS.get(couple.solver)
@@ -163,8 +162,15 @@ def _reflow_rules(params: Params) -> Iterator[str]:
     for at, part in (("reflow", reflow), ("distill", params.distill)):
         if part.labels == "drop" and not params.conditional:
             yield f"{at}.labels: drop needs conditional: true, got false"
-        if params.is_points and part.network is not None and not isinstance(part.network, MLP):
-            yield f"{at}.network.name: expected mlp for points ({params.data.name}), got {part.network.name}"
+        if part.network is not None:
+            yield from _network_rules(params, part.network, f"{at}.network")
+
+
+def _network_rules(params: Params, network: Network, at: str) -> Iterator[str]:
+    takes = [kind.name for kind in NETWORKS.values() if len(params.data.shape) in kind.axes]
+    if network.name not in takes:
+        shape = list(params.data.shape)
+        yield f"{at}.name: expected {' or '.join(takes)} for samples of shape {shape}, got {network.name}"
 
 
 def _ending_rules(params: Params) -> Iterator[str]:
@@ -234,8 +240,8 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
             if (pairs := params.couple.pairs if own is None else own) < least:
                 key = "couple.pairs" if own is None else f"reflow.rounds.{name}.couple.pairs"
                 yield f"{key}: expected at least {least}, to be scored on {dims} features, got {pairs}"
+    offered = METRICS_OF_POINTS if params.is_points else METRICS
     for name in evaluate.metrics:
-        offered = [known for known in METRICS if not (params.is_points and known in OF_IMAGES)]
         if name not in offered:
             yield f"evaluate.metrics: expected any of {', '.join(offered)}, got {json.dumps(name)}"
     if "inception_score" in evaluate.metrics and params.features.extractor not in WITH_CLASSES:
@@ -267,21 +273,21 @@ def _data_rules(params: Params) -> Iterator[str]:
         offered = ", ".join(EXTRACTORS)
         yield f"features.extractor: expected one of {offered}, or MODULE:FUNCTION, got {json.dumps(kind)}"
         return
+    if params.base.teacher is None:
+        yield from _network_rules(params, params.network, "network")
     if params.is_points:
         if kind != "none":
-            yield f'features.extractor: expected "none" for points ({params.data.name}), got {json.dumps(kind)}'
-        if not isinstance(params.network, MLP):
-            yield f"network.name: expected mlp for points ({params.data.name}), got {params.network.name}"
-        if params.conditional:
+            yield f'features.extractor: expected "none" for {params.data.name}, no images, got {json.dumps(kind)}'
+        if params.conditional and not getattr(params.data, "labels", None):
             yield f"conditional: {params.data.name} has no classes, expected false"
         if params.flip:
-            yield f"flip: {params.data.name} are points, expected false"
+            yield f"flip: {params.data.name} are no images, expected false"
         if params.base.teacher is not None:
-            yield f"base.teacher: expected null for points ({params.data.name}): teachers make images"
+            yield f"base.teacher: expected null for {params.data.name}, no images: teachers make images"
         sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
         for at, section in sections:
             if isinstance(section.distance, Perceptual):
-                yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are points"
+                yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are none"
     elif kind == "none":
         yield "features.extractor: none is for points; images need another, e.g. classifier or rotation"
     elif kind == "rotation" and params.data.shape[1] != params.data.shape[2]:

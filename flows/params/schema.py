@@ -19,7 +19,7 @@ from fmcore.flow.losses import DISTANCES, Distance
 from fmcore.flow.paths import ContinuousPath
 from fmcore.flow.times import TIMES, FixedGrid, Grid, Times
 from fmcore.flow.training import TrainConfig
-from fmcore.intake.sets import DATA, Data
+from fmcore.intake.sets import DATA, Data, are_images
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.sampling import Sampling
 
@@ -211,8 +211,8 @@ class Params(BaseModel):
 
     @property
     def is_points(self) -> bool:
-        """Whether the data are points rather than images."""
-        return len(self.data.shape) == 1
+        """Whether the data are compared as points, as all but images are."""
+        return not are_images(self.data)
 
 
 def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) -> Section:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +30,7 @@ def packed(folder: Path, target: Path, model_id: str) -> Path:
             python_model=str(SERVED),
             artifacts={MODEL: str(source)},
             code_paths=[str(Path(fmcore.__file__).parent)],
-            signature=signature(json.loads((folder / "config.json").read_text())["shape"]),
+            signature=signature(json.loads((folder / "config.json").read_text())),
             pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in NEEDED],
             mlflow_model=Model(model_id=model_id),
         )
@@ -48,8 +48,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def signature(shape: Sequence[int]) -> Any:
-    """What a model of samples of that shape takes and gives."""
+def signature(config: Mapping[str, Any]) -> Any:
+    """What a model takes and gives, by its config.json."""
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema, TensorSpec
@@ -57,5 +57,6 @@ def signature(shape: Sequence[int]) -> Any:
     asked = [ColSpec("long", name) for name in ("count", "nfe")]
     # What a row may lack, a table holds as a number that may be none at all.
     asked += [ColSpec("double", name, required=False) for name in ("seed", "label")]
-    kind = np.dtype("uint8" if len(shape) == 3 else "float32")
-    return ModelSignature(Schema(asked), Schema([TensorSpec(kind, (-1, *shape))]))
+    images = len(config["shape"]) == 3 and config.get("units") is None
+    kind = np.dtype("uint8" if images else "float32")
+    return ModelSignature(Schema(asked), Schema([TensorSpec(kind, (-1, *config["shape"]))]))

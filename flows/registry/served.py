@@ -5,7 +5,8 @@ models serve`): a model from code, so no pickle is read. It needs `fmcore`, a co
 nothing of the pipeline.
 
 A request is a row: `count` samples by `nfe` Euler steps, with a `seed` (0 if there is none) and, of a model with
-classes, a `label`. The answer holds the samples of all rows: images of 8 bits, (N, C, H, W), or points, (N, D).
+classes, a `label`. The answer holds the samples of all rows: images of 8 bits, (N, C, H, W), or
+what else the data is, in its units.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ class Sampler(PythonModel):  # type: ignore[misc]
         if min(counts, default=0) < 1 or sum(counts) > MOST:
             raise ValueError(f"count: expected rows of 1 or more, and at most {MOST} together, got {counts}")
         samples = torch.cat([self._drawn(row) for row in rows])
-        return (quantise(samples) if samples.ndim == 4 else samples).numpy()
+        return (quantise(samples) if self.model.makes_images else samples).numpy()
 
     def _drawn(self, row: Mapping[Any, Any]) -> Any:
         asked = {str(key): float(value) for key, value in row.items() if value is not None and value == value}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flows.report.figures import INK, colour_of
 from flows.report.results import Results
-from fmcore.pictures import EXTENT, animation, clear_tile, dots, enlarged, png
+from fmcore.pictures import EXTENT, animation, clear_tile, enlarged, plotted, png
 
 Sheet = UInt8[Tensor, "h w 4"]
 DOTS, PANEL = 220, 150  # pixels a side: scatter plots, images of an animation
@@ -65,8 +65,10 @@ def gallery(results: Results) -> Gallery:
     files["flows.gif"] = animation(frames, seconds, ANIMATION_BYTES)
     nearest, strips, trajectories = {}, {}, {}
     if results.params.is_points:
-        trajectories = {model: _paths(shown[model]["paths"], colour_of(models, model)) for model in flows}
-        files["trajectories.png"] = composed({"": list(trajectories.values())}, flows)
+        traced = [model for model in flows if "paths" in shown[model]]
+        trajectories = {model: _paths(shown[model]["paths"], colour_of(models, model)) for model in traced}
+        if traced:
+            files["trajectories.png"] = composed({"": list(trajectories.values())}, traced)
     else:
         nearest = {model: _pairs(shown[model]) for model in models if "nearest" in shown[model]}
         if nearest:
@@ -90,7 +92,7 @@ def gallery(results: Results) -> Gallery:
 def _samples(samples: Tensor | None, colour: str) -> Sheet | None:
     if samples is None:
         return None
-    return clear_tile(samples, 4) if samples.ndim == 4 else dots(samples, DOTS, colour)
+    return plotted(samples, DOTS, colour) if samples.is_floating_point() else clear_tile(samples, 4)
 
 
 def _pairs(shown: Mapping[str, Tensor]) -> list[tuple[Sheet, float]]:
@@ -141,8 +143,8 @@ def _frames(flows: Sequence[str], shown: Mapping[str, Mapping[str, Tensor]], mod
 
 def _panels(frames: Tensor, colour: str) -> list[Sheet]:
     """One flow's frames, with pixels either opaque or transparent."""
-    if frames.ndim == 3:
-        return [dots(frame, DOTS, colour, opacity=1) for frame in frames]
+    if frames.is_floating_point():
+        return [plotted(frame, DOTS, colour, opacity=1) for frame in frames]
     smaller = -(-4 * frames.shape[-1] // PANEL)
     if smaller > 1:
         pooled = torch.nn.functional.avg_pool2d(frames.flatten(0, 1).float(), smaller)

@@ -160,8 +160,11 @@ def _floor_of_images(floor: Mapping[str, float], rows: pd.DataFrame) -> Level | 
 
 
 def _floor_of_points(data: Dataset, count: int) -> Level:
-    """The score of as many points of the data as were scored; the reference was drawn separately."""
-    found = sliced_wasserstein(data.x1[:count], data.reference)
+    """The score of as many samples of the data as were scored, or of half of them if none is held out."""
+    if data.reference is data.x1:
+        found = sliced_wasserstein(data.x1[::2][:count].flatten(1), data.x1[1::2].flatten(1))
+    else:
+        found = sliced_wasserstein(data.x1[:count].flatten(1), data.reference.flatten(1))
     return Level(found.value, found.std, found.samples)
 
 

@@ -38,6 +38,11 @@ LOOKED_UP = 1000  # samples whose nearest training images are looked for
 LIKELIHOOD_BATCH = 256  # at most: the divergence keeps the graph of the whole network in memory
 
 
+def shown_of(params: Params) -> int:
+    """How many samples a picture shows."""
+    return SHOWN_POINTS if len(params.data.shape) == 1 else SHOWN_IMAGES
+
+
 class Bends(NamedTuple):
     """The mean bend of the paths on the interval that begins at t and is `width` long, with its standard error."""
 
@@ -66,12 +71,12 @@ class Look:
             self.cost.append(transport_cost(batch.x0, batch.x1))
             if "frames" not in self.tensors:
                 chosen = torch.linspace(0, len(knots) - 1, min(FRAMES, len(knots))).round().long().tolist()
-                shown = SHOWN_POINTS if points else SHOWN_IMAGES
+                shown = shown_of(self.params)
                 frames = torch.stack([batch.points[i][:shown] for i in chosen]).cpu()
                 self.tensors["frames"] = frames if points else quantise(frames.flatten(0, 1)).view(frames.shape)
                 self.tensors["frame_times"] = knots[chosen]
-                if points:
-                    self.tensors["paths"] = torch.stack([x[:TRACED_POINTS] for x in batch.points]).cpu()
+                if len(self.params.data.shape) == 1 and self.params.data.shape[0] > 1:
+                    self.tensors["paths"] = torch.stack([x[:TRACED_POINTS, :2] for x in batch.points]).cpu()
         missing = LOOKED_UP - sum(len(part.x1) for part in self.first)
         if missing > 0:
             label = None if batch.label is None else batch.label[:missing].cpu()
@@ -193,6 +198,8 @@ def likelihood(
             seed=params.seed,
             start=first,
         ).cpu()
+        if data.units is not None:
+            log_p = log_p - data.units.log_volume(data.shape)
         found.append(-log_p if data.bin_width is None else bits_per_dim(log_p, prod(model.shape), data.bin_width))
         yield Progress("likelihood", min(first + batch, len(x1)), len(x1), unit, of=name)
     metric = "nats" if data.bin_width is None else "bits_per_dim"

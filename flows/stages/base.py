@@ -37,7 +37,8 @@ def base(params: Params, stage: Stage) -> Events:
     )
     with workspace(stage, params) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
-        like = Trained(network, params.network, data.shape, classes, {}, "", Convention(section.path), null_label)
+        convention, known = Convention(section.path), (data.names, data.units)
+        like = Trained(network, params.network, data.shape, classes, {}, "", convention, null_label, *known)
         yield set_up(params, like, section.train.images, training=True)
         state = new_state(network, section.train)
         yield from run_training("base", work, state, objective, section.train, params.seed)
@@ -66,6 +67,7 @@ def _adopt(params: Params, stage: Stage, folder: str) -> Events:
             shape=teacher.shape,
             num_classes=classes,
             null_label=null_label,
+            class_names=None if classes is None else read_json(layout.DATASET / "manifest.json").get("classes"),
             convention=teacher.convention,
             # No other parameter decides an adopted base, so none may change its bytes.
             manifest=made_by(params, stage) | {"params": {"base.teacher": folder}, "rounds": 0, "images_seen": 0},

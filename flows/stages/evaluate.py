@@ -13,14 +13,13 @@ from flows.events import Event, Events, Metrics, Progress, Table, samples_at, sc
 from flows.params.schema import Params
 from flows.scores.judging import Judge, judge_of, scorer_of
 from flows.scores.probes import (
-    SHOWN_IMAGES,
-    SHOWN_POINTS,
     Bends,
     Look,
     flops,
     likelihood,
     looked_up,
     rebuilt,
+    shown_of,
     strips,
 )
 from flows.scores.sweep import Batch, Noise, finest, noise_of, sampled, samplings_for
@@ -30,7 +29,7 @@ from flows.workshop.setup import device_of, eager, set_up
 from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_tensors, write_file, write_json, write_tensors
-from fmcore.flow.pixels import floats, quantise
+from fmcore.flow.pixels import quantise
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
 from fmcore.pictures import quick_picture
@@ -131,7 +130,7 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
         x1 = batch.x1
         finite &= torch.isfinite(x1).all()  # read after the loop, so that nothing here waits for the device
         scorer.add(x1 if points else quantise(x1))
-        missing = (SHOWN_POINTS if points else SHOWN_IMAGES) - sum(map(len, shown))
+        missing = shown_of(params) - sum(map(len, shown))
         if missing > 0:
             shown.append((x1[:missing] if points else quantise(x1[:missing])).cpu())
         if look is not None:
@@ -180,7 +179,7 @@ def _shown(of: Scoring, how: Sampling) -> Generator[Event, None, dict[str, Tenso
     if how.solver == "euler" and how.grid == of.best.grid:
         shown[f"euler.{how.nfe:04d}"] = samples
         picture = of.work / f"samples-{how.nfe:04d}.png"
-        write_file(picture, quick_picture(floats(samples)))
+        write_file(picture, quick_picture(samples))
         yield samples_at(how.nfe, picture)
     if how == of.best:
         shown |= {key: value for key, value in tensors.items() if key != "bends"}

@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows import layout
-from flows.workshop.place import bring
+from flows.workshop.place import BESIDE, bring
 
 if TYPE_CHECKING:
     from flows.events import Events
@@ -41,6 +41,9 @@ def write_seen(data: Mapping[str, Any]) -> None:
     root = data.get("root")
     if root is not None and not data.get("download"):  # what is downloaded is checked by who downloads it
         about |= seen(Path(root), root)
+    for key in BESIDE:
+        if isinstance(value := data.get(key), str) and Path(value).is_file():
+            about[key] = seen(Path(value), value)
     layout.SEEN.write_text(json.dumps(about, indent=1) + "\n")
 
 

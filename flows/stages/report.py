@@ -27,7 +27,6 @@ from flows.report.results import (
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import publish, workspace
 from fmcore.disk.files import read_json, write_file, write_json
-from fmcore.flow.pixels import floats
 from fmcore.pictures import quick_picture
 from fmcore.verdict import sentences
 
@@ -94,7 +93,7 @@ def _of_models(results: Results, work: Path) -> Events:
         for key, samples in results.shown[model].items():
             if key.startswith("euler."):
                 path = work / "samples.png"
-                write_file(path, quick_picture(floats(samples)))
+                write_file(path, quick_picture(samples))
                 yield samples_at(int(key.removeprefix("euler.")), path, of=model)
 
 
@@ -107,7 +106,7 @@ def _rated(results: Results, work: Path) -> Events:
             yield ModelReady(model, folder)
         shown = results.shown[model]
         picture, finest = work / "samples.png", max(key for key in shown if key.startswith("euler."))
-        write_file(picture, quick_picture(floats(shown[finest])))
+        write_file(picture, quick_picture(shown[finest]))
         if digest:
             yield Rated(model, digest, yardstick_of(results), scores, picture)
 

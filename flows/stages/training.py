@@ -90,6 +90,8 @@ def finish(
         convention=like.convention,
         null_label=like.null_label,
         averages=further,
+        class_names=like.class_names if like.num_classes is not None else None,
+        units=like.units,
         manifest={**manifest, "images_seen": config.steps * config.batch_size},
     )
     yield from publish_model(name, work)

@@ -12,6 +12,7 @@ PATHS = (
     "linear",
     "teacher",
 )  # keys that name files or folders
+BESIDE = ("labels", "group")  # of `data`, that may
 
 
 def root() -> Path:
@@ -21,11 +22,18 @@ def root() -> Path:
 
 def bring(params: Mapping[str, Any]) -> None:
     """Links what params.yaml names into a copy of the repository, which lacks what git ignores."""
-    for path in set(_named(params)):
+    for path in {*_named(params), *_beside(params.get("data"))}:
         here, there = Path(path), root() / path
         if not here.is_absolute() and not here.exists() and there.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(there)
+
+
+def _beside(data: object) -> Iterator[str]:
+    """Files beside the data, where a name may also be that of a column."""
+    for key in BESIDE:
+        if isinstance(data, Mapping) and isinstance(data.get(key), str):
+            yield data[key]
 
 
 def _named(params: Mapping[str, Any]) -> Iterator[str]:

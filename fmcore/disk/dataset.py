@@ -4,9 +4,12 @@ The folder holds `data.safetensors` and `manifest.json`, which comes last: a fol
 """
 
 from collections.abc import Mapping
+from math import inf, isfinite, prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
@@ -18,19 +21,44 @@ class DataError(ValueError):
     """Data that is missing or cannot be read; the message names the setting or the file."""
 
 
+class Units(NamedTuple):
+    """How each column of points, or channel of series and arrays, was standardised.
+
+    Main arguments:
+        mean, std: what became 0 and 1, a number for each.
+        names: of the columns of a table.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    names: tuple[str, ...] = ()
+
+    def restored(self, x: Float[Tensor, "N K *D"]) -> Float[Tensor, "N K *D"]:
+        """Standardised values as they were: std x + mean."""
+        form = (-1, *(1 for _ in x.shape[2:]))
+        mean, std = (torch.tensor(of, dtype=torch.float64).view(form).to(x.device) for of in self[:2])
+        return (x.double() * std + mean).to(x.dtype)
+
+    def log_volume(self, shape: tuple[int, ...]) -> float:
+        """The logarithm of how much larger a volume is in the old units: a density there is that much smaller."""
+        return float(torch.tensor(self.std, dtype=torch.float64).log().sum()) * prod(shape[1:])
+
+
 class Dataset(NamedTuple):
     """A loaded data set.
 
     Main arguments:
-        x1: what to train on: images (N, C, H, W), float32 in [-1, 1] or 8-bit pixels, or points (N, 2) float32.
+        x1: what to train on: images (N, C, H, W), float32 in [-1, 1] or 8-bit pixels; or points (N, D), series
+            (N, C, L) or arrays (N, C, H, W), float32.
         label: classes 0..num_classes-1 of x1, or None.
         num_classes: None if there are no classes.
-        reference: what generated samples are compared with: all training images, or points drawn separately.
-        bin_width: distance in x1 between neighbouring grey levels, None for points.
+        reference: what generated samples are compared with: all training images, or what was held out.
+        bin_width: distance in x1 between neighbouring grey levels, None for what is no image.
         names: of the classes, None if they have none.
         about: what was done to it when it was read, as JSON, for the manifest.
         beside: what lay beside it and was left out, as JSON; not kept here, since it does not change the data.
         notes: both in words, for whoever reads it in.
+        units: those that x1 was standardised from; None for images and sets made by formulas.
     """
 
     x1: Tensor
@@ -42,6 +70,7 @@ class Dataset(NamedTuple):
     about: Mapping[str, Any] | None = None
     beside: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
+    units: Units | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -65,6 +94,7 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
     about |= {"count": len(data.x1), "sha256": sha256(folder / "data.safetensors")}
     about |= {} if data.names is None else {"classes": list(data.names)}
     about |= {} if data.about is None else {"about": data.about}
+    about |= {} if data.units is None else {"units": data.units._asdict()}
     write_json(folder / "manifest.json", {**manifest, **about})
 
 
@@ -75,7 +105,26 @@ def load_dataset(folder: Path) -> Dataset:
         x1 = tensors["x1"]
         reference = tensors.get("reference", x1)
         names = tuple(manifest["classes"]) if "classes" in manifest else None
-        kept = (names, manifest.get("about"))
-        return Dataset(x1, tensors.get("label"), manifest["num_classes"], reference, manifest["bin_width"], *kept)
-    except KeyError as error:
+        return Dataset(
+            x1,
+            tensors.get("label"),
+            manifest["num_classes"],
+            reference,
+            manifest["bin_width"],
+            names=names,
+            about=manifest.get("about"),
+            units=units_from(manifest.get("units")),
+        )
+    except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: expected a data set, got one without {error}") from None
+
+
+def units_from(value: Mapping[str, Any] | None) -> Units | None:
+    """Units as they lie in JSON; a ValueError for others."""
+    if value is None:
+        return None
+    mean, std = (tuple(float(number) for number in value[key]) for key in ("mean", "std"))
+    names = tuple(str(name) for name in value["names"])
+    if len(mean) != len(std) or not all(map(isfinite, mean)) or not all(0 < number < inf for number in std):
+        raise ValueError(f"expected as many finite means as positive deviations, got {value}")
+    return Units(mean, std, names)

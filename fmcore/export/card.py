@@ -121,7 +121,7 @@ def written(
     library: str,
     use: str,
     command: str,
-    figure: str | None,
+    figure: str,
     scores: Path | None,
     data: Path | None,
 ) -> str:
@@ -131,11 +131,11 @@ def written(
         library: as the hub calls it; empty for none.
         use: how to load it.
         command: that writes this folder.
-        figure: a picture in the folder; None for none.
+        figure: a picture in the folder.
         scores, data: files to take them from; None for none.
     """
     classes = "" if model.num_classes is None else f" of {model.num_classes} classes"
-    is_image = len(model.shape) == 3
+    is_image = model.makes_images
     shape = " x ".join(map(str, model.shape))
     guidance = "" if how.guidance is None else f", guidance {how.guidance.scale:g}"
     seen = model.manifest.get("images_seen")
@@ -149,7 +149,7 @@ def written(
         evaluations="1 evaluation" if how.nfe == 1 else f"{how.nfe} evaluations",
         how=f"{how.solver}{guidance}",
         size=f"The network has {sum(p.numel() for p in model.network.parameters()):,} weights.",
-        figure=f"![Samples]({figure})" if figure else f"(No picture: samples of shape {shape}.)",
+        figure=f"![Samples]({figure})",
         use=use,
         scores=scores_table(read_scores(scores, name), how) if scores else "None were found beside the model.",
         data=data_lines(read_json(data)) if data else TO_FILL,

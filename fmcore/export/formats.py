@@ -7,11 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from fmcore.disk.files import ArtifactError, write_file
 from fmcore.export import card, program, to_diffusers
 from fmcore.model import Model
 from fmcore.ode.sampling import Sampling
-from fmcore.pictures import sample_picture
+from fmcore.pictures import SPREAD, sample_picture
 
 PICTURE, PICTURED = "samples.png", {True: 64, False: 2000}  # images, points
 
@@ -97,10 +99,10 @@ def export(
     return sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
 
 
-def _pictured(model: Model, how: Sampling, folder: Path) -> str | None:
-    """Draws samples of a shape that has a picture."""
-    images = len(model.shape) == 3
-    if not images and model.shape != (2,):
-        return None
-    sample_picture(model.sample(PICTURED[images], how, precision="fp32"), folder / PICTURE)
+def _pictured(model: Model, how: Sampling, folder: Path) -> str:
+    """Draws samples."""
+    count = PICTURED[len(model.shape) == 3]
+    samples = torch.cat(list(model.batches(count, how, precision="fp32")))
+    spread = 1 if model.makes_images or samples.ndim < 4 else SPREAD
+    sample_picture(samples / spread, folder / PICTURE)
     return PICTURE

@@ -1,10 +1,11 @@
 """Samples as files: a folder of PNGs that goes on where it was stopped, pages of a grid, a table."""
 
+import csv
 import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, read_json, write_file, write_json
 from fmcore.flow.pixels import quantise
+from fmcore.models.folder import Trained
 from fmcore.pictures import image_grid, png, sample_picture
 
 RUN = "samples.json"  # what made the images of a folder
@@ -22,9 +24,9 @@ PART = re.compile(r"\..*\.part")
 SMALL_PAGE, SMALL_COLUMNS, PAGE, COLUMNS = 64, 8, 256, 16
 
 
-def are_images(shape: tuple[int, ...]) -> bool:
-    """Whether samples of this shape are grey or RGB images."""
-    return len(shape) == 3 and shape[0] in (1, 3)
+def are_images(model: Trained) -> bool:
+    """Whether its samples are grey or RGB images."""
+    return model.makes_images and model.shape[0] in (1, 3)
 
 
 def claimed(folder: Path, run: Mapping[str, Any], count: int) -> list[int]:
@@ -114,7 +116,7 @@ def write_pages(batches: Iterable[Tensor], count: int, path: Path) -> list[Path]
     return written
 
 
-def write_array(samples: Float[Tensor, "N *D"], path: Path) -> None:
+def write_array(samples: Float[Tensor, "N *D"], path: Path, columns: Sequence[str] = ()) -> None:
     """Writes samples as .npy, or as a .csv of which a line is a sample; a ValueError if they are no points."""
     import numpy as np
 
@@ -122,8 +124,10 @@ def write_array(samples: Float[Tensor, "N *D"], path: Path) -> None:
     if path.suffix == ".npy":
         np.save(file, samples.numpy())
     elif samples.ndim == 2:
-        names = ",".join(f"dim{i}" for i in range(samples.shape[1]))
-        np.savetxt(file, samples.numpy(), fmt="%.9g", delimiter=",", header=names, comments="")
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerow(columns or [f"dim{i}" for i in range(samples.shape[1])])
+        file.write(text.getvalue().encode())
+        np.savetxt(file, samples.numpy(), fmt="%.9g", delimiter=",")
     else:
         raise ValueError(
             f"samples of shape {tuple(samples.shape[1:])} are no table: expected .npy or .safetensors"

@@ -49,6 +49,10 @@ class Sampler(nn.Module):
         self.model, self.guidance = model, how.guidance
         self.evaluations = None if model.convention == OURS else _evaluations(model, how)
         self.method, self.knots, self.pixels = how.method, how.knots().tolist(), pixels
+        if model.units is not None:
+            form = (-1, *(1 for _ in model.shape[1:]))
+            for name in ("mean", "std"):
+                self.register_buffer(name, torch.tensor(getattr(model.units, name)).view(form), persistent=False)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
@@ -58,6 +62,8 @@ class Sampler(nn.Module):
         x = noise
         for state in self.method.walk(self.model.guide(field, self.guidance), noise, self.knots, label):
             x = state
+        if self.model.units is not None:
+            return x * self.get_buffer("std") + self.get_buffer("mean")
         return quantise(x).permute(0, 2, 3, 1) if self.pixels else x
 
 
@@ -188,7 +194,7 @@ def write_onnx(model: Model, how: Sampling, folder: Path) -> None:
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-    pixels = are_images(model.shape)
+    pixels = are_images(model)
     found = torch.onnx.export(
         traced(model, how, pixels=pixels),
         input_names=list(_inputs(model)),
@@ -205,7 +211,7 @@ def write_onnx(model: Model, how: Sampling, folder: Path) -> None:
 
 def onnx_usage(model: Model, how: Sampling, folder: str) -> str:
     """How to run it, for the model card."""
-    images = are_images(model.shape)
+    images = are_images(model)
     label, feed = ("", "") if model.num_classes is None else (_LABEL, ', "label": label')
     gives = "`images`, uint8 (N, H, W, C)" if images else "`samples`, float32"
     text = f"""import numpy as np
@@ -232,7 +238,7 @@ sample = torch.export.load("{folder}/{TORCH}").module()
 noise = torch.randn(4, {", ".join(map(str, model.shape))})
 {label}x1 = sample(noise{feed})
 """
-    ranged = ", images in [-1, 1] up to the model's error" if len(model.shape) == 3 else ""
+    ranged = ", images in [-1, 1] up to the model's error" if model.makes_images else ""
     return (
         f"```python\n{text}```\n\nIt needs torch and nothing else, and returns float32{ranged}. {_free(model)} "
         "`torch.export.load` reads pickles, so load only what comes from people you trust.\n"

@@ -4,7 +4,7 @@
 `manifest.json` what made it. The manifest comes last, so a folder with one is complete.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fmcore.disk.dataset import Units, units_from
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
@@ -34,6 +35,8 @@ class Trained:
     Other arguments:
         convention: what the network's output means; `field` converts it.
         null_label: the label that stands for no class, if the model was trained with label dropout.
+        class_names: of a conditional model whose classes have names.
+        units: those of the data, which the network knows standardised; None for images and for sets by formulas.
     """
 
     network: nn.Module
@@ -44,6 +47,8 @@ class Trained:
     digest: str
     convention: Convention = OURS
     null_label: int | None = None
+    class_names: tuple[str, ...] | None = None
+    units: Units | None = None
 
     def field(self, precision: str = "auto", guidance: Guidance | None = None) -> VelocityField:
         """The model's velocity field on the linear path, whatever path it was trained on.
@@ -75,6 +80,11 @@ class Trained:
         return bool(self.manifest["rounds"]) or coupling != "independent"
 
     @property
+    def makes_images(self) -> bool:
+        """Whether its samples are 8-bit images, in [-1, 1]."""
+        return len(self.shape) == 3 and self.units is None
+
+    @property
     def device(self) -> torch.device:
         """Where the network lives."""
         return next(self.network.parameters()).device
@@ -91,6 +101,8 @@ def save_model(
     convention: Convention = OURS,
     null_label: int | None = None,
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
+    class_names: Sequence[str] | None = None,
+    units: Units | None = None,
 ) -> None:
     """Writes a model folder; an `ArtifactError` for weights that are not finite.
 
@@ -110,6 +122,8 @@ def save_model(
         "null_label": null_label,
         "convention": asdict(convention),
         "time": TIME,
+        "class_names": None if class_names is None else list(class_names),
+        "units": None if units is None else units._asdict(),
     }
     write_json(folder / "config.json", config)
     digests = {}
@@ -158,10 +172,21 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: f
         path = _tupled(config["convention"]["path"])
         convention = Convention(**{**config["convention"], "path": PATHS[path["name"]](**path)})
         null_label = config["null_label"]
+        class_names, units = _names(config), units_from(config.get("units"))  # version 0.1 has neither
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
     network.to(device).eval().requires_grad_(False)
-    return Trained(network, network_config, shape, config["num_classes"], manifest, digest, convention, null_label)
+    described = (shape, config["num_classes"], manifest, digest, convention, null_label, class_names, units)
+    return Trained(network, network_config, *described)
+
+
+def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names, classes = config.get("class_names"), config["num_classes"]
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"expected the names of {classes} classes, got {names!r}")
+    return tuple(names)
 
 
 def network_from(value: Mapping[str, Any]) -> Network | Diffusers:

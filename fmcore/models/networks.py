@@ -7,7 +7,7 @@ conditional networks have one class more than the data: the null label of guidan
 
 from dataclasses import dataclass
 from math import pi, prod
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int64
@@ -31,6 +31,7 @@ class MLP:
     depth: int = 3
     fourier: int = 0
     name: Literal["mlp"] = "mlp"
+    axes: ClassVar[tuple[int, ...]] = (1, 2, 3)  # of a sample it takes
 
     def __post_init__(self) -> None:
         if self.width < 1 or self.depth < 1 or self.fourier < 0:
@@ -61,6 +62,7 @@ class UNet:
     dropout: float = 0.0
     patch: int = 1
     name: Literal["unet"] = "unet"
+    axes: ClassVar[tuple[int, ...]] = (3,)
 
     def __post_init__(self) -> None:
         if not self.channels or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:

@@ -16,11 +16,12 @@ from fmcore.score.estimates import Estimate, bias_corrected, group_sizes
 from fmcore.score.extractors import Extractor
 from fmcore.score.fidelity import FEATURE_METRICS, Classes, classes, inception_score
 from fmcore.score.frechet import Stats, frechet_estimate, stats
-from fmcore.score.points import POINT_METRICS
+from fmcore.score.points import POINT_METRICS, mmd
 from fmcore.score.reference import KEPT, Reference
 
 Sums = TypeVar("Sums", Stats, Classes)
 METRICS = (*FEATURE_METRICS, "frechet_infinity", "inception_score")
+METRICS_OF_POINTS = (*FEATURE_METRICS, "mmd")
 
 
 class Score(NamedTuple):
@@ -126,18 +127,22 @@ def _add(groups: list[Sums], group: int, found: Sums) -> None:
 
 
 class PointScorer:
-    """Every distance of `POINT_METRICS` to the reference, and the `metrics` named, with points as features."""
+    """Every distance of `POINT_METRICS` to the reference, and the `metrics` named, with points as features.
+
+    Series and arrays are points of as many coordinates as they have numbers.
+    """
 
     def __init__(self, reference: Tensor, metrics: Sequence[str] = (), seed: int = 0) -> None:
         for name in metrics:
-            if name not in FEATURE_METRICS:
-                raise ValueError(f"metrics: expected any of {', '.join(FEATURE_METRICS)} for points, got {name!r}")
-        self.reference, self.metrics, self.seed = reference, metrics, seed
+            if name not in METRICS_OF_POINTS:
+                offered = ", ".join(METRICS_OF_POINTS)
+                raise ValueError(f"metrics: expected any of {offered} for points, got {name!r}")
+        self.reference, self.metrics, self.seed = reference.flatten(1), metrics, seed
         self.points: list[Tensor] = []
 
     def add(self, x: Tensor) -> None:
         """Adds points."""
-        self.points.append(x.cpu())
+        self.points.append(x.flatten(1).cpu())
 
     def scores(self) -> list[Score]:
         """The distances of all points added."""
@@ -148,7 +153,10 @@ class PointScorer:
         for name, metric in POINT_METRICS.items():
             estimate = metric(x, real)
             found.append(Score(name, estimate, estimate.samples, "points", ""))
-        for name in self.metrics:
+        if "mmd" in self.metrics:
+            estimate = mmd(x, real)
+            found.append(Score("mmd", estimate, estimate.samples, "points", ""))
+        for name in [name for name in self.metrics if name in FEATURE_METRICS]:
             estimates = FEATURE_METRICS[name](x[:KEPT], real[:KEPT], self.seed)
             found += [Score(key, value, len(real[:KEPT]), "points", "") for key, value in estimates.items()]
         return found

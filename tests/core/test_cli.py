@@ -99,7 +99,7 @@ MISTAKES = {
     "no samples": ("points", {"--count": "0"}, "--count must be at least 1"),
     "unknown suffix": ("points", {"--out": "x.jpg"}, "--out must end in .png or .safetensors"),
     "unknown device": ("points", {"--device": "toaster"}, "toaster"),
-    "no picture of it": ("three", {}, "have no picture"),
+    "label without names": ("images", {"--label": "cat"}, "a number, since this model's classes have no names"),
     "no folder for it": ("points", {"--out": "{models}/points/config.json/x.png"}, "config.json"),
 }
 

@@ -9,11 +9,14 @@ from PIL import Image
 
 from fmcore.pictures import (
     EXTENT,
+    INK,
+    RANGE,
     animation,
     clear_tile,
     dots,
     enlarged,
     image_grid,
+    plotted,
     png,
     sample_picture,
     scatter,
@@ -128,8 +131,46 @@ def test_of_many_channels_the_first_are_shown(tmp_path, channels, shown):
     assert (tmp_path / "all.png").read_bytes() == (tmp_path / "shown.png").read_bytes()
 
 
-@pytest.mark.parametrize("shape", [(3,), (1,)])
-def test_samples_without_a_picture_are_refused(tmp_path, shape):
-    with pytest.raises(ValueError, match=r"have no picture: use \.safetensors"):
-        sample_picture(torch.zeros(2, *shape), tmp_path / "a.png")
-    assert not (tmp_path / "a.png").exists()
+@pytest.mark.parametrize("at", [(0, 1), (2, 3), (3, 4)])
+def test_points_of_more_coordinates_are_shown_by_pairs(at):
+    points = torch.full((1, 5), 1e9)  # outside of every picture
+    assert not plotted(points, 200, INK).any()
+    points[0, list(at)] = torch.tensor([1.0, -2.0])
+    hit = plotted(points, 200, INK)[:, :, 3].nonzero()
+    panel = {(0, 1): (0, 0), (2, 3): (0, 1), (3, 4): (1, 0)}[at]
+    assert (hit // 100).unique(dim=0).tolist() == [list(panel)]
+    row, column = (hit % 100).double().mean(0).tolist()
+    assert column / 100 == pytest.approx((1 / RANGE + 1) / 2, abs=0.03)
+    assert row / 100 == pytest.approx((2 / RANGE + 1) / 2, abs=0.03)
+
+
+def test_series_are_lines_at_their_height():
+    series = torch.stack([torch.full((1, 40), 0.0), torch.full((1, 40), 2.0)])
+    sheet = plotted(series, 200, INK)[:, :, 3] > 0
+    for i, level in enumerate((0.0, 2.0)):
+        cell = sheet[1:50, 1 + 50 * i : 50 + 50 * i]
+        assert cell.any(0).all(), "the line has a hole"
+        assert float(cell.nonzero()[:, 0].double().mean()) == pytest.approx((1 - level / RANGE) / 2 * 48, abs=1)
+    steep = plotted(torch.linspace(-3, 3, 3).view(1, 1, 3).repeat(1, 2, 1), 200, INK)[:50, :50, 3] > 0
+    assert (steep.any(1).sum() > 35) & steep.any(0)[1:].all(), "a steep line has a hole"
+
+
+def test_a_histogram_is_as_high_as_values_are_many():
+    values = torch.cat([torch.full((100,), -2.0), torch.full((50,), 2.0)])[:, None]
+    height = (plotted(values, 200, INK)[:, :, 3] > 0).sum(0)
+    assert (height > 0).sum() == 8
+    assert int(height[:100].max()) == pytest.approx(2 * int(height[100:].max()), rel=0.02)
+
+
+def test_arrays_are_colours_around_grey():
+    arrays = torch.stack([torch.zeros(4, 2, 2), torch.full((4, 2, 2), 1e3)])
+    sheet = plotted(arrays, 200, INK)
+    assert sheet[1, 1].tolist() == [128, 128, 128, 255]
+    assert sheet[1, 4].tolist() == [255, 255, 255, 255]
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (2, 8)])
+def test_every_kind_of_sample_has_a_picture(tmp_path, shape):
+    sample_picture(torch.randn(20, *shape), tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        assert len(set(image.convert("L").tobytes())) > 1

@@ -183,10 +183,10 @@ WRONG = {
         ),
         "base.distance.name: lpips needs base.path {name: linear, sigma_min: 0}, got cosine",
     ),
-    "points to flip": ({**RAW, **POINTS, "flip": True}, "flip: moons are points, expected false"),
+    "points to flip": ({**RAW, **POINTS, "flip": True}, "flip: moons are no images, expected false"),
     "a teacher of points": (
         {**RAW, **POINTS, "base": {**RAW["base"], "teacher": "x"}},
-        "base.teacher: expected null for points (moons)",
+        "base.teacher: expected null for moons, no images",
     ),
     "unknown solver": (changed("couple.solver", "leapfrog"), "couple.solver: expected one of euler"),
     "solver of no couplings": (
@@ -274,7 +274,7 @@ WRONG = {
     "a seed beyond 64 bits": (changed("seed", 2**63), "seed: expected a number in [0, 2^63)"),
     "points with a classifier": (
         changed("data", {"name": "moons", "count": 100}),
-        'features.extractor: expected "none" for points (moons)',
+        'features.extractor: expected "none" for moons, no images',
     ),
     "images without extractor": (changed("features.extractor", "none"), "features.extractor: none is for points"),
     "rotation of strips": (

@@ -81,5 +81,7 @@ def test_a_space_that_the_base_does_not_have_is_found_by_the_first_stage(space, 
 
 
 def test_points_have_no_8_bit_samples():
-    with pytest.raises(ValueError, match=r"couple\.dtype: expected float32 or float16 for points, got uint8"):
+    with pytest.raises(
+        ValueError, match=r"couple\.dtype: expected float32 or float16 for what is no image, got uint8"
+    ):
         points(couple__dtype="uint8")

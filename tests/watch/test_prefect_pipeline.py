@@ -79,9 +79,7 @@ def test_pipeline_follows_dvc(server, project):
         return {task.name: task for task in client.read_task_runs() if task.flow_run_id == flow_run_id}
 
     def pipelines(client):
-        found = [
-            run for run in client.read_flow_runs() if client.read_flow(run.flow_id).name == "reflow-pipeline"
-        ]
+        found = [run for run in client.read_flow_runs() if client.read_flow(run.flow_id).name == "reflow-pipeline"]
         return sorted(found, key=lambda run: run.created)
 
     def ended(client, count):

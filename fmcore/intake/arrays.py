@@ -1,0 +1,237 @@
+"""Numbers from a file as a data set: points and tables, series, arrays of any number of channels, 8-bit pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from math import isfinite, prod
+from operator import mul
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from fmcore.disk.dataset import PIXEL, DataError, Dataset, Units
+from fmcore.flow.rng import generator
+from fmcore.intake.tables import Source, opened
+from fmcore.intake.walk import natural, shown
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Values = np.ndarray[Any, Any]
+
+LARGE = 10.0  # a mean or deviation from which on raw values are likely to be a mistake
+MOST_CLASSES = 1000  # more are likely to be a column of something else
+ROWS = 65_536  # converted at a time
+NAMED = 8
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """Samples in a file, one a row: points (D,), series (C, L), arrays or images (C, H, W).
+
+    Main arguments:
+        root: the file: .npy, .npz, .safetensors, .csv or .parquet.
+        shape: of one sample. Rows of as many numbers in another form, e.g. a table of series, take this form.
+        array: the name of the array in a .npz or .safetensors; null for the only one.
+        values: standardised: each column of points, or channel of others, gets mean 0 and deviation 1, and samples
+            get the data's own again; raw: as they are; pixels: 8-bit images, uint8.
+        labels: the classes: a column of a table, another array in the file, or another file; null for none.
+        group: what must not lie on both sides of the split, e.g. a patient; named as `labels` is. null for none.
+        held_out: share of the samples (of the groups, if there are any) that nothing is trained on, and that
+            generated samples are compared with. 0 compares with those that are trained on, as images always are.
+    """
+
+    root: str
+    shape: tuple[int, ...]
+    array: str | None = None
+    values: Literal["standardised", "raw", "pixels"] = "standardised"
+    labels: str | None = None
+    group: str | None = None
+    held_out: float = 0.1
+    name: Literal["arrays"] = "arrays"
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= 3 or min(self.shape) < 1:
+            raise ValueError(
+                "shape must be that of one sample, [D] of points, [C, L] of series or [C, H, W], got "
+                f"{list(self.shape)}"
+            )
+        if self.values == "pixels" and len(self.shape) != 3:
+            raise ValueError(f"values: pixels are images of shape [C, H, W], got shape {list(self.shape)}")
+        if not (isfinite(self.held_out) and 0 <= self.held_out < 1):
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
+        if self.group is not None and not self.held_out:
+            raise ValueError("group is for the split, so held_out must be above 0, got 0")
+
+    def load(self) -> Dataset:
+        """float32 (N, *shape), or uint8 pixels; a DataError names what cannot be taken."""
+        source = opened(Path(self.root), self.array, leaving=[self.labels, self.group])
+        values, notes = self._formed(source)
+        names, label = self._classes(source, len(values))
+        held, told = self._split(source, len(values))
+        notes += told
+        x1, units = self._converted(source, values, ~held)
+        if label is not None:
+            counts = torch.bincount(label[~held], minlength=len(names)).tolist()
+            notes.append("classes: " + _listed([f"{n} ({c})" for n, c in zip(names, counts, strict=True)]))
+        about: dict[str, Any] = {"columns": list(source.columns)} if source.columns else {}
+        about |= {"held_out": int(held.sum())}
+        about |= {} if label is None else {"class_counts": counts}
+        notes += self._warnings(source, x1)
+        train = x1[~held]
+        return Dataset(
+            train,
+            None if label is None else label[~held],
+            None if label is None else len(names),
+            x1[held] if held.any() and self.values != "pixels" else train,
+            PIXEL if self.values == "pixels" else None,
+            names=names or None,
+            about=about,
+            notes=tuple(notes),
+            units=units,
+        )
+
+    def _formed(self, source: Source) -> tuple["Values", list[str]]:
+        """The values as (N, *shape)."""
+        values, there = source.values, source.values.shape[1:]
+        if not len(values):
+            raise DataError(f"data.root: {source.name} holds no rows")
+        if there == self.shape:
+            return values, []
+        # Axes may be merged or split, which keeps the order of the numbers, but not exchanged.
+        ends, wanted = (set(accumulate(shape, mul)) - {1} for shape in (there, self.shape))
+        if prod(there) != prod(self.shape) or not (ends <= wanted or wanted <= ends):
+            raise DataError(self._misfit(source, there))
+        note = f"rows of shape {list(there)} are taken as {list(self.shape)}"
+        return values.reshape(len(values), *self.shape), [note]
+
+    def _misfit(self, source: Source, there: tuple[int, ...]) -> str:
+        line = (
+            f"data.shape: expected {list(there)}, the shape of a sample in {source.name}, got {list(self.shape)}"
+        )
+        if len(there) == 3 and (there[2], *there[:2]) == self.shape:
+            line = (
+                f"data.shape: {source.name} holds samples of shape {list(there)}, channels last; expected them "
+                "first: numpy.moveaxis(x, -1, 1)"
+            )
+        return line
+
+    def _classes(self, source: Source, count: int) -> tuple[tuple[str, ...], Tensor | None]:
+        """The names of the classes in natural order, and each sample's."""
+        if self.labels is None:
+            return (), None
+        found = source.beside(self.labels, "labels", count)
+        if found.dtype.kind == "f" and not (found == found.round()).all():
+            raise DataError(f"data.labels: {self.labels} holds fractions, expected whole numbers or names")
+        texts = [str(int(value)) if found.dtype.kind in "fiub" else str(value) for value in found.tolist()]
+        names = tuple(sorted(set(texts), key=natural))
+        if not 2 <= len(names) <= MOST_CLASSES:
+            raise DataError(f"data.labels: {self.labels} names {len(names)} classes, expected 2 to {MOST_CLASSES}")
+        index = {name: i for i, name in enumerate(names)}
+        return tuple(map(shown, names)), torch.tensor([index[text] for text in texts])
+
+    def _split(self, source: Source, count: int) -> tuple[Tensor, list[str]]:
+        """Which rows are held out, drawn at random once for all, and a line that says so."""
+        import numpy as np
+
+        g, held = generator(0, "data/held-out"), np.zeros(count, dtype=bool)
+        if self.group is None:
+            wanted = round(self.held_out * count)
+            held[torch.randperm(count, generator=g)[:wanted].numpy()] = True
+            told = [f"{wanted} of {count} are held out"] if wanted else []
+        else:
+            groups, of = np.unique(source.beside(self.group, "group", count).astype(str), return_inverse=True)
+            wanted = max(1, round(self.held_out * len(groups)))
+            if wanted >= len(groups):
+                raise DataError(f"data.group: {self.group} names {len(groups)} groups, too few to hold some out")
+            held = np.isin(of, torch.randperm(len(groups), generator=g)[:wanted].numpy())
+            told = [f"{int(held.sum())} of {count} are held out, those of {wanted} of {len(groups)} groups"]
+        if self.values != "pixels" and self.held_out and not 2 <= held.sum() <= count - 2:
+            raise DataError(f"data.held_out: {self.held_out} of {count} samples leaves too few on one side")
+        return torch.from_numpy(held), told
+
+    def _converted(self, source: Source, values: "Values", trained: Tensor) -> tuple[Tensor, Units | None]:
+        """The values as tensors, standardised by those that are trained on."""
+        import numpy as np
+
+        if self.values == "pixels":
+            if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+                raise DataError(
+                    f"data.values: pixels are whole numbers from 0 to 255, {source.name} holds {values.dtype} "
+                    f"from {values.min():.4g} to {values.max():.4g}; of images in [0, 1] (255 * x).round() is"
+                )
+            return torch.from_numpy(np.array(values, dtype=np.uint8)), None
+        if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
+            raise DataError(f"data.root: expected numbers in {source.name}, got {values.dtype}")
+        if len(bad := _unfinite(values)):
+            raise DataError(
+                f"data.root: {len(bad)} of {len(values)} rows of {source.name} hold a missing or infinite value, "
+                f"the first is row {bad[0]}"
+            )
+        x1 = torch.empty(values.shape, dtype=torch.float32)
+        names = source.columns if len(source.columns) == self.shape[0] else ()
+        if self.values == "standardised":
+            units = Units(*_moments(values, trained.numpy()), names)
+        else:
+            units = Units((0.0,) * self.shape[0], (1.0,) * self.shape[0], names)
+        form = (-1, *(1 for _ in values.shape[2:]))
+        for first in range(0, len(values), ROWS):
+            part = values[first : first + ROWS].astype(np.float64)
+            part = (part - np.reshape(units.mean, form)) / np.reshape(units.std, form)
+            x1[first : first + ROWS] = torch.from_numpy(part)
+        return x1, units
+
+    def _warnings(self, source: Source, x1: Tensor) -> list[str]:
+        """Lines about values that are likely to train badly."""
+        if self.values == "pixels":
+            return []
+        named = list(source.columns) or [
+            f"{'column' if len(self.shape) == 1 else 'channel'} {i}" for i in range(99)
+        ]
+        axes = [0, *range(2, x1.ndim)]
+        mean, std = x1.mean(axes), x1.std(axes)
+        if self.values == "standardised":
+            flat = [named[i] if i < len(named) else str(i) for i in (std == 0).nonzero()[:, 0].tolist()]
+            return [f"the same in all samples: {_listed(flat)}"] if flat else []
+        far = bool(((mean.abs() > LARGE) | (std > LARGE) | (std < 1 / LARGE)).any())
+        told = (
+            f"means from {mean.min():.4g} to {mean.max():.4g}, deviations from {std.min():.4g} to {std.max():.4g}"
+        )
+        return [f"raw values, {told}: noise has 0 and 1, so data.values: standardised may train better"] * far
+
+
+def _unfinite(values: "Values") -> list[int]:
+    import numpy as np
+
+    if values.dtype.kind != "f":
+        return []
+    fine = [
+        np.isfinite(values[i : i + ROWS]).reshape(-1, prod(values.shape[1:])).all(1)
+        for i in range(0, len(values), ROWS)
+    ]
+    found: list[int] = (~np.concatenate(fine)).nonzero()[0].tolist()
+    return found
+
+
+def _moments(values: "Values", trained: "Values") -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each column or channel; the deviation of what never changes is 1."""
+    import numpy as np
+
+    axes = (0, *range(2, values.ndim))
+    total, square, count = 0.0, 0.0, int(trained.sum()) * prod(values.shape[2:])
+    centre = values[trained.nonzero()[0][:ROWS]].astype(np.float64).mean(axes, keepdims=True)
+    for first in range(0, len(values), ROWS):
+        part = values[first : first + ROWS][trained[first : first + ROWS]].astype(np.float64) - centre
+        total, square = total + part.sum(axes), square + (part**2).sum(axes)
+    mean = total / count
+    std = np.sqrt(np.maximum(square / count - mean**2, 0))
+    centre = centre.reshape(-1)
+    std[std <= 1e-12 * np.maximum(1, np.abs(centre))] = 1.0
+    return tuple((mean + centre).tolist()), tuple(std.tolist())
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
