@@ -5,12 +5,13 @@ import torch
 from fmcore.disk.pairs import seal_pairs, write_shard
 from fmcore.flow.couplings import Pairs
 from fmcore.models.folder import save_model
-from fmcore.models.networks import MLP, UNet
+from fmcore.models.networks import MLP, UNet, UNet1D
 
 MODELS = {
     "mlp": (MLP(width=16, depth=1), (2,), None),
     "mlp with classes": (MLP(width=16, depth=2, fourier=2), (1, 4, 4), 3),
     "unet": (UNet(channels=(8, 16)), (1, 8, 8), None),
+    "unet1d": (UNet1D(channels=(8, 16)), (2, 8), 3),
     "unet with classes": (UNet(channels=(8,), attention=True), (3, 8, 4), 5),
 }
 

@@ -12,7 +12,7 @@ from fmcore.models.networks import ResidualMLP
 class Tap(NamedTuple):
     """Where a block's activation is read: the module's input if `given`, else its output.
 
-    It is (B, C, H, W) if it `has_positions`, else (B, F).
+    It is (B, C, H, W) or (B, C, L) if it `has_positions`, else (B, F).
     """
 
     module: nn.Module
@@ -27,7 +27,7 @@ class _Enough(Exception):
 def taps(network: nn.Module) -> dict[str, Tap]:
     """The blocks whose activations a network offers, by name, in the order they run; other networks offer none.
 
-    Those of an MLP are `block1`, `block2`, ...: its hidden state after each. Those of a U-Net carry the names that
+    Those of an MLP are `block1`, `block2`, ...: its hidden state after each. Those of U-Nets carry the names that
     diffusers gives them: `mid_block`, and e.g. `up_blocks.0.resnets.1`, the last of each level on the way up.
     """
     if isinstance(network, ResidualMLP):

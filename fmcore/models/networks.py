@@ -1,4 +1,4 @@
-"""Networks that predict a velocity: a residual MLP for points and small flat images, a U-Net for images.
+"""Networks that predict a velocity: a residual MLP for points and small images, U-Nets for images and series.
 
 Every network maps x (B, *D), t (B,) in [0, 1] and a class (B,) or None to a velocity (B, *D). Its
 configuration is a frozen dataclass, from which (with the data's shape and number of classes) it is rebuilt. Our
@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 TIME_FEATURES, SIGNAL = 64, 128
+CLASS_CHANNELS = 8
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,38 @@ class UNet:
 
 
 @dataclass(frozen=True)
+class UNet1D:
+    """diffusers' UNet1DModel, of the kind that Janner et al. planned with (arXiv:2205.09991), for series.
+
+    Main arguments:
+        channels: width of each resolution level; each level after the first halves the length.
+        layers: residual blocks a level, besides one.
+    """
+
+    channels: tuple[int, ...] = (32, 64, 128)
+    layers: int = 1
+    name: Literal["unet1d"] = "unet1d"
+    axes: ClassVar[tuple[int, ...]] = (2,)
+
+    def __post_init__(self) -> None:
+        if len(self.channels) < 2 or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
+            raise ValueError(
+                f"unet1d needs layers >= 1 and two or more channels that are multiples of 8, got {self.layers} and "
+                f"{list(self.channels)}"
+            )
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """The network for series of shape (C, L)."""
+        if len(shape) != 2:
+            raise ValueError(f"unet1d needs series (C, L), got data of shape {shape}")
+        shrink = 2 ** (len(self.channels) - 1)
+        if shape[1] % shrink:
+            levels = len(self.channels)
+            raise ValueError(f"unet1d with {levels} levels needs a length divisible by {shrink}, got {shape[1]}")
+        return VelocityUNet1D(self, shape, num_classes)
+
+
+@dataclass(frozen=True)
 class Diffusers:
     """A diffusion model's UNet2DModel, as it was trained; `fmcore.intake.teachers` makes it from files.
 
@@ -106,7 +139,7 @@ class Diffusers:
         return DiffusersUNet(self)
 
 
-Network = MLP | UNet
+Network = MLP | UNet | UNet1D
 NETWORKS = {config.name: config for config in get_args(Network)}
 STORED_NETWORKS = NETWORKS | {Diffusers.name: Diffusers}
 
@@ -227,6 +260,42 @@ class VelocityUNet(_AnyLayout):
             x = nn.functional.pixel_unshuffle(x, self.patch)
         v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
         return nn.functional.pixel_shuffle(v, self.patch) if self.patch > 1 else v
+
+
+class VelocityUNet1D(nn.Module):
+    """UNet1DModel with t in [0, 1], and with classes, which come as further channels of its input."""
+
+    def __init__(self, config: UNet1D, shape: tuple[int, ...], num_classes: int | None) -> None:
+        super().__init__()
+        from diffusers import UNet1DModel
+
+        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, CLASS_CHANNELS)
+        self.unet = UNet1DModel(
+            sample_size=shape[1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            extra_in_channels=CLASS_CHANNELS,  # without classes, too, so that weights fit if labels are dropped
+            block_out_channels=config.channels,
+            layers_per_block=config.layers,
+            down_block_types=("DownResnetBlock1D",) * len(config.channels),
+            mid_block_type="MidResTemporalBlock1D",
+            up_block_types=("UpResnetBlock1D",) * (len(config.channels) - 1),
+            out_block_type="OutConv1DBlock",
+            time_embedding_type="positional",
+            use_timestep_embedding=True,
+            act_fn="silu",
+        )
+
+    def forward(
+        self, x: Float[Tensor, "B C L"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+    ) -> Float[Tensor, "B C L"]:
+        """See the module's docstring."""
+        if self.classes is None:
+            further = x.new_zeros(len(x), CLASS_CHANNELS, x.shape[2])
+        else:
+            further = self.classes(label)[:, :, None].expand(-1, -1, x.shape[2]).to(x.dtype)
+        v: Tensor = self.unet(torch.cat([x, further], 1), 1000 * t, return_dict=False)[0]
+        return v
 
 
 class DiffusersUNet(_AnyLayout):

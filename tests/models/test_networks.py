@@ -7,11 +7,20 @@ import torch
 
 from fmcore.flow.fields import PRECISIONS, autocast_dtype, network_field
 from fmcore.models.folder import network_from
-from fmcore.models.networks import MLP, NETWORKS, Diffusers, UNet, initialised, time_features, transfer
+from fmcore.models.networks import (
+    MLP,
+    NETWORKS,
+    Diffusers,
+    UNet,
+    UNet1D,
+    initialised,
+    time_features,
+    transfer,
+)
 
 pytestmark = pytest.mark.numerics
 
-SHAPES = {"mlp": [(2,), (1, 8, 8), (3, 4, 6)]}
+SHAPES = {"mlp": [(2,), (1, 8, 8), (3, 4, 6)], "unet1d": [(2, 16), (1, 4)]}
 IMAGES = [(1, 8, 8), (3, 16, 8)]
 CASES = [(name, shape) for name in NETWORKS for shape in SHAPES.get(name, IMAGES)]
 
@@ -130,6 +139,15 @@ def test_unet_sees_halfway_as_diffusers_timestep_500():
         assert not torch.allclose(network.unet(x, 0).sample, theirs, atol=1e-3)
 
 
+def test_a_1d_unet_keeps_its_weights_when_labels_are_dropped():
+    labelled, plain = build("unet1d", (2, 16), 3), build("unet1d", (2, 16))
+    assert transfer(plain, labelled)
+    x, t, _ = inputs((2, 16))
+    with torch.no_grad():
+        labelled.classes.weight.zero_()  # as if there were none
+        torch.testing.assert_close(plain(x, t, None), labelled(x, t, torch.zeros(3, dtype=torch.int64)))
+
+
 def test_time_features_reach_from_half_a_period_to_sixteen():
     t = torch.linspace(0, 1, 4001)
     features = time_features(t)
@@ -157,6 +175,10 @@ def test_time_features_reach_from_half_a_period_to_sixteen():
             r"levels and patch 4 .* by 8, got \(28, 28\)",
         ),
         (lambda: UNet().build((2,), None), "use mlp for points"),
+        (lambda: UNet1D(channels=(8,)), "two or more channels that are multiples of 8"),
+        (lambda: UNet1D(layers=0), "layers >= 1"),
+        (lambda: UNet1D().build((1, 8, 8), None), r"unet1d needs series \(C, L\)"),
+        (lambda: UNet1D().build((2, 10), None), "a length divisible by 4, got 10"),
         (lambda: UNet().build((1, 7, 8), None), r"divisible by 2, got \(7, 8\)"),
     ],
 )
