@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "target",
         type=Path,
-        help="a model folder (a conditional model draws its classes uniformly), or a folder of images: PNG, JPEG, "
-        "WebP, BMP, TIFF, GIF or AVIF",
+        help="a model folder (a conditional model draws classes as often as the data has them), or a folder of "
+        "images: PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF",
     )
     evaluate.add_argument(
         "--against",
@@ -114,13 +114,21 @@ def _way(args: argparse.Namespace) -> "Sampling":
 
 
 def _drawn(
-    args: argparse.Namespace, model: "Model", count: int, label: int | str | None, purpose: str, start: int = 0
+    args: argparse.Namespace,
+    model: "Model",
+    count: int,
+    label: int | str | None,
+    purpose: str,
+    start: int = 0,
+    pool: "Tensor | None" = None,
 ) -> Iterator["Tensor"]:
     """Batches of the model's samples from `start` on, with a bar."""
     from fmcore.progress import Progress
 
     bar, done = Progress("sample", count, "samples", start), start
-    for part in model.batches(count, _way(args), seed=args.seed, label=label, purpose=purpose, start=start):
+    for part in model.batches(
+        count, _way(args), seed=args.seed, label=label, purpose=purpose, start=start, pool=pool
+    ):
         done += len(part)
         bar.to(done)
         yield part
@@ -216,6 +224,7 @@ def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.flow.pixels import quantise
     from fmcore.intake.files import Folder
     from fmcore.model import load
+    from fmcore.score.reference import load_labels
     from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
@@ -251,7 +260,12 @@ def _evaluate(args: argparse.Namespace) -> str:
     elif model and model.shape != shape:
         raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
     elif model:
-        parts = _drawn(args, model, count, None, "evaluate")  # the noise of the pipeline's scores
+        pool = None if model.num_classes is None else load_labels(args.against, model.num_classes)
+        if model.num_classes is not None and pool is None:
+            notes.append(f"{args.against} does not say how frequent classes are: they are drawn uniformly")
+        parts = _drawn(
+            args, model, count, None, "evaluate", pool=pool
+        )  # noise and classes of the pipeline's scores
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()

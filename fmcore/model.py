@@ -60,19 +60,22 @@ class Model(Trained):
         precision: str = "auto",
         purpose: str = "sample",
         start: int = 0,
+        pool: Int64[Tensor, " N"] | None = None,
     ) -> Iterator[Tensor]:
         """What `sample` returns, but standardised as the data was, `batch` at a time, from sample `start` on.
 
-        `purpose` names the noise, `evaluate` that of the scores.
+        `purpose` names the noise, `evaluate` that of the scores. If there is a `pool` of classes they are drawn from
+        it, so each as often as it is there; the scores draw from the data's.
         """
         how = Sampling(nfe=sampling) if isinstance(sampling, int) else sampling
-        labels = self._labels(count, seed, label)
+        labels = self._labels(count, seed, label) if pool is None else None
         self.check_steps(how)
         field, knots = self.field(precision, how.guidance), how.knots()
         for first in range(start, count, self.batch):
             size = min(self.batch, count - first)
-            x0, _ = draw(first, size, shape=self.shape, seed=seed, purpose=purpose)
-            part = None if labels is None else moved(labels[first : first + size], self.device)
+            x0, drawn = draw(first, size, shape=self.shape, seed=seed, purpose=purpose, labels=pool)
+            part = drawn if labels is None else labels[first : first + size]
+            part = None if part is None else moved(part, self.device)
             yield solve(field, moved(x0, self.device), knots, seeded(how.method, seed, first), part).cpu()
 
     @property

@@ -21,7 +21,7 @@ from fmcore.flow.training import new_state, take_average
 from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
 from fmcore.score.feature_net import fitting
 from fmcore.score.frechet import frechet_floor
-from fmcore.score.reference import Reference, data_digest, reference_parts, save_reference
+from fmcore.score.reference import LABELS, Reference, data_digest, reference_parts, save_reference
 
 BATCH = 500
 PREPROCESSING = "8 bits, round half up, no resizing"
@@ -52,6 +52,8 @@ def features(params: Params, stage: Stage) -> Events:
             floor = _floor(reference)
             about = {**read_json(out / "manifest.json"), **about}
             about |= {"reference_sha256": data_digest(pixels), "preprocessing": PREPROCESSING}
+        if data.label is not None:  # so that whoever scores a model later draws classes as often as they are
+            write_tensors(out / LABELS, {"label": data.label})
         write_json(out / "manifest.json", about)
         write_json(out / "accuracy.json", accuracy)
         write_json(out / "floor.json", floor)

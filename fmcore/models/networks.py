@@ -103,8 +103,8 @@ class UNet1D:
     def __post_init__(self) -> None:
         if len(self.channels) < 2 or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
             raise ValueError(
-                f"unet1d needs layers >= 1 and two or more channels that are multiples of 8, got {self.layers} and "
-                f"{list(self.channels)}"
+                f"unet1d needs layers >= 1 and two or more channels that are multiples of 8, got {self.layers} "
+                f"and {list(self.channels)}"
             )
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:

@@ -14,6 +14,7 @@ from fmcore.flow.rng import generator
 from fmcore.score.extractors import Extractor
 from fmcore.score.frechet import Stats, stats
 
+LABELS = "labels.safetensors"  # beside a reference: the classes of the data
 KEPT = 5000  # most features that metrics of neighbours and kernels use
 FEATURE_BYTES = 2**29  # most memory for features kept one by one: those of 65,000 images under Inception
 PARTS = 8  # random parts of the data, which the floor of the Frechet distance is made of
@@ -94,6 +95,23 @@ def load_reference(path: Path, dims: int | None = None) -> Reference:
     if not 0 < rows <= int(tensors["count"]) or not all(bool(t.isfinite().all()) for t in tensors.values()):
         raise ArtifactError(f"{path}: expected finite features of some or all of the images counted, got others")
     return Reference(Stats(int(tensors["count"]), tensors["total"], tensors["outer"]), tensors["features"])
+
+
+def load_labels(folder: Path, num_classes: int) -> Int64[Tensor, " N"] | None:
+    """The classes of the data that a reference was made of; None if they were not kept.
+
+    Raises:
+        ArtifactError: if the file is damaged, or knows other classes than 0..num_classes-1.
+    """
+    path = folder / LABELS
+    if not path.is_file():
+        return None
+    label = read_tensors(path).get("label")
+    if label is None or label.dtype != torch.int64 or label.ndim != 1 or not len(label):
+        raise ArtifactError(f"{path}: expected a tensor label (N,) of torch.int64")
+    if not 0 <= int(label.min()) <= int(label.max()) < num_classes:
+        raise ArtifactError(f"{path}: expected labels in 0..{num_classes - 1}, got up to {int(label.max())}")
+    return label
 
 
 def data_digest(x: Tensor) -> str:
