@@ -263,9 +263,8 @@ def _evaluate(args: argparse.Namespace) -> str:
         pool = None if model.num_classes is None else load_labels(args.against, model.num_classes)
         if model.num_classes is not None and pool is None:
             notes.append(f"{args.against} does not say how frequent classes are: they are drawn uniformly")
-        parts = _drawn(
-            args, model, count, None, "evaluate", pool=pool
-        )  # noise and classes of the pipeline's scores
+        # The noise and the classes of the pipeline's scores.
+        parts = _drawn(args, model, count, None, "evaluate", pool=pool)
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()

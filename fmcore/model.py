@@ -64,8 +64,8 @@ class Model(Trained):
     ) -> Iterator[Tensor]:
         """What `sample` returns, but standardised as the data was, `batch` at a time, from sample `start` on.
 
-        `purpose` names the noise, `evaluate` that of the scores. If there is a `pool` of classes they are drawn from
-        it, so each as often as it is there; the scores draw from the data's.
+        `purpose` names the noise, `evaluate` that of the scores. If there is a `pool` of classes they are drawn
+        from it, so each as often as it is there; the scores draw from the data's.
         """
         how = Sampling(nfe=sampling) if isinstance(sampling, int) else sampling
         labels = self._labels(count, seed, label) if pool is None else None

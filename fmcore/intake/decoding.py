@@ -5,10 +5,9 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from threading import Lock
 
-from fmcore.intake.planes import UnreadableError
+from fmcore.intake.planes import ImageFile, UnreadableError
 from fmcore.intake.reading import How, Read, brightest, read_image
 
 CHUNK = 16  # files a task: a small one is read in the time that two tasks cost
@@ -21,7 +20,7 @@ class Levels:
     through when the first of 16 bits is met, so sets without any pay nothing.
     """
 
-    def __init__(self, paths: Sequence[Path], how: How, stated: int | None = None) -> None:
+    def __init__(self, paths: Sequence[ImageFile], how: How, stated: int | None = None) -> None:
         self.white = stated
         self._paths, self._how, self._lock = paths, how, Lock()
 
@@ -36,7 +35,7 @@ class Levels:
 
 
 def read_images(
-    paths: Sequence[Path], how: How, levels: Levels, workers: int | None = None
+    paths: Sequence[ImageFile], how: How, levels: Levels, workers: int | None = None
 ) -> Iterator[Read | UnreadableError]:
     """Reads images, on all cores unless told: each in its turn, or the error that names why it cannot be read.
 
@@ -66,7 +65,7 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _outcome(path: Path, how: How, levels: Levels) -> Read | UnreadableError:
+def _outcome(path: ImageFile, how: How, levels: Levels) -> Read | UnreadableError:
     try:
         return read_image(path, how, levels)
     except UnreadableError as error:

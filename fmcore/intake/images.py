@@ -8,97 +8,33 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.intake.decoding import Levels, read_images
-from fmcore.intake.planes import DEEP, UnreadableError
-from fmcore.intake.reading import Fit, How
-from fmcore.intake.report import Tally, beside, found_notes, listed
+from fmcore.intake.pictured import NAMED_BAD_FILES, Pictures, with_classes
+from fmcore.intake.report import beside, found_notes, listed
 from fmcore.intake.walk import SUFFIXES, FolderError, Part, found, natural, shown, training_part
-
-NAMED_BAD_FILES = 20
 
 
 @dataclass(frozen=True)
-class Images:
+class Images(Pictures):
     """Any folder of images, searched to its depth; if all lie in subfolders, those name the classes.
 
     Main arguments:
         root: the folder. If `train` and `test` (or `val`) are all that lies at its top, `train` is taken.
-        size: side of square images, or (height, width).
-        channels: 1 for grey, 3 for RGB; images of another number of channels are TIFFs that have as many.
-        fit: how an image of another form is brought to the size: the larger part is cropped, the smaller one
-            padded with the background, or both sides are stretched.
-        background: what transparency is laid on, a colour as PIL reads it. White, as pages are: most drawings and
-            cut-out products are made for it, and dark lines on nothing would vanish on black.
-        levels: value that is white in images of 16 bits a channel; auto: the largest of as many bits as are used.
+
+    How the images are read is said in `Pictures`.
     """
 
     root: str
-    size: int | tuple[int, int]
-    channels: int = 3
-    fit: Fit = "crop"
-    background: str = "white"
-    levels: int | Literal["auto"] = "auto"
     name: Literal["images"] = "images"
-
-    def __post_init__(self) -> None:
-        from PIL import ImageColor
-
-        if min(self.sides) < 4:
-            raise ValueError(f"size must be at least 4 pixels, got {self.size}")
-        if self.channels < 1:
-            raise ValueError(f"channels must be at least 1, got {self.channels}")
-        if self.levels != "auto" and not 1 <= self.levels <= DEEP:
-            raise ValueError(f"levels must be auto or a value in [1, {DEEP}] that is white, got {self.levels}")
-        try:
-            ImageColor.getrgb(self.background)
-        except ValueError:
-            raise ValueError(
-                f"background must be a colour, e.g. white, black or '#808080', got {self.background!r}"
-            ) from None
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """(height, width)."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one image."""
-        return (self.channels, *self.sides)
 
     def load(self) -> Dataset:
         """(N, channels, height, width) uint8; a DataError lists the files that cannot be read."""
         part = self._part()
-        how = How(self.channels, self.sides, self.fit, self.background)
-        levels = Levels(part.images, how, None if self.levels == "auto" else self.levels)
-        x1 = torch.empty((len(part.images), *self.shape), dtype=torch.uint8)
-        rows, tally, bad = x1.numpy(), Tally(part.base), []
-        for i, read in enumerate(read_images(part.images, how, levels)):
-            path = part.images[i]
-            if isinstance(read, UnreadableError):
-                bad.append(f"{shown(str(path))}: {read}")
-            else:
-                rows[i] = read.pixels
-                tally.add(path, read)
-        if bad:
-            named = "; ".join(bad[:NAMED_BAD_FILES])
-            raise DataError(f"data.root: {len(bad)} of {len(part.images)} images cannot be read: {named}")
+        x1, done, notes = self.decoded(part.images, part.base)
         names, label, why = classes_of(part)
-        white = levels.white if tally.done["deep"] else None
-        about = tally.about(how, white) | {"part": "" if part.base == part.found.root else shown(part.base.name)}
-        notes = (*found_notes(part), *why, *tally.notes(how, white))
+        about = done | {"part": "" if part.base == part.found.root else shown(part.base.name)}
+        notes = (*found_notes(part), *why, *notes)
         data = Dataset(x1, None, None, x1, PIXEL, about=about, beside=beside(part), notes=notes)
-        if label is None:
-            return data
-        counts = torch.bincount(label).tolist()
-        classes = listed([f"{name} ({n})" for name, n in zip(names, counts, strict=True)])
-        return data._replace(
-            label=label,
-            num_classes=len(names),
-            names=names,
-            about=about | {"class_counts": counts},
-            notes=(*notes, f"classes: {classes}"),
-        )
+        return data if label is None else with_classes(data, label, names)
 
     def _part(self) -> Part:
         try:

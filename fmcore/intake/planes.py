@@ -1,5 +1,8 @@
 """Pixels as they lie in a file, of whatever kind it is."""
 
+import io
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +20,21 @@ TURNS = {
 
 class UnreadableError(ValueError):
     """A file that is no image that can be taken in; the message says why, its caller names the file."""
+
+
+class Stored(NamedTuple):
+    """An image file that lies inside another file, e.g. a row of a table; `read` returns its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+ImageFile = Path | Stored
+
+
+def source(file: ImageFile) -> Path | io.BytesIO:
+    """What decoders open."""
+    return file if isinstance(file, Path) else io.BytesIO(file.read())
 
 
 class Planes(NamedTuple):

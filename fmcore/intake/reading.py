@@ -3,6 +3,7 @@
 Every reader of image files reads them by this one: a data set and the folders that are compared with it.
 """
 
+import io
 import stat
 import sys
 from collections.abc import Callable, Mapping
@@ -10,12 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from fmcore.intake.planes import DEEP, MAX_PIXELS, ORIENTATION, TURNS, Planes, UnreadableError
+from fmcore.intake.planes import (
+    DEEP,
+    MAX_PIXELS,
+    ORIENTATION,
+    TURNS,
+    ImageFile,
+    Planes,
+    UnreadableError,
+    source,
+)
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
-    from PIL.ImageFile import ImageFile
+    from PIL.ImageFile import ImageFile as Opening
 
 # By name: PIL would try all its decoders, some of them rarely used and rarely attacked.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
@@ -71,7 +81,7 @@ class Read(NamedTuple):
     misfit: float
 
 
-def read_image(path: Path, how: How, white: Callable[[], int]) -> Read:
+def read_image(path: ImageFile, how: How, white: Callable[[], int]) -> Read:
     """Reads an image; `white` is asked which value is white if it has 16 bits a channel.
 
     Raises:
@@ -88,7 +98,7 @@ def read_image(path: Path, how: How, white: Callable[[], int]) -> Read:
     return Read(pixels, (*done, "enlarged") if is_smaller else done, misfit)
 
 
-def brightest(path: Path, how: How) -> int:
+def brightest(path: ImageFile, how: How) -> int:
     """The largest value in a file of 16 bits a channel, where it is not transparent; 0 for others and bad ones."""
     try:
         found = _opened(path, how, deep_only=True)
@@ -100,7 +110,7 @@ def brightest(path: Path, how: How) -> int:
     return int(visible.max()) if visible.size else 0
 
 
-def channels_of(path: Path) -> int:
+def channels_of(path: ImageFile) -> int:
     """1 for a grey image, 3 for one in colour, or the channels of a TIFF of others; the header is read only.
 
     Raises:
@@ -110,7 +120,7 @@ def channels_of(path: Path) -> int:
 
     _need_file(path)
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source(path), formats=FORMATS) as image:
             return 1 if _is_grey(image.mode) else 3
     except UnidentifiedImageError:
         if not _is_tiff(path):
@@ -125,7 +135,7 @@ def channels_of(path: Path) -> int:
 Opened = tuple[list["Image.Image"], tuple[str, ...]]  # upright and in 8 bits, with what was done
 
 
-def _opened(path: Path, how: How, *, deep_only: bool = False) -> Opened | Planes:
+def _opened(path: ImageFile, how: How, *, deep_only: bool = False) -> Opened | Planes:
     """What a file holds: an image in grey or RGB, or planes yet to be brought to 8 bits.
 
     With `deep_only` the pixels of 8-bit images are not read and do not come back.
@@ -145,11 +155,11 @@ def _opened(path: Path, how: How, *, deep_only: bool = False) -> Opened | Planes
         raise UnreadableError(_reason(error)) from None
 
 
-def _by_pil(path: Path, how: How, deep_only: bool) -> Opened | Planes:
+def _by_pil(path: ImageFile, how: How, deep_only: bool) -> Opened | Planes:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(source(path), formats=FORMATS) as image:
             _check(image, how)
             packed = _packed(image)
             turn = image.getexif().get(ORIENTATION, 1)
@@ -176,7 +186,7 @@ def _by_pil(path: Path, how: How, deep_only: bool) -> Opened | Planes:
     return planes_of(path, how.channels)
 
 
-def _check(image: "ImageFile", how: How) -> None:
+def _check(image: "Opening", how: How) -> None:
     """Refuses what is too large, and what PIL would read otherwise than it is meant."""
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableError(f"{image.width}x{image.height} is over {MAX_PIXELS} pixels")
@@ -187,7 +197,7 @@ def _check(image: "ImageFile", how: How) -> None:
         raise UnreadableError("has values of 32 bits or signed ones, expected 8 or 16 bits without a sign")
 
 
-def _tags(image: "ImageFile") -> Mapping[int, Any]:
+def _tags(image: "Opening") -> Mapping[int, Any]:
     """Of a TIFF; none of other files."""
     return image.tag_v2 if image.format == "TIFF" else {}  # type: ignore[attr-defined]
 
@@ -217,14 +227,14 @@ def _recoloured(is_grey: bool, how: How) -> tuple[str, ...]:
     return () if is_grey == (how.channels == 1) else ("rgb" if is_grey else "grey",)
 
 
-def _packed(image: "ImageFile") -> str:
+def _packed(image: "Opening") -> str:
     """How the file's pixels lie, as PIL calls it."""
     args = image.tile[0].args if image.tile else ""
     return str(args[0] if isinstance(args, tuple) else args)
 
 
 def _sixteen_bits(
-    path: Path, image: "ImageFile", packed: str
+    path: ImageFile, image: "Opening", packed: str
 ) -> tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any] | None"]:
     """The values (H, W, C) and the alpha (H, W) of an image of 16 bits a channel, uint16.
 
@@ -252,12 +262,12 @@ def _sixteen_bits(
     return whole, None
 
 
-def _repacked(path: Path, packed: str) -> "np.ndarray[Any, Any]":
+def _repacked(path: ImageFile, packed: str) -> "np.ndarray[Any, Any]":
     """The file's pixels as PIL reads them when told that they are packed otherwise."""
     import numpy as np
     from PIL import Image
 
-    with Image.open(path, formats=FORMATS) as image:
+    with Image.open(source(path), formats=FORMATS) as image:
         image.tile = [
             tile._replace(args=(packed, *tile.args[1:]) if isinstance(tile.args, tuple) else packed)
             for tile in image.tile
@@ -314,8 +324,10 @@ def _fitted(image: "Image.Image", size: tuple[int, int], how: How) -> "Image.Ima
     return ImageOps.pad(image, sides, method=method, color=colour)
 
 
-def _need_file(path: Path) -> None:
+def _need_file(path: ImageFile) -> None:
     """Refuses what would never end or hang, before it is opened."""
+    if not isinstance(path, Path):
+        return
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -324,8 +336,8 @@ def _need_file(path: Path) -> None:
         raise UnreadableError("is no file, but a folder, a pipe, a socket or a device")
 
 
-def _is_tiff(path: Path) -> bool:
-    with path.open("rb") as file:
+def _is_tiff(path: ImageFile) -> bool:
+    with path.open("rb") if isinstance(path, Path) else io.BytesIO(path.read()) as file:
         return file.read(4) in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fmcore.intake.planes import ImageFile
 from fmcore.intake.reading import DONE, How, Read
 from fmcore.intake.walk import Part, shown
 
@@ -18,20 +19,26 @@ FITTED = {
 
 
 class Tally:
-    """Counts what was done to the images under a folder, as they are read."""
+    """Counts what was done to images, as they are read."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path | None = None) -> None:
         self.base = base
         self.done: Counter[str] = Counter()
         self.count, self.misfits, self.worst, self.worst_name = 0, 0, 0.0, ""
 
-    def add(self, path: Path, read: Read) -> None:
+    def name(self, file: ImageFile) -> str:
+        """What a file is called: a path is seen from the folder."""
+        if not isinstance(file, Path):
+            return file.name
+        return shown(str(file.relative_to(self.base) if self.base else file))
+
+    def add(self, path: ImageFile, read: Read) -> None:
         """One more image."""
         self.count += 1
         self.done.update(read.done)
         self.misfits += read.misfit > 0
         if read.misfit > self.worst:
-            self.worst, self.worst_name = read.misfit, shown(str(path.relative_to(self.base)))
+            self.worst, self.worst_name = read.misfit, self.name(path)
 
     def about(self, how: How, white: int | None) -> dict[str, Any]:
         """What was done, for a manifest: to how many images, by `DONE`, and how many had another form."""

@@ -1,16 +1,15 @@
 """TIFFs that PIL does not open: of any number of channels, as microscopes and satellites write them."""
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fmcore.intake.planes import MAX_PIXELS, ORIENTATION, TURNS, Planes, UnreadableError
+from fmcore.intake.planes import MAX_PIXELS, ORIENTATION, TURNS, ImageFile, Planes, UnreadableError, source
 
 if TYPE_CHECKING:
     from tifffile import TiffFile
 
 
-def planes_of(path: Path, channels: int) -> Planes:
+def planes_of(path: ImageFile, channels: int) -> Planes:
     """The first image of a TIFF with so many channels, or with 1 or 3 if one of these is wanted.
 
     They are the samples of its pixels, an axis C that OME or ImageJ wrote, or, unless there are 1 or 3, its pages.
@@ -21,7 +20,7 @@ def planes_of(path: Path, channels: int) -> Planes:
     import numpy as np
 
     tifffile = _tifffile()
-    with tifffile.TiffFile(path) as file:
+    with tifffile.TiffFile(source(path)) as file:
         page = file.pages.first
         size = page.imagewidth * page.imagelength
         if size > MAX_PIXELS:
@@ -51,11 +50,11 @@ def planes_of(path: Path, channels: int) -> Planes:
     return Planes(values, None, done, turn, is_negative=page.photometric == 0)
 
 
-def channels_of_tiff(path: Path) -> int:
+def channels_of_tiff(path: ImageFile) -> int:
     """How many channels a TIFF's first image has; an `UnreadableError` if it is none."""
     tifffile = _tifffile()
     try:
-        with tifffile.TiffFile(path) as file:
+        with tifffile.TiffFile(source(path)) as file:
             return _channels(file)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise UnreadableError(" ".join(str(error).split())) from None
