@@ -224,7 +224,6 @@ def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.flow.pixels import quantise
     from fmcore.intake.files import Folder
     from fmcore.model import load
-    from fmcore.score.reference import load_labels
     from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
@@ -260,11 +259,9 @@ def _evaluate(args: argparse.Namespace) -> str:
     elif model and model.shape != shape:
         raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
     elif model:
-        pool = None if model.num_classes is None else load_labels(args.against, model.num_classes)
-        if model.num_classes is not None and pool is None:
-            notes.append(f"{args.against} does not say how frequent classes are: they are drawn uniformly")
-        # The noise and the classes of the pipeline's scores.
-        parts = _drawn(args, model, count, None, "evaluate", pool=pool)
+        parts = _drawn(
+            args, model, count, None, "evaluate", pool=_pool(args, model, notes)
+        )  # as the pipeline draws
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()
@@ -281,6 +278,18 @@ def _evaluate(args: argparse.Namespace) -> str:
         value = found["coefficient"] * (1 / count + 1 / scores[0].n_reference)
         lines.append(f"{'data floor':20} {value:.6g}   (what {count} fresh images of the data would score)")
     return "\n".join(lines)
+
+
+def _pool(args: argparse.Namespace, model: "Model", notes: list[str]) -> "Tensor | None":
+    """The classes of the data, which a conditional model's are drawn from."""
+    from fmcore.score.reference import load_labels
+
+    if model.num_classes is None:
+        return None
+    pool = load_labels(args.against, model.num_classes)
+    if pool is None:
+        notes.append(f"{args.against} does not say how frequent classes are: they are drawn uniformly")
+    return pool
 
 
 def _points(file: Path) -> "Tensor":

@@ -88,27 +88,6 @@ def test_a_model_is_scored_on_the_samples_it_draws(made, tmp_path, capsys):
     assert float(table(tmp_path / "t.csv")["fd_cnn64"]["value"]) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.native
-def test_a_conditional_model_has_the_numbers_of_the_report(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    list(run(tiny(conditional=True), "check", "features", "base", "evaluate_base"))
-    with Path("scores/base/scores.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["metric"] == "fd_cnn64"]
-    report = {int(row["nfe"]): float(row["value"]) for row in rows}
-    options = ("--against", "features", "--nfe", 4, "--count", 200, "--out", "t.csv")
-    status, said, _ = evaluated(capsys, "models/base", *options)
-    assert status == 0
-    assert "uniformly" not in said
-    assert float(table(Path("t.csv"))["fd_cnn64"]["value"]) == pytest.approx(report[4], rel=1e-4)
-    Path("features/labels.safetensors").rename("labels.safetensors")
-    assert "how frequent classes are: they are drawn uniformly" in evaluated(capsys, "models/base", *options)[1]
-    assert float(table(Path("t.csv"))["fd_cnn64"]["value"]) != pytest.approx(report[4], rel=1e-3)
-    write_tensors(Path("features/labels.safetensors"), {"label": torch.tensor([3, 10])})
-    status, _, error = evaluated(capsys, "models/base", *options)
-    assert status == 2
-    assert "labels.safetensors: expected labels in 0..9, got up to 10" in error
-
-
 @pytest.mark.precisions
 def test_a_row_of_the_table_carries_what_made_it(made, tmp_path, capsys):
     against, out = made / "digits/features", tmp_path / "new/t.csv"

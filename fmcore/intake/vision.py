@@ -1,0 +1,82 @@
+"""Any data set of torchvision, by the name of its class."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fmcore.disk.dataset import PIXEL, DataError, Dataset
+from fmcore.intake.pictured import Pictures, with_classes
+from fmcore.intake.planes import Stored
+
+
+@dataclass(frozen=True)
+class Torchvision(Pictures):
+    """A data set of torchvision that lies on disk; it is not downloaded.
+
+    Main arguments:
+        dataset: its class, e.g. SVHN.
+        root: its folder.
+        options: what else its class is called with, e.g. {split: train}.
+
+    How the images are read is said in `Pictures`.
+    """
+
+    dataset: str
+    root: str
+    options: Mapping[str, str | int | bool] = field(default_factory=dict)
+    name: Literal["torchvision"] = "torchvision"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "download" in self.options or "root" in self.options:
+            raise ValueError("options: root has a key of its own, and nothing is downloaded; expected neither")
+
+    def load(self) -> Dataset:
+        """(N, channels, height, width) uint8; a DataError lists the samples that cannot be read."""
+        found = self._opened()
+        targets: list[Any] = [None] * len(found)
+        files = [Stored(f"sample {i}", partial(_as_png, found, targets, i)) for i in range(len(found))]
+        x1, about, notes = self.decoded(files)
+        data = Dataset(x1, None, None, x1, PIXEL, about=about, notes=notes)
+        if not all(isinstance(target, int) and target >= 0 for target in targets):
+            kind = type(targets[0]).__name__
+            return data._replace(notes=(*notes, f"no classes: {self.dataset} has targets of type {kind}"))
+        label = torch.tensor(targets)
+        names = [str(name) for name in getattr(found, "classes", None) or range(int(label.max()) + 1)]
+        if int(label.max()) >= len(names):
+            names = [str(i) for i in range(int(label.max()) + 1)]
+        return with_classes(data, label, names)
+
+    def _opened(self) -> Any:
+        import torchvision
+
+        kind = getattr(torchvision.datasets, self.dataset, None)
+        if not (isinstance(kind, type) and issubclass(kind, torchvision.datasets.VisionDataset)):
+            raise DataError(f"data.dataset: torchvision.datasets has no data set {self.dataset!r}")
+        if not Path(self.root).is_dir():
+            raise DataError(f"data.root: no folder {self.root!r}; expected torchvision's layout there")
+        try:
+            found = kind(self.root, **self.options)
+        except (RuntimeError, OSError, TypeError, ValueError) as error:
+            first = str(error).splitlines()[0]
+            raise DataError(f"data.root: {self.dataset} could not be read from {self.root!r}: {first}") from None
+        if not len(found):
+            raise DataError(f"data.root: {self.dataset} in {self.root!r} holds no samples")
+        return found
+
+
+def _as_png(found: Any, targets: list[Any], i: int) -> bytes:
+    """A sample's image as a file, which loses nothing; its target goes into its place."""
+    from PIL import Image
+
+    image, targets[i] = found[i]
+    if not isinstance(image, Image.Image):
+        return b""  # refused as no image, by its number
+    file = io.BytesIO()
+    image.save(file, "PNG", compress_level=1)
+    return file.getvalue()
