@@ -18,6 +18,7 @@ help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
+	@git rev-parse --git-dir > /dev/null 2>&1 || { echo "DVC needs a git repository, and this folder is none (a ZIP has no .git): clone it, or git init && git add -A && git commit -m Start" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fmcore needs Python 3.11 or newer; say which: make PYTHON=python3.12")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): some gigabytes, several minutes"

@@ -17,6 +17,8 @@ from flows.params.reading import validate
 def overlaid(name: str) -> Any:
     """The defaults with preset `name` laid over them, comments kept; a ParamsError if there is none."""
     names = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if not names:
+        raise ParamsError(f"no folder {PRESETS} here: run it in the project's root")
     if name not in names:
         raise ParamsError(f"make preset NAME=...: expected one of {', '.join(names)}, got {name!r}")
     whole = YAML().load(PRESETS / f"{DEFAULT}.yaml")

@@ -11,6 +11,7 @@ import fcntl
 import io
 import os
 import shutil
+import sys
 import time
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,17 +37,18 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
     """The folder where this stage with these parameters keeps its unfinished work; removed on success.
 
     Raises:
-        BusyError: if another process holds it.
+        BusyError: if another process holds it, and this is not an experiment.
     """
     entry = entry_of(stage.address, params.model_dump(mode="json"))
     folder = root() / WORK / stage.address.replace("@", "-") / digest_of(entry, Path.cwd())
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     # The lock lies beside the folder and is never removed: a removed one could be held by two processes.
     with folder.with_suffix(".lock").open("a+") as lock:
         _take(lock, stage.address)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        folder.mkdir(exist_ok=True)  # only now: who held the lock removed it
         for part in folder.rglob(".*.part"):  # what a killed writer left
             part.unlink()
         yield folder
@@ -62,16 +64,22 @@ def made_by(params: Params, stage: Stage) -> dict[str, Any]:
 
 
 def _take(lock: TextIO, stage: str) -> None:
-    """Locks, waiting a little: a stage whose caller was killed takes a moment to notice and end."""
-    deadline = time.monotonic() + BUSY_SECONDS
+    """Locks, waiting a little: a stage whose caller was killed takes a moment to notice and end.
+
+    In an experiment it waits for as long as it takes: another of a queue may do the same stage at the same time.
+    """
+    deadline, said = time.monotonic() + BUSY_SECONDS, False
     while True:
         try:
             return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline and not said:
                 lock.seek(0)
-                holder = lock.read().strip()
-                raise BusyError(f"{stage} is already running (process {holder}); wait for it") from None
+                busy = f"{stage} is already running (process {lock.read().strip()})"
+                if root() == Path.cwd():
+                    raise BusyError(f"{busy}; wait for it") from None
+                print(f"{busy} in another experiment; waiting for it", file=sys.stderr, flush=True)
+                said = True
             time.sleep(0.1)
 
 

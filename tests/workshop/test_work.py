@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 
 import pytest
@@ -65,6 +66,26 @@ def test_two_at_once_are_refused(root, monkeypatch):
         holder.communicate("\n")
     with work.workspace(STAGE, tiny()):
         pass
+
+
+def test_an_experiment_waits_for_another(root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(work, "BUSY_SECONDS", 0.2)
+    monkeypatch.setenv("DVC_ROOT", str(root))
+    experiment = tmp_path / "experiment"
+    experiment.mkdir()
+    monkeypatch.chdir(experiment)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=experiment, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with holder:
+        assert holder.stdout.readline() == "in\n"
+        threading.Timer(1.0, holder.stdin.write, ["\n"]).start()
+        threading.Timer(1.1, holder.stdin.flush).start()
+        with work.workspace(STAGE, tiny()):
+            assert holder.wait(10) == 0
+    said = capsys.readouterr().err
+    assert said == f"intake is already running (process {holder.pid}) in another experiment; waiting for it\n"
 
 
 def test_too_little_space_is_told_with_both_sizes(root, monkeypatch):
