@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from flows.params.files import Difference
 
-# The report's. A model keeps its colour; the shade tells the pipelines apart.
-COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d")
-SHADES = (0.0, -0.45, 0.35)  # towards black and white
+# A row for every third pipeline: the report's colours, darker ones, lighter ones; a model keeps its hue. The rows
+# were searched for: any two colours differ as much as they can at a contrast of 3 : 1 to white and to MLflow's
+# dark page. Mixing the first row with black made r1 of one pipeline look like the student of the next.
+COLOURS = (
+    ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d"),
+    ("#52677f", "#8f5712", "#376f6a", "#8c5865", "#6f5b86", "#606742", "#be3012"),
+    ("#8496b3", "#9c8572", "#739993", "#b58291", "#a886bf", "#8f9566", "#c87968"),
+)
 LONGEST = 40  # characters of what differs
 NEWEST = 99_999
 HEADLINE = re.compile(r"at (\d+)/(.+)")  # numbers that pipelines are compared by: evaluations, and the model
@@ -19,10 +24,8 @@ PAGE = "prefect.page."  # of tags: a stage's page in Prefect
 
 def colour(place: int, number: int) -> str:
     """The colour of the model at a place in its pipeline, in the shade of the pipeline of that number."""
-    shade = SHADES[(number - 1) % len(SHADES)]
-    parts = [int(COLOURS[place % len(COLOURS)][i : i + 2], 16) for i in (1, 3, 5)]
-    end = 255 if shade > 0 else 0
-    return "#" + "".join(f"{round(part + abs(shade) * (end - part)):02x}" for part in parts)
+    shade = COLOURS[(number - 1) % len(COLOURS)]
+    return shade[place % len(shade)]
 
 
 def order(place: int, number: int) -> str:

@@ -1,7 +1,11 @@
 """What runs are called, how they are coloured and sorted, what is said of them."""
 
+from itertools import combinations, product
+
 import pytest
 
+from browser import contrast, rgb
+from colours import ciede2000, cielab
 from flows.params.files import Difference
 from flows.report import figures
 from flows.watch import naming
@@ -30,12 +34,38 @@ def test_one_long_word_is_cut():
     assert naming.shortened(["x" * 100]) == "x" * (naming.LONGEST - 4) + "..."
 
 
-def test_models_differ_in_colour_and_pipelines_in_shade():
-    for number in range(1, 9):
-        assert len({naming.colour(place, number) for place in range(7)}) == 7
-    for place in range(7):
-        assert len({naming.colour(place, number) for number in (4, 5, 6)}) == 3
+def test_a_pipeline_has_the_reports_colours():
     assert [naming.colour(place, 1) for place in range(7)] == list(figures.COLOURS)
+    assert [naming.colour(place, 4) for place in range(7)] == list(figures.COLOURS)
+
+
+# Of Sharma, Wu, Dalal: The CIEDE2000 Color-Difference Formula (2005), table 1.
+@pytest.mark.parametrize(
+    ("one", "other", "apart"),
+    [
+        ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425),
+        ((50, -1.0, 2.0), (50, 0, 0), 2.3669),
+        ((50, 2.49, -0.001), (50, -2.49, 0.0011), 7.2195),
+        ((50, 2.5, 0), (73, 25, -18), 27.1492),
+        ((60.2574, -34.0099, 36.2677), (60.4626, -34.1751, 39.4387), 1.2644),
+        ((2.0776, 0.0795, -1.135), (0.9033, -0.0636, -0.5514), 0.9082),
+    ],
+)
+def test_differences_of_colours_are_those_of_the_formulas_authors(one, other, apart):
+    assert ciede2000(one, other) == pytest.approx(apart, abs=1e-4)
+
+
+def test_models_of_three_pipelines_are_told_apart():
+    """By CIEDE2000, in which 1 can just be seen; neighbours in a legend are told apart from 10 on or so."""
+    runs = {(place, number): naming.colour(place, number) for number in (4, 5, 6) for place in range(7)}
+    for (one, first), (other, second) in combinations(runs.items(), 2):
+        assert ciede2000(cielab(rgb(first)), cielab(rgb(second))) >= 14, (one, other)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#11171c"], ids=["light", "dark"])
+def test_models_of_three_pipelines_stand_out_from_the_page(page):
+    for place, number in product(range(7), (1, 2, 3)):
+        assert contrast(rgb(naming.colour(place, number)), rgb(page)) >= 3, (place, number)
 
 
 def test_the_newest_pipeline_comes_first_and_its_models_in_order():
