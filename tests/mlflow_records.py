@@ -31,8 +31,9 @@ def record_stage(root, stage="distill", status="FINISHED", points=200, model="st
     weights = os.urandom(5000)
     (folder / "model.safetensors").write_bytes(weights)
     (folder / "config.json").write_text(json.dumps({"shape": [2]}))
-    own = {"train": {"lr": 1e-3}}
-    run = journal.open_journal(root, stage=stage, params=PARAMS, tags=TAGS, model=model, models=MODELS, own=own)
+    decided = {model: {"train": {"lr": 1e-3}}} if model else {}
+    about = {"params": PARAMS, "tags": TAGS, "model": model, "models": MODELS, "by_model": decided}
+    run = journal.open_journal(root, stage=stage, **about)
     run(Progress("train", 0, points))
     for step in range(points):
         run(Metrics(step * 64, {"training/loss": 1 / (step + 1), "cost/rate": 1e-4}))
@@ -130,8 +131,10 @@ def play_stage(root, stage, model="", events=(), *, data="digits", params=None, 
     """Plays a stage of a pipeline; `events` are what it yields."""
     params = params or {"data": {"name": data}, "couple": {"nfe": 16}}
     tags = {"fmcore.data": data, "fmcore.checkout": str(root)}
-    own = {"train": {"lr": 1e-3}} if model else None
-    run = journal.open_journal(root, stage=stage, params=params, tags=tags, model=model, models=MODELS, own=own)
+    told = MODELS if stage == "report" else [model] if model else []
+    about = {"params": params, "tags": tags, "model": model, "models": MODELS}
+    about["by_model"] = {name: {"train": {"lr": 1e-3}} for name in told}
+    run = journal.open_journal(root, stage=stage, **about)
     for event in events:
         run(event)
     run.close(status)

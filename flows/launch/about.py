@@ -8,12 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flows.launch.stages import stage_at
 from flows.layout import MODELS
 from flows.local.checkout import state_of
 from flows.params.schema import Params
-from flows.workshop.entry import Entry, Stage, graph
+from flows.workshop.entry import Entry, Stage, addresses, entry_of, graph
 
 COMMON = ("device", "precision", "compile", "evaluate")  # to all models, and in the parameters of the pipeline
+REPORT = "report"  # the stage that tells of all models
 EXPERIMENT = "DVC_EXP_NAME"  # of the environment, set by `dvc exp run`
 
 
@@ -24,7 +26,7 @@ class About(NamedTuple):
     tags: dict[str, str]
     model: str
     models: tuple[str, ...]
-    own: dict[str, Any]
+    by_model: dict[str, dict[str, Any]]
     always: bool
 
 
@@ -43,7 +45,19 @@ def about(params: Params, stage: Stage, entry: Entry, root: Path) -> About:
         tags |= {"mlflow.source.git.branch": source.branch} if source.branch else {}
     always = bool(graph()[stage.address.partition("@")[0]].get("always_changed"))
     model = stage.name if stage.name in params.models else ""
-    return About(whole, tags, model, tuple(params.models), own_params(stage, entry) if model else {}, always)
+    by_model = {model: own_params(stage, entry)} if model else {}
+    if stage.address == REPORT:
+        by_model = params_of_models(params, whole)
+    return About(whole, tags, model, tuple(params.models), by_model, always)
+
+
+def params_of_models(params: Params, whole: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parameters that decide each model, of those too that no stage ran for, since DVC knew them."""
+    found: dict[str, dict[str, Any]] = {model: {} for model in params.models}
+    for stage in map(stage_at, addresses(whole)):
+        if stage.name in found:
+            found[stage.name] |= own_params(stage, entry_of(stage.address, whole))
+    return found
 
 
 def own_params(stage: Stage, entry: Entry) -> dict[str, Any]:

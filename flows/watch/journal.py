@@ -306,7 +306,7 @@ def open_journal(
     tags: Mapping[str, str],
     model: str = "",
     models: Sequence[str] = (),
-    own: Mapping[str, object] | None = None,
+    by_model: Mapping[str, Mapping[str, object]] | None = None,
     always: bool = False,
 ) -> Writer:
     """Opens the journal of a stage and sees to it that the postman is at work.
@@ -318,8 +318,8 @@ def open_journal(
         stage: its address in dvc.yaml.
         params: nested as they come.
         tags: of which `fmcore.data` names the data.
-        model: what the stage is about; `models` are all of the pipeline, in order, and `own` the parameters that
-            decide it.
+        model: what the stage is about; `models` are all of the pipeline, in order.
+        by_model: the parameters that decide a model: the one that the stage is about, or all that it tells of.
         always: whether the stage runs even if nothing has changed.
 
     Where no journal can be made, the one returned does nothing.
@@ -340,7 +340,7 @@ def open_journal(
                 tags=tags,
                 model=model,
                 models=models,
-                own=plain(own or {}),
+                by_model=plain(by_model or {}),
                 always=always,
                 api=api.address_of(root),
                 parent_task_run=os.environ.get(PARENT) or None,

@@ -43,8 +43,8 @@ class Sender:
         if journal.fresh[0].kind == "start":
             self.runs.begin(journal)
             self.store.log_params(self.runs.of(journal, "").run, flattened(journal.start["params"]))
-            if journal.start.get("own"):
-                self.store.log_params(self.runs.of(journal).run, flattened(journal.start["own"]))
+            for model, own in journal.start.get("by_model", {}).items():
+                self.store.log_params(self.runs.of(journal, model).run, flattened(own))
         self._send_metrics(journal)
         run = self.runs.of(journal).run
         for record in journal.fresh:

@@ -41,6 +41,19 @@ def test_stages_of_one_model_agree(raw):
                     assert seen.setdefault(key, value) == value, (address, key)
 
 
+def test_the_report_tells_what_decides_each_model(raw, tmp_path):
+    """Of the models too that no stage ran for, because DVC knew them."""
+    params = validate(raw, "params.yaml")
+    told = about(params, stage_at("report"), entry_of("report", raw), tmp_path).by_model
+    for address in addresses(raw):
+        model = stage_at(address).name
+        if model in params.models:
+            said = about(params, stage_at(address), entry_of(address, raw), tmp_path).by_model[model]
+            assert said.items() <= told[model].items(), address
+    assert told["r2"]["train"]["lr"] == 5e-4
+    assert told["r2"]["couple"]["nfe"] == 8
+
+
 def test_only_stages_of_a_model_have_parameters_of_one(raw, tmp_path, monkeypatch):
     params = validate(raw, "params.yaml")
     monkeypatch.setenv("DVC_EXP_NAME", "lucky-newt")
@@ -48,6 +61,7 @@ def test_only_stages_of_a_model_have_parameters_of_one(raw, tmp_path, monkeypatc
         stage = stage_at(address)
         said = about(params, stage, entry_of(address, raw), tmp_path)
         assert said.model == (stage.name if stage.name in params.models else "")
-        assert bool(said.own) == bool(said.model)
+        of = params.models if address == "report" else filter(None, [said.model])
+        assert list(said.by_model) == list(of)
         assert said.always == (address == "look")
         assert (said.tags["dvc.exp"], said.tags["fmcore.checkout"]) == ("lucky-newt", str(tmp_path))

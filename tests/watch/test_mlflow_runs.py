@@ -189,6 +189,8 @@ def test_cached_models_are_told_by_the_report_once(root):
         files = query(root, f"select artifact_uri from runs where name = '{model} / digits 1'")[0][0]
         names = [path.name for path in (Path(files.removeprefix("file://")) / "images").iterdir()]
         assert pictures.keys_of(names) == {"samples/1 NFE", "samples/4 NFE"}
+        decided = f"select key, value from params join runs using (run_uuid) where name = '{model} / digits 1'"
+        assert query(root, decided) == [("train.lr", "0.001")]
     assert query(root, "select key from metrics group by run_uuid, key, step having count(*) > 1") == []
     parent = tags(root, "digits 1")
     assert parent["fmcore.verdict"] == "Another round pays. Or so."
