@@ -37,7 +37,8 @@ install: $(READY) ## make .venv with the tested versions
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
 	@test -z "$$(tail -c 1 dvc.lock 2>/dev/null)" || python -m flows.local.lockfile || true
 	@since=$$(date +%s); dvc repro || { python -m flows.local.lockfile && dvc repro; } && \
-		echo && python -m flows.launch.timing --since $$since && echo "report: reports/index.html"
+		echo && python -m flows.launch.timing --since $$since && \
+		echo "report: reports/index.html (python -m flows.report adds what made it)"
 
 test: lint types unit ## lint, types, all tests
 

@@ -14,6 +14,8 @@ CURVES = Path("curves")
 SCORES = Path("scores")
 REPORTS = Path("reports")
 WORK = Path("work")
+TIMING = WORK / "timing.jsonl"
+ORIGINS = WORK / "made"  # what made each report
 INVERTED = "inverted"  # pairs of real data, in the folder of a round's couplings
 
 

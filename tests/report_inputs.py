@@ -219,6 +219,28 @@ def make(folder, params):
         return Made(params, folder, list(report(params, Stage("report", ""))))
 
 
+MADE: dict[str, Made] = {}
+
+
+def made_once(kind, tmp_path_factory):
+    """The usual report on images or on points, made once for all test files: drawing it takes seconds."""
+    if kind not in MADE:
+        MADE[kind] = make(tmp_path_factory.mktemp(kind), usual(kind))
+    return MADE[kind]
+
+
+def groups_of_page(page):
+    """The names over the columns of the table of scores, each as often as it has columns."""
+    found = re.findall(r'<th class="group" scope="colgroup" colspan="(\d+)">(.*?)</th>', page)
+    return [name for count, name in found for _ in range(int(count))]
+
+
+def verdict_of_page(page):
+    """The lines of the verdict, none if there is none."""
+    box = re.search(r"<h3>Does another round pay\?</h3>(.*?)</section>", page, re.DOTALL)
+    return [html.unescape(line) for line in re.findall(r"<li>(.*?)</li>", box[1])] if box else []
+
+
 def rows_of_page(page):
     """Every table of the page with an id, as texts."""
     found = {}

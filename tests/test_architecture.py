@@ -42,7 +42,7 @@ FLOWS = {
     "local": set(),
     "workshop": {"layout", "events", "params"},
     "scores": {"layout", "events", "params", "workshop"},
-    "report": {"layout", "params"},
+    "report": {"layout", "params", "local", "workshop"},
     "stages": {"layout", "events", "params", "workshop", "scores", "report"},
     "registry": {"local"},
     "watch": {"events", "local", "params", "registry"},

@@ -14,8 +14,8 @@ from types import FrameType, TracebackType
 
 from flows.events import Event, Metrics, Note
 from flows.events import Progress as Done
-from flows.launch import timing
-from flows.launch.about import about
+from flows.launch import origin, timing
+from flows.launch.about import REPORT, about
 from flows.launch.stages import stage_at, started
 from flows.layout import WORK
 from flows.local.lockfile import LOCK_FILE, is_torn
@@ -87,6 +87,9 @@ def _run(stage: str) -> None:
             )
     with suppress(OSError):
         timing.record(root(), stage, bars.seconds)
+    if stage == REPORT:
+        with suppress(OSError):
+            origin.note(root(), said.tags)
 
 
 class Bars:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flows.layout import WORK
+from flows.layout import TIMING
 from flows.local.process import pipeline_key, pipeline_started
 from flows.workshop.place import root
 
@@ -25,7 +25,7 @@ STARTED = "FMCORE_STARTED"  # when DVC started the stage, seconds since the epoc
 
 def record(root: Path, stage: str, worked: float) -> None:
     """Notes that this process ran `stage`, with `worked` seconds of work."""
-    path = root / WORK / "timing.jsonl"
+    path = root / TIMING
     path.parent.mkdir(exist_ok=True)
     line = {
         "pipeline": pipeline_key(),
@@ -73,7 +73,7 @@ def main() -> int:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m flows.launch.timing", description=__doc__.partition("\n")[0])
     parser.add_argument("--since", type=float, default=0.0, help="seconds since the epoch: of runs after it only")
-    print(table(root() / WORK / "timing.jsonl", parser.parse_args().since))
+    print(table(root() / TIMING, parser.parse_args().since))
     return 0
 
 

@@ -6,13 +6,16 @@ colours of series are readable on both. SVGs hold no dates, and their bytes depe
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from flows.report.hover import Tip, overlay
 from flows.report.results import PARETO_NFE, Level, run_name
+from flows.report.words import flop_unit, plus_minus
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +29,7 @@ COLOURS = ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d
 MARKS = ("o-", "s--", "^:", "D-.", "v--", "X:", "P-.", "*-")
 NARROW, WIDE = (4.2, 3.5), (9.0, 4.6)  # inches; at 72 an inch, the first is about a phone's width
 CURVE_POINTS = 300  # most points of a training curve
+MOST_TOLD = 9  # runs that a tip names
 LABELS = {
     "fid_inception": "FID",
     "sliced_wasserstein": "sliced Wasserstein distance",
@@ -68,31 +72,40 @@ def label_of(metric: str) -> str:
     return LABELS.get(metric, f"Frechet distance ({metric})")
 
 
-def chart(name: str, alt: str, size: tuple[float, float], paint: Callable[["Figure"], None]) -> Chart:
-    """Draws what `paint` puts on a figure; `name` keeps the ids of charts apart, `alt` is for screen readers."""
+def chart(name: str, alt: str, size: tuple[float, float], paint: Callable[["Figure"], list[Tip] | None]) -> Chart:
+    """Draws what `paint` puts on a figure, with the tips that it returns.
+
+    `name` keeps the ids of charts apart, `alt` is for screen readers.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(STYLE):
         figure = Figure(figsize=size, dpi=150, layout="constrained")
-        paint(figure)
+        tips = paint(figure) or []
         png, svg = io.BytesIO(), io.StringIO()
         figure.savefig(png, format="png", facecolor="white", metadata={"Software": None})
         figure.set_layout_engine("none")  # the layout found for the PNG suits the SVG
         figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Chart(name, _inline(svg.getvalue(), name, alt), png.getvalue())
+        zones = overlay(figure, tips)
+    return Chart(name, _inline(svg.getvalue(), name, alt, zones), png.getvalue())
 
 
-def _inline(svg: str, name: str, alt: str) -> str:
-    """An SVG file as part of a page: no header, ids of its own, the page's font and text colour."""
+def _inline(svg: str, name: str, alt: str, zones: str) -> str:
+    """An SVG file as part of a page: no header, ids of its own, the page's font and text colour.
+
+    With zones that take the focus it is a group of these; else one picture.
+    """
     from markupsafe import escape
 
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", body, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]*)"', body)
     assert box is not None
-    head = f'<svg class="chart" viewBox="{box[1]}" role="img" aria-label="{escape(alt)}">'
-    body = re.sub(r"^<svg[^>]*>", lambda _: head, body)
+    role = "group" if "tabindex" in zones else "img"
+    head = f'<svg class="chart" viewBox="{box[1]}" role="{role}" aria-label="{escape(alt)}">'
+    body = re.sub(r"^<svg[^>]*>", lambda _: f'{head}<g aria-hidden="true">', body)
+    body = re.sub(r"</svg>\s*$", lambda _: f"</g>{zones}</svg>", body)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', lambda m: f"{m[1]}{name}-", body)
@@ -155,59 +168,87 @@ def runs_of(curves: pd.DataFrame) -> list[tuple[str, str]]:
 
 def quality(
     figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceiling: Level
-) -> None:
-    """The headline against NFE, with the floor of the data and the ceiling of the student."""
+) -> list[Tip]:
+    """The headline against NFE, a line a model, with the floor of the data and the ceiling of the student.
+
+    The line is Euler's on the first grid; other solvers and grids are hollow markers.
+    """
     axes = figure.add_subplot()
     runs = runs_of(curves)
     for model in models:
         colour = colour_of(models, model)
         for (solver, grid), rows in curves[curves.model == model].groupby(["solver", "grid"], sort=False):
             rows, i = rows.sort_values("nfe"), runs.index((str(solver), str(grid)))
-            face = colour if i == 0 else "none"
-            size = 9 if len(rows) == 1 else 5  # a student's only point
-            axes.plot(
-                rows.nfe, rows.value, MARKS[i % len(MARKS)], color=colour, markerfacecolor=face, markersize=size
-            )
-            axes.vlines(rows.nfe, rows.low, rows.high, color=colour, linewidth=1)
-            axes.fill_between(rows.nfe, rows.low, rows.high, color=colour, alpha=0.25, linewidth=0)
+            mark = MARKS[i % len(MARKS)]
+            size = 9 if i == 0 and len(rows) == 1 else 5  # a student's only point
+            line: Any = {"markerfacecolor": colour, "linestyle": "-"} if i == 0 else {"markerfacecolor": "none"}
+            axes.plot(rows.nfe, rows.value, mark[0], color=colour, markersize=size, **line)
+            off = rows.value - rows.low, rows.high - rows.value
+            axes.errorbar(rows.nfe, rows.value, off, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5)
+            if i == 0:
+                axes.fill_between(rows.nfe, rows.low, rows.high, color=colour, alpha=0.25, linewidth=0)
     handles = [_line(model, colour_of(models, model)) for model in models]
-    if len(runs) > 1:
-        for i, (solver, grid) in enumerate(runs):
-            face = INK if i == 0 else "none"
-            handles.append(_line(run_name(solver, grid, curves), INK, MARKS[i % len(MARKS)], markerfacecolor=face))
+    for i, (solver, grid) in list(enumerate(runs))[1:]:
+        mark = MARKS[i % len(MARKS)][0]
+        handles.append(_line(run_name(solver, grid, curves), INK, mark, markerfacecolor="none"))
     student = colour_of(models, "student")
     axes.axhline(ceiling.value, color=student, linestyle=":", linewidth=1.5)
-    handles.append(_line("student's ceiling", student, ":", linewidth=1.5))
+    handles.append(_line("the student's pairs", student, ":", linewidth=1.5))
     low, high = min(curves.low.min(), ceiling.value), curves.high.max()
     if floor is not None:
         low = min(low, floor.value)
-        axes.axhline(floor.value, color=INK, linestyle="--", linewidth=1)
-        text = f"data floor {floor.value:.2g}"
-        box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
-        axes.text(0.98, floor.value, text, transform=axes.get_yaxis_transform(), ha="right", va="center", bbox=box)
-        if floor.value > 3 * floor.std:
-            ends = floor.value - floor.std, floor.value + floor.std
-            axes.axhspan(*ends, color=INK, alpha=0.08, linewidth=0)
-    fixed = curves[curves.solver != "dopri5"].nfe.unique().tolist()
-    _nfe_axis(axes, sorted(fixed))
+        _floor(axes, floor)
+    fixed = sorted(curves[curves.solver != "dopri5"].nfe.unique().tolist())
+    _nfe_axis(axes, fixed)
     _log(axes, "y", low, high)
     axes.set_ylim(low / 1.25, high * 1.25)
     axes.set_ylabel(label_of(curves.metric.iloc[0]))
     _legend(figure, handles)
+    return _by_nfe(axes, curves, models)
 
 
-def pareto(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> None:
+def _floor(axes: "Axes", floor: Level) -> None:
+    axes.axhline(floor.value, color=INK, linestyle="--", linewidth=1)
+    text = f"fresh data {floor.value:.2g}"
+    box = {"facecolor": PAPER, "edgecolor": "none", "pad": 1.5}
+    axes.text(0.98, floor.value, text, transform=axes.get_yaxis_transform(), ha="right", va="center", bbox=box)
+    if floor.value > 3 * floor.std:
+        ends = floor.value - floor.std, floor.value + floor.std
+        axes.axhspan(*ends, color=INK, alpha=0.08, linewidth=0)
+
+
+def _by_nfe(axes: "Axes", curves: pd.DataFrame, models: Sequence[str]) -> list[Tip]:
+    """What was measured at each NFE, the nearest first."""
+    values, tips = sorted(curves.nfe.unique().tolist()), []
+    edges = [values[0] / 2, *((a * b) ** 0.5 for a, b in pairwise(values)), values[-1] * 2]
+    for nfe, span in zip(values, pairwise(edges), strict=True):
+        rows = curves[curves.nfe == nfe].sort_values("value").to_dict("records")
+        lines = []
+        for row in rows[:MOST_TOLD]:
+            how = run_name(row["solver"], row["grid"], curves)
+            how = "" if how.startswith("euler") else f", {how}"
+            said = f"{row['model']}{how}: {plus_minus(row['value'], row['std'])}"
+            lines.append((colour_of(models, row["model"]), said))
+        title = f"{nfe} evaluation{'' if nfe == 1 else 's'}"
+        tips.append(Tip(axes, (nfe, rows[0]["value"]), title, lines, span))
+    return tips
+
+
+def pareto(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> list[Tip]:
     """The headline against what the model cost to make: a marker each for few NFE and for the most."""
     axes = figure.add_subplot()
     shown = [nfe for nfe in PARETO_NFE if (points.nfe == nfe).any()]
     markers = dict(zip([*shown, "most"], "os^D", strict=False))
     last = points.loc[points.groupby("model", sort=False).nfe.idxmax()]
+    tips = []
     for nfe, marker in markers.items():
         rows = last[~last.nfe.isin(shown)] if nfe == "most" else points[points.nfe == nfe]
         rows = rows.sort_values("training_passes", kind="stable")
         axes.plot(rows.training_passes / 1e6, rows.value, color=INK, alpha=0.25, linewidth=1, zorder=1)
-        for model, passes, value in zip(rows.model, rows.training_passes / 1e6, rows.value, strict=True):
-            axes.plot(passes, value, marker, color=colour_of(models, model), markersize=7)
+        for row in rows.to_dict("records"):
+            passes, colour = row["training_passes"] / 1e6, colour_of(models, row["model"])
+            axes.plot(passes, row["value"], marker, color=colour, markersize=7)
+            tips.append(_told(axes, passes, row, f"{passes:.3g} million evaluations to make", colour))
     most = int(points.nfe.max())
     handles = [_line(model, colour_of(models, model), "o") for model in models]
     names = {nfe: f"{most} NFE" if nfe == "most" else f"{nfe} NFE" for nfe in markers}
@@ -217,24 +258,36 @@ def pareto(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric
     axes.set_xlabel("network evaluations to make the model (millions)")
     axes.set_ylabel(label_of(metric))
     _legend(figure, handles, 4)
+    return tips
 
 
-def sampling_cost(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> None:
+def _told(axes: "Axes", x: float, row: Mapping[Any, Any], cost: str, colour: str) -> Tip:
+    """What a point of a cost chart tells."""
+    lines = [(colour, plus_minus(row["value"], row["std"])), (colour, cost)]
+    return Tip(axes, (x, row["value"]), f"{row['model']} at {row['nfe']} NFE", lines)
+
+
+def sampling_cost(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric: str) -> list[Tip]:
     """The headline against what a sample costs, and the best there is for each cost."""
     axes = figure.add_subplot()
-    scale, unit = (1.0, "GFLOP") if points.gflops_per_sample.max() >= 1 else (1e3, "MFLOP")
+    scale, unit = flop_unit(points.gflops_per_sample.max())
     front = points.groupby("gflops_per_sample").value.min().cummin()
     axes.step(front.index * scale, front, where="post", color=INK, alpha=0.25, linewidth=5)
+    tips = []
     for model in models:
-        rows = points[points.model == model]
-        axes.plot(rows.gflops_per_sample * scale, rows.value, "o-", color=colour_of(models, model))
+        rows, colour = points[points.model == model], colour_of(models, model)
+        axes.plot(rows.gflops_per_sample * scale, rows.value, "o-", color=colour)
+        for row in rows.to_dict("records"):
+            cost = row["gflops_per_sample"] * scale
+            tips.append(_told(axes, cost, row, f"{cost:.3g} {unit} a sample", colour))
     handles = [_line(model, colour_of(models, model), "o-") for model in models]
     handles.append(_line("best for its cost", INK, "-", alpha=0.25, linewidth=5))
     _log(axes, "y", points.value.min(), points.value.max())
-    _log(axes, "x", points.gflops_per_sample.min(), points.gflops_per_sample.max())
+    _log(axes, "x", scale * points.gflops_per_sample.min(), scale * points.gflops_per_sample.max())
     axes.set_xlabel(f"{unit} a sample")
     axes.set_ylabel(label_of(metric))
     _legend(figure, handles)
+    return tips
 
 
 def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -> None:

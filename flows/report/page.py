@@ -2,12 +2,13 @@
 
 import io
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from ruamel.yaml import YAML
 
-from flows.report import figures, tables
+from flows.report import figures, tables, words
+from flows.report.data import Shown
 from flows.report.figures import NARROW, WIDE, Chart, chart, label_of
 from flows.report.pictures import Gallery
 from flows.report.results import Results, choices_of
@@ -59,22 +60,33 @@ def charts_of(results: Results, curves: pd.DataFrame, points: pd.DataFrame) -> d
     return {one.name: one for one in drawn}
 
 
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+class Drawn(NamedTuple):
+    """All that is drawn for the page."""
+
+    charts: dict[str, Chart]
+    pictures: Gallery
+    data: Shown
+
+
 def page(
     results: Results,
     curves: pd.DataFrame,
+    points: pd.DataFrame,
     lines: list[str],
-    charts: dict[str, Chart],
-    pictures: Gallery,
+    drawn: Drawn,
     files: list[str],
 ) -> str:
-    """The text of index.html."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-
+    """The text of index.html; equal results give equal texts."""
     params = results.params
     yaml, text = YAML(), io.StringIO()
     yaml.dump(params.model_dump(mode="json"), text)
     memorised = results.of_models[results.of_models.metric == "memorisation"]
     rows = results.of_models[results.of_models.metric == results.headline]
+    others = tables.others_table(results, curves)
     context: dict[str, Any] = {
         "params": params,
         "headline": results.headline,
@@ -84,30 +96,46 @@ def page(
         "grids": " and ".join(dict.fromkeys(grid for grid in rows.grid if grid)),
         "accuracy": results.accuracy,
         "verdict": lines,
-        "best": tables.best_table(choices_of(results)),
+        "answer": words.answer(results),
+        "few": choices_of(results)[0].run,
+        "cost": words.cost(results),
+        "straight": words.straightness(results),
+        "coupled": words.couplings(results.quality, {key: name for key, name, _ in tables.QUALITY}),
+        "matched": params.distill.ending.name == "matched",
+        "data": drawn.data,
+        "read": results.read,
+        "digests": results.digests,
+        "costs": tables.costs_table(points),
+        "best": tables.pruned(tables.best_table(choices_of(results))),
         "floor": results.floor,
         "ceiling": results.ceiling,
         "scores": tables.scores_table(curves),
-        "others": tables.others_table(results, curves),
+        "others": None if others is None else tables.pruned(others),
         "bent": results.bends.t.nunique() > 1,
-        "flows": tables.flows_table(results),
-        "pairs": tables.pairs_table(results),
+        "flows": tables.pruned(tables.flows_table(results)),
+        "pairs": tables.pruned(tables.pairs_table(results)),
         "memorised": {
-            model: tables.plus_minus(value, std)
+            model: words.plus_minus(value, std)
             for model, value, std in zip(memorised.model, memorised.value, memorised["std"], strict=True)
         },
-        "charts": charts,
-        "histograms": [one for key, one in charts.items() if key.startswith("couplings-")],
-        "pictures": pictures,
+        "charts": drawn.charts,
+        "histograms": [one for key, one in drawn.charts.items() if key.startswith("couplings-")],
+        "pictures": drawn.pictures,
         "features": results.features,
         "files": files,
         "yaml": text.getvalue(),
     }
-    environment = Environment(
+    return templates().get_template("page.html").render(context)
+
+
+def templates() -> "Environment":
+    """The templates of this folder."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+    return Environment(
         loader=PackageLoader("flows.report", "."),
         autoescape=select_autoescape(),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html").render(context)

@@ -14,7 +14,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from flows.report.figures import INK, colour_of
-from flows.report.results import Results
+from flows.report.results import PARETO_NFE, Results, euler_of
+from flows.report.words import evaluations, number
+from fmcore.flow.pixels import quantise
 from fmcore.pictures import EXTENT, animation, clear_tile, enlarged, plotted, png
 
 Sheet = UInt8[Tensor, "h w 4"]
@@ -22,13 +24,25 @@ DOTS, PANEL = 220, 150  # pixels a side: scatter plots, images of an animation
 SHORTEST, LAST, FRAME = 0.5, 1.6, 0.08  # seconds: the first frame, the last, one between
 ANIMATION_BYTES = 600_000
 CELL = 150  # about the pixels a side of a cell in a composed picture
+SHOWN_IMAGES, SHOWN_POINTS = 16, 2000  # of a row of samples
 GREY = "#808890"  # visible on white and on dark
+
+
+class Row(NamedTuple):
+    """Samples in a row, real ones or a model's: one picture each, or one of all where they are points."""
+
+    name: str
+    how: str
+    distance: str
+    pictures: list[str]
 
 
 class Gallery(NamedTuple):
     """What the page shows, as data: URIs, and files by name for everything else.
 
     Main arguments:
+        rows: real samples, and those of the best models at few evaluations and of the base at its most; `side` is
+            that of an image in pixels, 0 of points.
         samples: by model, a cell for each of `nfes`, None where there is none.
         nearest: by model, pairs of a sample over its nearest training image, with their distance, closest first;
             only of models for which it is known.
@@ -37,6 +51,8 @@ class Gallery(NamedTuple):
         flows: names over the panels of `moving`, a GIF, and of `still`, its last frame.
     """
 
+    rows: list[Row]
+    side: int
     nfes: list[int]
     samples: dict[str, list[str | None]]
     nearest: dict[str, list[tuple[str, float]]]
@@ -77,6 +93,8 @@ def gallery(results: Results) -> Gallery:
         strips = {model: clear_tile(shown[model]["strips"].flatten(0, 1), 8) for model in models}
         files["strips.png"] = composed({m: [sheet] for m, sheet in strips.items()}, [""], cell=2 * CELL)
     return Gallery(
+        rows=rows_of(results),
+        side=0 if results.params.is_points else max(results.data.shape[1:]),
         nfes=nfes,
         samples={m: [None if cell is None else uri(png(cell)) for cell in row] for m, row in cells.items()},
         nearest={m: [(uri(png(pair)), distance) for pair, distance in pairs] for m, pairs in nearest.items()},
@@ -87,6 +105,32 @@ def gallery(results: Results) -> Gallery:
         still=uri(png(frames[-1])),
         files=files,
     )
+
+
+def rows_of(results: Results) -> list[Row]:
+    """Real samples over generated ones; the same noise in a column."""
+    data, is_points = results.data, results.params.is_points
+    count = SHOWN_POINTS if is_points else SHOWN_IMAGES
+    real = data.reference[torch.randperm(len(data.reference), generator=torch.Generator().manual_seed(1))[:count]]
+    rows = [Row("real data", "", "", _pictures(real, GREY))]
+    runs = euler_of(results)
+    last = runs[runs.model == "base"].nfe.max()
+    best = runs[runs.nfe.isin(PARETO_NFE)].sort_values("value", kind="stable").groupby("nfe", sort=True).first()
+    wanted = [(str(row.model), int(str(nfe))) for nfe, row in best.iterrows()]
+    for model, nfe in dict.fromkeys([*wanted, ("base", int(last))]):
+        samples = results.shown[model].get(f"euler.{nfe:04d}")
+        found = runs[(runs.model == model) & (runs.nfe == nfe)]
+        if samples is not None:
+            cells = _pictures(samples[:count], colour_of(results.models, model))
+            rows.append(Row(model, evaluations(nfe), number(float(found.value.iloc[0])), cells))
+    return rows
+
+
+def _pictures(samples: Tensor, colour: str) -> list[str]:
+    if samples.ndim == 2:
+        return [uri(png(dots(samples, DOTS, colour)))]
+    pixels = samples if samples.dtype == torch.uint8 else quantise(samples)
+    return [uri(png(clear_tile(image[None], 1, gap=0))) for image in pixels]
 
 
 def _samples(samples: Tensor | None, colour: str) -> Sheet | None:

@@ -57,6 +57,7 @@ class Results:
         flops: of one network evaluation of one sample, by model; `digests` are those of their weights, "" where
             scores of an older version do not say.
         headline: the distance that charts and tables show first.
+        data: what the models learnt, and what they are compared with; `read` is what its manifest says of it.
         floor: the score of fresh data, None if it is not known.
         ceiling: the score of the pairs that the student learnt.
     """
@@ -74,6 +75,8 @@ class Results:
     features: Mapping[str, Any]
     accuracy: float | None
     headline: str
+    data: Dataset
+    read: Mapping[str, Any]
     floor: Level | None
     ceiling: Level
 
@@ -108,6 +111,7 @@ def read_results(params: Params) -> Results:
     histograms = [(name, layout.scores(layout.coupled(name)) / "histograms.csv") for name in rounds]
     floor = read_json(layout.FEATURES / "floor.json")
     abouts = {name: read_json(layout.scores(name) / "about.json") for name in models}
+    data = load_dataset(layout.DATASET)
     ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
     return Results(
         params=params,
@@ -123,7 +127,9 @@ def read_results(params: Params) -> Results:
         features=read_json(layout.FEATURES / "manifest.json"),
         accuracy=read_json(layout.FEATURES / "accuracy.json").get("held_out_accuracy"),
         headline=headline,
-        floor=_floor_of_points(load_dataset(layout.DATASET), params.evaluate.samples)
+        data=data,
+        read=read_json(layout.DATASET / "manifest.json"),
+        floor=_floor_of_points(data, params.evaluate.samples)
         if params.is_points
         else _floor_of_images(floor, distances),
         ceiling=_ceiling(ceiling, int(distances.n_samples.iloc[0]), floor),
@@ -293,13 +299,18 @@ def _estimates(results: Results, rows: pd.DataFrame) -> list[tuple[str, int, Est
     ]
 
 
-def choices_of(results: Results) -> tuple[Choice, ...]:
-    """Which model to take at which budget, of all that was run."""
+def sampled_of(results: Results) -> list[Sampled]:
+    """Every run: its model, how it was sampled, and its headline."""
     table = results.of_models
     rows = table[table.metric == results.headline]
     names = [run_name(solver, grid, rows) for solver, grid in zip(rows.solver, rows.grid, strict=True)]
     found = zip(_estimates(results, rows), names, strict=True)
-    return choices([Sampled(model, how, nfe, score) for (model, nfe, score), how in found])
+    return [Sampled(model, how, nfe, score) for (model, nfe, score), how in found]
+
+
+def choices_of(results: Results) -> tuple[Choice, ...]:
+    """Which model to take at which budget, of all that was run."""
+    return choices(sampled_of(results))
 
 
 def verdict_of(results: Results) -> Verdict | None:

@@ -1,7 +1,6 @@
 """Tables of the report, as the texts a reader sees: a value with as many digits as its error allows."""
 
 from collections.abc import Sequence
-from math import floor, isfinite, log10
 from typing import NamedTuple
 
 import pandas as pd
@@ -9,6 +8,7 @@ import pandas as pd
 from flows import layout
 from flows.report.figures import Cost
 from flows.report.results import OF_FLOWS, Results, run_name
+from flows.report.words import plus_minus, size
 from fmcore.score.pair_quality import FAR
 from fmcore.verdict import Choice
 
@@ -43,36 +43,47 @@ MEASURES = {
 }
 
 
+PHONE = 44  # characters of a table that a phone shows
+
+
 class Table(NamedTuple):
-    """Texts in rows; the first `labels` columns name the row, cells in `strong` (row, column) stand out."""
+    """Texts in rows; the first `labels` columns name the row, cells in `strong` (row, column) stand out.
+
+    `groups` are names over columns, each with how many it spans.
+    """
 
     name: str
     columns: list[str]
     rows: list[list[str]]
     labels: int
     strong: frozenset[tuple[int, int]] = frozenset()
+    groups: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def broad(self) -> bool:
+        """Whether it is broader than a phone, as far as the number of its characters tells."""
+        longest = [
+            max(map(len, (*name.split(), *cells))) for name, *cells in zip(self.columns, *self.rows, strict=True)
+        ]
+        return sum(longest) + 2 * len(longest) > PHONE
 
 
-def plus_minus(value: float, std: float) -> str:
-    """A value and its standard error with two digits, or a value without an error with four digits.
-
-    >>> plus_minus(0.37314, 0.0123)
-    '0.373 ± 0.012'
-    >>> plus_minus(73.3831, 0.0384)
-    '73.383 ± 0.038'
-    >>> plus_minus(0.00000231, 0.00000012)
-    '2.31e-06 ± 0.12e-06'
-    >>> plus_minus(1.5, float("nan"))
-    '1.5'
-    """
-    if not (isfinite(std) and std > 0):
-        return f"{value:.4g}"
-    tens = floor(log10(float(f"{std:.1e}")))
-    if tens > -6:
-        return f"{value:.{max(0, 1 - tens)}f} ± {std:.{max(0, 1 - tens)}f}"
-    power = max(tens, floor(log10(abs(value)))) if value else tens
-    digits = power - tens + 1
-    return f"{value / 10**power:.{digits}f}e{power:+03d} ± {std / 10**power:.{digits}f}e{power:+03d}"
+def pruned(table: Table) -> Table:
+    """The table without the columns and rows in which nothing stands but their names."""
+    rows = [y for y, row in enumerate(table.rows) if any(row[table.labels :])]
+    columns = [x for x in range(len(table.columns)) if x < table.labels or any(table.rows[y][x] for y in rows)]
+    strong = {(rows.index(y), columns.index(x)) for y, x in table.strong if y in rows and x in columns}
+    groups, start = [], 0
+    for name, span in table.groups:
+        kept = sum(start <= x < start + span for x in columns)
+        groups += [(name, kept)] if kept else []
+        start += span
+    return table._replace(
+        columns=[table.columns[x] for x in columns],
+        rows=[[table.rows[y][x] for x in columns] for y in rows],
+        strong=frozenset(strong),
+        groups=tuple(groups),
+    )
 
 
 def _cell(rows: pd.DataFrame) -> str:
@@ -80,17 +91,41 @@ def _cell(rows: pd.DataFrame) -> str:
 
 
 def scores_table(curves: pd.DataFrame) -> Table:
-    """The headline by model and solver, against NFE; the lowest of each column stands out."""
-    nfes = sorted(curves.nfe.unique().tolist())
+    """The headline of each model by solver and NFE; the lowest at each NFE stands out."""
+    ways = list(dict.fromkeys(zip(curves.solver, curves.grid, strict=True)))
+    columns, groups = [], [("", 1)]
+    for solver, grid in ways:
+        nfes = sorted(curves[(curves.solver == solver) & (curves.grid == grid)].nfe.unique().tolist())
+        columns += [(solver, grid, nfe) for nfe in nfes]
+        groups.append((run_name(solver, grid, curves), len(nfes)))
     rows: list[list[str]] = []
     strong = set()
-    for (model, solver, grid), runs in curves.groupby(["model", "solver", "grid"], sort=False):
-        name = run_name(str(solver), str(grid), curves)
-        rows.append([str(model), name, *(_cell(runs[runs.nfe == nfe]) for nfe in nfes)])
-        for x, nfe in enumerate(nfes):
-            if (runs[runs.nfe == nfe].value <= curves[curves.nfe == nfe].value.min()).any():
-                strong.add((len(rows) - 1, 2 + x))
-    return Table("scores", ["model", "solver", *(f"{nfe} NFE" for nfe in nfes)], rows, 2, frozenset(strong))
+    for model, runs in curves.groupby("model", sort=False):
+        cells = [str(model)]
+        for x, (solver, grid, nfe) in enumerate(columns):
+            mine = runs[(runs.solver == solver) & (runs.grid == grid) & (runs.nfe == nfe)]
+            cells.append(_cell(mine))
+            if (mine.value <= curves[curves.nfe == nfe].value.min()).any():
+                strong.add((len(rows), 1 + x))
+        rows.append(cells)
+    names = ["model", *(f"{nfe} NFE" for _, _, nfe in columns)]
+    return Table("scores", names, rows, 1, frozenset(strong), tuple(groups))
+
+
+def costs_table(points: pd.DataFrame) -> Table:
+    """The numbers of the charts of costs."""
+    rows = [
+        [
+            str(row["model"]),
+            str(row["nfe"]),
+            plus_minus(row["value"], row["std"]),
+            size(row["training_passes"]),
+            f"{1e3 * row['gflops_per_sample']:,.4g}",
+        ]
+        for row in points.to_dict("records")
+    ]
+    columns = ["model", "NFE", "distance", "evaluations to make it", "MFLOP a sample"]
+    return Table("costs", columns, rows, 2)
 
 
 def others_table(results: Results, curves: pd.DataFrame) -> Table | None:

@@ -9,7 +9,8 @@ from flows import layout
 from flows.events import Events, Metrics, ModelReady, Note, Picture, Rated, Tag, samples_at, scored, trained
 from flows.events import Table as Rows
 from flows.params.schema import Params
-from flows.report.page import charts_of, page
+from flows.report.data import shown as shown_of
+from flows.report.page import Drawn, charts_of, page
 from flows.report.pictures import gallery
 from flows.report.results import (
     PARETO_NFE,
@@ -50,20 +51,20 @@ def report(params: Params, stage: Stage) -> Events:
         for key, table in of_files.items():
             write_file(out / f"{key}.csv", table.to_csv(index=False, lineterminator="\n").encode())
         write_json(out / "metrics.json", headlines(results))
-        charts = charts_of(results, curves, points)
-        pictures = gallery(results)
-        for drawn in charts.values():
-            if drawn.name != "phone":
-                write_file(out / f"{drawn.name}.png", drawn.png)
-        for file, data in pictures.files.items():
-            write_file(out / file, data)
+        data = shown_of(results.data, results.read)
+        drawn = Drawn(charts_of(results, curves, points), gallery(results), data)
+        for chart in drawn.charts.values():
+            if chart.name != "phone":
+                write_file(out / f"{chart.name}.png", chart.png)
+        for file, picture in (drawn.pictures.files | data.files).items():
+            write_file(out / file, picture)
         names = sorted(path.name for path in out.iterdir())
         found = verdict_of(results)
         yield from _of_models(results, work)
         yield from _of_all(results, points)
         yield from _rated(results, work)
         lines = [] if found is None else sentences(found)
-        write_file(out / "index.html", page(results, curves, lines, charts, pictures, names).encode())
+        write_file(out / "index.html", page(results, curves, points, lines, drawn, names).encode())
         publish(out, layout.REPORTS)
         for file in names:
             if file.endswith(".png"):

@@ -20,12 +20,12 @@ from flows.workshop.entry import Stage
 from flows.workshop.workspace import workspace
 from fmcore.disk.files import read_tensors, write_tensors
 from fmcore.pictures import animation
-from report_inputs import build, make, params_of, usual
+from report_inputs import build, made_once, make, params_of
 
 
 @pytest.fixture(scope="module", params=["images", "points"])
 def made(request, tmp_path_factory):
-    return make(tmp_path_factory.mktemp(request.param), usual(request.param))
+    return made_once(request.param, tmp_path_factory)
 
 
 def test_the_page_needs_no_other_file(made):
