@@ -30,6 +30,8 @@ onload = () => {{
   const scale = svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
   // The rest of a wide table is out of sight.
   const whole = e => !e.closest(".wide") || box(e)[2] <= box(e.closest(".wide"))[2];
+  // What is folded has a place, but nothing is drawn there.
+  const told = e => e.textContent.trim() && whole(e) && e.checkVisibility();
   const size = e => parseFloat(inside.defaultView.getComputedStyle(e).fontSize);
   const cells = table => [...table.rows].map(row => [...row.cells].map(cell => cell.textContent));
   document.getElementById("found").textContent = JSON.stringify({{
@@ -38,7 +40,7 @@ onload = () => {{
     labels: all("svg.chart text").map(e => [e.textContent, ...box(e)]),
     homes: all("svg.chart text").map(e => box(e.ownerSVGElement)),
     sizes: all("svg.chart text").map(e => size(e) * scale(e.ownerSVGElement)),
-    texts: all("h1, h2, h3, p, li, th, td, figcaption, dd").filter(e => e.textContent.trim() && whole(e)).map(box),
+    texts: all("h1, h2, h3, p, li, th, td, figcaption, dd").filter(told).map(box),
     pictures: all("img").map(e => [e.naturalWidth, ...box(e)]),
     moving: all("#figure-flows img").map(e => e.currentSrc.slice(0, 15)),
     tables: Object.fromEntries(all("table[id]").map(e => [e.id.slice(6), cells(e)])),

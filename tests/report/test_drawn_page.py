@@ -13,18 +13,19 @@ import pytest
 from PIL import Image
 
 from browser import CHROMIUM, contrast, draw, rgb
+from devtools import browsing
 from flows.report import figures
-from report_inputs import make, rows_of_page, usual
+from report_inputs import made_once, rows_of_page
 from repository import ROOT
 
 
 @pytest.fixture(scope="module", params=["images", "points"])
 def made(request, tmp_path_factory):
-    return make(tmp_path_factory.mktemp(request.param), usual(request.param))
+    return made_once(request.param, tmp_path_factory)
 
 
 def test_series_are_readable_on_both_backgrounds():
-    style = (ROOT / "flows/report/page.html").read_text()
+    style = (ROOT / "flows/report/style.html").read_text()
     papers = re.findall(r"--paper: (#[0-9a-f]{6})", style)
     assert len(papers) == 2
     for colour, paper in product(figures.COLOURS, papers):
@@ -101,6 +102,7 @@ def test_every_line_is_painted_in_its_colour(view):
     expected = {main: models, "pareto": models, "cost": models, "training": models}
     expected |= {"straightness": flows, "transport": flows}
     expected |= {f"couplings-{what}": rounds for what in ("cost", "norm", "curvature")}
+    expected |= {} if made.params.is_points else {"levels": []}
     assert set(drawn.found["charts"]) == set(expected)
     for chart, box in drawn.found["charts"].items():
         # Above the legend, whose swatches have the same colours.
@@ -155,7 +157,8 @@ def test_pictures_are_drawn_pixel_by_pixel(view):
     for _, left, top, right, bottom in pictures:
         if right < width:
             assert len(np.unique(drawn.box(left, top, right, bottom).reshape(-1, 3), axis=0)) > 3
-    natural, left, top, right, bottom = pictures[0]
+    named = re.findall(r'<img [^>]*alt="([^"]*)"', made.page)
+    natural, left, top, right, bottom = pictures[named.index("samples of base at 1 NFE")]
     if made.params.is_points:
         shown = drawn.box(left, top, right, bottom)
         assert (shown[:, :, 2] - shown[:, :, 0] > 30).mean() > 0.05  # the base's dots are blue
@@ -170,3 +173,26 @@ def test_pictures_are_drawn_pixel_by_pixel(view):
     there = sheet[:, :, 3] > 0
     assert (middle[there] == sheet[there][:, :3]).all()
     assert (middle[~there] == BACKGROUND[scheme]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: chromium, chromium-browser or google-chrome")
+def test_a_pointer_and_the_keyboard_show_what_a_place_tells(made, tmp_path):
+    """From a file, with no script of the page's."""
+    shown = "getComputedStyle(document.querySelectorAll('#figure-curves .box')[%d]).display"
+    with browsing(tmp_path) as tab:
+        tab.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        tab.open((made.reports / "index.html").as_uri())
+        tab.wait_for(
+            "document.readyState === 'complete' && document.querySelectorAll('#figure-curves .box').length > 2"
+        )
+        assert [tab.value(shown % i) for i in (0, 1)] == ["none", "none"]
+        tab.value("document.querySelectorAll('#figure-curves [tabindex]')[1].focus()")
+        assert [tab.value(shown % i) for i in (0, 1)] == ["none", "block"]
+        tab.value("document.activeElement.blur()")
+        zone = "document.querySelector('#figure-curves .zone')"
+        tab.value(f"{zone}.scrollIntoView({{block: 'center'}})")
+        x, y = tab.value(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({zone}.getBoundingClientRect())")
+        tab.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        assert tab.wait_for(f"{shown % 0} === 'block'", 20)
+        assert tab.value(shown % 1) == "none"
