@@ -12,7 +12,7 @@ from flows.report.figures import INK, NARROW, Chart, chart
 from flows.report.pictures import DOTS, Sheet, composed, uri
 from fmcore.disk.dataset import Dataset
 from fmcore.flow.pixels import quantise
-from fmcore.pictures import clear_tile, dots, png
+from fmcore.pictures import clear_tile, plotted, png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,10 +57,9 @@ class Shown(NamedTuple):
 
 def shown(data: Dataset, read: Mapping[str, Any]) -> Shown:
     """The data, drawn and in words; `read` is its manifest."""
-    if len(data.shape) == 1:
-        sheet = dots(data.x1[:SHOWN_POINTS], DOTS, COLOUR)
-        many = min(SHOWN_POINTS, len(data.x1))
-        sentence = f"{len(data.x1):,} points of two coordinates, of which {many:,} are drawn."
+    if data.bin_width is None:
+        sheet = plotted(data.x1[:SHOWN_POINTS], DOTS, COLOUR)
+        sentence = _counted(data)
         files = {"data.png": composed({"": [sheet]}, [""])}
         return Shown(sentence, [], [Class("", len(data.x1), uri(png(sheet)))], None, files)
     part = data.x1[: max(1, HASHED // max(1, data.x1[0].nbytes))]
@@ -74,6 +73,16 @@ def shown(data: Dataset, read: Mapping[str, Any]) -> Shown:
         _levels(pixels),
         {"data.png": composed(rows, [""], cell=320)},
     )
+
+
+def _counted(data: Dataset) -> str:
+    """How many samples there are of what is no image."""
+    count, shape = f"{len(data.x1):,}", data.shape
+    many = f", of which {min(SHOWN_POINTS, len(data.x1)):,} are drawn" if len(shape) == 1 else ""
+    kind = {1: "points of {0} coordinates", 2: "series of {0} channels and length {1}"}
+    what = kind.get(len(shape), "arrays of {0} channels, {1} x {2}").format(*shape)
+    classes = f" in {data.num_classes} classes" if data.num_classes else ""
+    return f"{count} {what}{classes}{many}."
 
 
 def _classes(data: Dataset) -> list[tuple[str, int, Sheet]]:

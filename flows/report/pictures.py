@@ -112,7 +112,7 @@ def rows_of(results: Results) -> list[Row]:
     data, is_points = results.data, results.params.is_points
     count = SHOWN_POINTS if is_points else SHOWN_IMAGES
     real = data.reference[torch.randperm(len(data.reference), generator=torch.Generator().manual_seed(1))[:count]]
-    rows = [Row("real data", "", "", _pictures(real, GREY))]
+    rows = [Row("real data", "", "", _pictures(real, GREY, is_points))]
     runs = euler_of(results)
     last = runs[runs.model == "base"].nfe.max()
     best = runs[runs.nfe.isin(PARETO_NFE)].sort_values("value", kind="stable").groupby("nfe", sort=True).first()
@@ -121,14 +121,14 @@ def rows_of(results: Results) -> list[Row]:
         samples = results.shown[model].get(f"euler.{nfe:04d}")
         found = runs[(runs.model == model) & (runs.nfe == nfe)]
         if samples is not None:
-            cells = _pictures(samples[:count], colour_of(results.models, model))
+            cells = _pictures(samples[:count], colour_of(results.models, model), is_points)
             rows.append(Row(model, evaluations(nfe), number(float(found.value.iloc[0])), cells))
     return rows
 
 
-def _pictures(samples: Tensor, colour: str) -> list[str]:
-    if samples.ndim == 2:
-        return [uri(png(dots(samples, DOTS, colour)))]
+def _pictures(samples: Tensor, colour: str, is_points: bool) -> list[str]:
+    if is_points:
+        return [uri(png(plotted(samples, DOTS, colour)))]
     pixels = samples if samples.dtype == torch.uint8 else quantise(samples)
     return [uri(png(clear_tile(image[None], 1, gap=0))) for image in pixels]
 

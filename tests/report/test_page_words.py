@@ -11,7 +11,7 @@ import torch
 
 from flows.report import data, figures, hover, tables, words
 from flows.report.results import read_results
-from fmcore.disk.dataset import Dataset
+from fmcore.disk.dataset import PIXEL, Dataset
 from fmcore.score.estimates import Estimate
 from fmcore.verdict import Choice, Sampled
 from report_inputs import build, made_once, params_of
@@ -128,7 +128,7 @@ def test_the_data_are_counted_and_copies_found():
     x1[50], x1[51] = x1[3], x1[3]
     label = torch.tensor([0] * 40 + [1] * 20)
     found = data.shown(
-        Dataset(x1, label, 2, x1, names=("cat", "dog")),
+        Dataset(x1, label, 2, x1, PIXEL, names=("cat", "dog")),
         {"count": 60, "about": {"done": {"rgb": 7, "new": 2}, "misfits": 5, "largest_misfit": 0.25}},
     )
     assert [(one.name, one.samples) for one in found.classes] == [("cat", 40), ("dog", 20)]
@@ -140,7 +140,7 @@ def test_the_data_are_counted_and_copies_found():
         "2 of 60 new",
         "5 of 60 had another form: up to 25 % of a side was changed",
     ]
-    assert "No image is there twice" in data.shown(Dataset(x1[:50], None, None, x1[:50]), {}).sentence
+    assert "No image is there twice" in data.shown(Dataset(x1[:50], None, None, x1[:50], PIXEL), {}).sentence
 
 
 def test_what_is_empty_goes():
