@@ -19,7 +19,7 @@ from fmcore.disk.files import read_json, write_json, write_tensors
 from fmcore.flow.pixels import quantise
 from fmcore.flow.training import new_state, take_average
 from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
-from fmcore.score.feature_net import fitting
+from fmcore.score.feature_net import FEW_DIMS, FIT_DIMS, fitting
 from fmcore.score.frechet import frechet_floor
 from fmcore.score.reference import LABELS, Reference, data_digest, reference_parts, save_reference
 
@@ -71,6 +71,8 @@ def _fit(params: Params, data: Dataset, pixels: Tensor, work: Path) -> Generator
         batch_size=section.train.batch_size,
         seed=params.seed,
     )
+    if fitted.network.head.in_features < FIT_DIMS:
+        yield Note(f"features: {len(pixels)} images are few, so they are compared by {FEW_DIMS} features")
     state = new_state(fitted.network, section.train)
     for event in run_training("features", work, state, fitted.objective, section.train, params.seed):
         yield _own(event) if isinstance(event, Metrics) else event
@@ -99,7 +101,7 @@ def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generato
     if len(pixels) <= extractor.dims:
         raise ValueError(
             f"features.extractor: {params.features.extractor} makes {extractor.dims} features, for which data "
-            f"{params.data.name} has too few images, {len(pixels)}; expected e.g. classifier or rotation"
+            f"{params.data.name} has too few images, {len(pixels)}; expected e.g. classifier or views"
         )
     yield Progress("reference", 0, len(pixels), of="features")
     reference: Reference | None = None

@@ -1,6 +1,6 @@
 """Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32.
 
-    classifier, rotation    a small network fitted on the training split (`fmcore.score.feature_net`)
+    classifier, rotation, views   a small network fitted on the training split (`fmcore.score.feature_net`)
     inception-v3-compat     FID proper (`fmcore.score.inception`): made for colour photographs, slow without a GPU
     pixels                  the pixels themselves, for tests and closed forms
     random                  the small network, unfitted: nearly blind to missing modes, so use it beside another
@@ -44,12 +44,12 @@ from fmcore.score.feature_net import FIT_DIMS, FeatureNet, Fitting
 from fmcore.score.frechet import stats
 from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_SHA, find_inception, load_inception
 
-FITTED, UNFITTED = ("classifier", "rotation"), ("inception-v3-compat", "pixels", "random")
+FITTED, UNFITTED = ("classifier", "rotation", "views"), ("inception-v3-compat", "pixels", "random")
 EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they are
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
 MOST = 100_000  # classes, features or pixels a side that a manifest, which may be a stranger's, can claim
 AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
-_NETS = {"classifier": "cnn64", "rotation": "rot64", "random": "random64"}
+_NETS = {"classifier": "cnn", "rotation": "rot", "views": "views", "random": "random"}  # and the dimensions
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _save_network(
         whole = reduce(add, (stats(network.features(pixels)) for pixels in data))
     network.scale.fill_(float(whole.covariance.diagonal().mean().rsqrt()))
     write_tensors(folder / "extractor.safetensors", network.state_dict())
-    about = {**about, "classes": network.head.out_features}
+    about = {**about, "classes": network.head.out_features, "dims": network.head.in_features}
     _record(folder, kind, sha256(folder / "extractor.safetensors"), shape, about)
 
 
@@ -213,7 +213,8 @@ def load_extractor(
             raise ArtifactError(f"{file}: expected one of {', '.join(FITTED + UNFITTED)}, got {kind!r}")
         path = folder / "extractor.safetensors"
         _check_digest(path, digest)
-        network = FeatureNet(shape, _whole(file, "classes", [manifest["classes"]])[0])
+        classes, dims = _whole(file, "classes", [manifest["classes"], manifest.get("dims", FIT_DIMS)], 2)
+        network = FeatureNet(shape, classes, dims)
     except KeyError as error:
         raise ArtifactError(f"{file}: expected a manifest of features, got one without {error}") from None
     tensors = read_tensors(path)
@@ -221,7 +222,7 @@ def load_extractor(
     network.load_state_dict(tensors)
     network.to(device).eval()
     logits = network.logits if kind == "classifier" else None
-    return Extractor(_NETS[kind], FIT_DIMS, digest, network.features, logits)
+    return Extractor(f"{_NETS[kind]}{dims}", dims, digest, network.features, logits)
 
 
 def _check_digest(path: Path, digest: str, advice: str = "") -> None:
