@@ -16,23 +16,21 @@ MODELS = {
 }
 
 
-def write_model(folder, kind="mlp", spoil=None):
-    config, shape, classes = MODELS[kind]
+def write_network(folder, config, shape, classes=None, *, spread=0.1, spoil=None, **manifest):
+    """A model's folder with random weights everywhere; the last layer of a new network is zero."""
     torch.manual_seed(0)
     network = config.build(shape, classes)
     for parameter in network.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
+        parameter.data.add_(spread * torch.randn_like(parameter))
     if spoil is not None:
         next(network.parameters()).data.flatten()[3] = spoil
-    save_model(
-        folder,
-        network,
-        network_config=config,
-        shape=shape,
-        num_classes=classes,
-        manifest={"stage": "base", "grid": None},
-    )
+    about = {"stage": "base"} | manifest
+    save_model(folder, network, network_config=config, shape=shape, num_classes=classes, manifest=about)
     return network.eval()
+
+
+def write_model(folder, kind="mlp", spoil=None):
+    return write_network(folder, *MODELS[kind], spread=0.05, spoil=spoil, grid=None)
 
 
 def write_pairs(folder, shards=3, size=4, label=True, seal=True):

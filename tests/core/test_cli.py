@@ -13,7 +13,6 @@ from fmcore.cli import _naming, main
 from fmcore.disk.files import read_tensors
 from fmcore.flow.pixels import dequantise
 from fmcore.model import load as load_model
-from fmcore.models.folder import save_model
 from fmcore.models.networks import MLP
 from fmcore.ode.sampling import Sampling
 from fmcore.progress import Progress
@@ -21,6 +20,7 @@ from fmcore.score.extractors import Extractor, adopt
 from fmcore.score.frechet import frechet_distance, stats
 from fmcore.score.reference import reference_parts, save_reference
 from repository import ROOT
+from written import write_network
 
 SHAPES = {"points": ((2,), None), "images": ((1, 8, 8), 10), "three": ((3,), None)}
 
@@ -30,19 +30,7 @@ def models(tmp_path_factory):
     """A folder with a model of points, one of images with classes and one of what has no picture."""
     folder = tmp_path_factory.mktemp("models")
     for name, (shape, classes) in SHAPES.items():
-        config = MLP(width=16, depth=1)
-        torch.manual_seed(0)
-        network = config.build(shape, classes)
-        for parameter in network.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-        save_model(
-            folder / name,
-            network,
-            network_config=config,
-            shape=shape,
-            num_classes=classes,
-            manifest={"stage": "base"},
-        )
+        write_network(folder / name, MLP(width=16, depth=1), shape, classes)
     return folder
 
 

@@ -14,9 +14,8 @@ from fmcore.export import images
 from fmcore.export.images import claimed, write_images, write_pages
 from fmcore.flow.pixels import quantise
 from fmcore.model import load
-from fmcore.models.folder import save_model
 from fmcore.models.networks import MLP
-from written import contents, write_model
+from written import contents, write_model, write_network
 
 SHAPES = {"grey": (1, 4, 6), "rgb": (3, 6, 4), "five": (5, 4, 4)}
 RUN = {"seed": 0}
@@ -26,19 +25,7 @@ RUN = {"seed": 0}
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     for name, shape in SHAPES.items():
-        config = MLP(width=8, depth=1)
-        network = config.build(shape, None)
-        torch.manual_seed(0)
-        for parameter in network.parameters():
-            parameter.data.add_(0.1 * torch.randn_like(parameter))
-        save_model(
-            folder / name,
-            network,
-            network_config=config,
-            shape=shape,
-            num_classes=None,
-            manifest={"stage": "base", "rounds": 0},
-        )
+        write_network(folder / name, MLP(width=8, depth=1), shape, rounds=0)
     write_model(folder / "points")
     return folder
 
