@@ -13,7 +13,7 @@ from PIL import Image
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, Tag, samples_at, scored, trained
 from flows.local import process, tracking
-from flows.watch import journal, postman, to_mlflow
+from flows.watch import database, journal, postman, to_mlflow
 from repository import ROOT
 
 ENDED_PIPELINE = "4194304-1000000000.00"  # above the kernel's largest pid
@@ -97,17 +97,10 @@ def left_over(root):
     return [path for path in journal.journals(root).iterdir() if path.name != ".lock"]
 
 
-def make_database(folder):
-    """An initialised database; creating one takes seconds."""
-    path = folder / "mlflow.db"
-    code = f"from mlflow import MlflowClient as C; C('sqlite:///{path}').search_experiments()"
-    subprocess.run([sys.executable, "-c", code], env=os.environ | tracking.SETTINGS, check=True)
-    return path
-
-
-def make_root(folder, empty_database, monkeypatch):
-    """A repository whose pipeline has ended; postmen are started by hand."""
-    shutil.copyfile(empty_database, folder / "mlflow.db")
+def make_root(folder, monkeypatch):
+    """A repository whose pipeline has ended, with an empty database; postmen are started by hand."""
+    database.make(folder, os.environ | tracking.SETTINGS)
+    (folder / "work").rmdir()  # nothing has run yet
     for name in ("MLFLOW_TRACKING_URI", *tracking.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what a Store sets is undone
         monkeypatch.delenv(name)

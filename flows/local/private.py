@@ -30,10 +30,27 @@ class NotPrivate(PermissionError):
 
 def login_file() -> Path:
     """Where the login lies: `fmcore/login` in the user's folder for settings."""
-    given, home = (Path(os.environ.get(name, "")) for name in ("XDG_CONFIG_HOME", "HOME"))
+    return _of_user("XDG_CONFIG_HOME", ".config") / "login"
+
+
+def caches() -> Path:
+    """The user's folder for what can be made again, made if there is none.
+
+    Raises:
+        OSError: if it cannot be made.
+        NotPrivate: if others can look into it.
+    """
+    path = _of_user("XDG_CACHE_HOME", ".cache")
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check(path, path.lstat())
+    return path
+
+
+def _of_user(variable: str, usual: str) -> Path:
+    given, home = (Path(os.environ.get(name, "")) for name in (variable, "HOME"))
     if not home.is_absolute():
         home = Path(pwd.getpwuid(os.geteuid()).pw_dir)
-    return (given if given.is_absolute() else home / ".config") / "fmcore" / "login"
+    return (given if given.is_absolute() else home / usual) / "fmcore"
 
 
 def login() -> str | None:

@@ -1,7 +1,8 @@
 """MLflow's database in this checkout: made whole or not at all.
 
 MLflow makes its tables one after the other in place. Killed on the way it leaves a database that it refuses ever
-after ("table jobs already exists"), so it is made under another name and takes its own when it is whole.
+after ("table jobs already exists"), so it is made under another name and takes its own when it is whole. This
+takes seconds, so a copy is kept, empty as it is, for other checkouts.
 """
 
 import os
@@ -10,10 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import mkdtemp, mkstemp
 from typing import IO
 
+from flows.local import private
 from flows.local.tracking import NAME
 
 BROKEN = re.compile(r"table \S+ already exists|no such (table|column)|malformed|not a database")
@@ -38,12 +42,46 @@ def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEV
         shutil.rmtree(left, ignore_errors=True)
     folder = Path(mkdtemp(prefix=f".{NAME}.", dir=work))
     part = folder / NAME
-    command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{part}"]
-    subprocess.run(command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True)
+    if not _copied_to(part):
+        command = [sys.executable, "-m", "mlflow", "db", "upgrade", f"sqlite:///{part}"]
+        subprocess.run(
+            command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
+        )
+        _keep(part)
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(database)
     shutil.rmtree(folder)
+
+
+def _kept() -> Path:
+    """Where an empty database of this version of MLflow is kept."""
+    return private.caches() / f"mlflow-{version('mlflow')}.db"
+
+
+def _copied_to(part: Path) -> bool:
+    """Copies the one that is kept, if there is one that only this user can have written."""
+    with suppress(OSError):
+        kept = _kept()
+        if private.is_private(kept):
+            shutil.copyfile(kept, part)
+            return True
+    return False
+
+
+def _keep(made: Path) -> None:
+    """Keeps a new one, whole or not at all."""
+    with suppress(OSError):
+        kept = _kept()
+        handle, part = mkstemp(prefix=".mlflow.", dir=kept.parent)  # with mode 0600
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(made.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            os.rename(part, kept)
+        finally:
+            Path(part).unlink(missing_ok=True)
 
 
 def cure(problem: str) -> str:

@@ -13,7 +13,7 @@ from flows.local import tracking
 from flows.pages import gate
 from flows.params.files import PRESETS, load_yaml
 from flows.watch import naming
-from mlflow_records import MODELS, NFES, distance, drain, make_database, make_root, play_pipeline
+from mlflow_records import MODELS, NFES, distance, drain, make_root, play_pipeline
 from repository import ROOT
 from servers import answer_to, free_port, wait_until
 
@@ -31,9 +31,8 @@ DRAWN = """[...document.querySelectorAll(".js-plotly-plot")].map(plot => ({
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Two pipelines, of which the second trained the last model only."""
-    folder = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
-        root = make_root(tmp_path_factory.mktemp("root"), make_database(folder), patch)
+        root = make_root(tmp_path_factory.mktemp("root"), patch)
         (root / PRESETS).symlink_to(ROOT / PRESETS)
         params = load_yaml(ROOT / PRESETS / "digits.yaml")
         play_pipeline(root, 1_000_000_000, params=params)

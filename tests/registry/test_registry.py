@@ -16,10 +16,10 @@ import fmcore
 from flows.local import tracking
 from flows.registry import versions
 from flows.registry.card import SHA
+from flows.watch import database
 from fmcore.flow.pixels import quantise
 from fmcore.models.folder import save_model
 from fmcore.models.networks import MLP, initialised
-from mlflow_records import make_database
 from repository import ROOT
 from servers import answer_to, free_port, wait_until
 
@@ -42,17 +42,12 @@ def sha(folder):
     return json.loads((folder / "manifest.json").read_text())["sha256"]
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("store"))
-
-
 @pytest.fixture
-def root(tmp_path, empty_database, monkeypatch):
+def root(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_URI", *tracking.SETTINGS):
         monkeypatch.setenv(name, "")  # so that what is set is undone
         monkeypatch.delenv(name)
-    (tmp_path / "mlflow.db").write_bytes(empty_database.read_bytes())
+    database.make(tmp_path, os.environ | tracking.SETTINGS)
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     return tmp_path
 

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -66,14 +67,15 @@ def losses(root):
 
 
 @pytest.mark.parametrize("alone", [False, True], ids=["with its maker", "alone"])
-def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone):
+def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root / "caches"))  # none is kept, as on a new machine
     running = subprocess.Popen(
         [PYTHON, "-m", "flows.watch.postman", str(root)],
         cwd=root,
         start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
-    wait_until(lambda: list(root.glob(f"work/.{database.NAME}.*/{database.NAME}")))
+    wait_until(lambda: list(root.glob(f"work/.{database.NAME}.*/{database.NAME}")), 240)  # it is nice
     time.sleep(0.1)  # some of its tables are there
     (os.kill if alone else os.killpg)(running.pid, signal.SIGKILL)
     running.wait()
@@ -82,6 +84,30 @@ def test_a_kill_while_mlflows_database_is_made_loses_nothing(root, alone):
     assert done.returncode == 0, done.stderr
     assert losses(root) == [(0.5,)]
     assert not list(root.glob(f"work/.{database.NAME}.*"))
+    (kept,) = (root / "caches/fmcore").iterdir()
+    with closing(sqlite3.connect(kept)) as base:
+        assert base.execute("select count(*) from runs").fetchall() == [(0,)], "as it was before anything was told"
+
+
+def test_it_is_made_once_for_all_checkouts_of_a_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    made = []
+
+    def upgrade(command, **options):
+        Path(command[-1].removeprefix("sqlite:///")).write_text("tables")
+        made.append(command[2:5])
+
+    monkeypatch.setattr(database.subprocess, "run", upgrade)
+    for name in ("first", "second", "third"):
+        (tmp_path / name).mkdir()
+        database.make(tmp_path / name, {})
+        assert (tmp_path / name / database.NAME).read_text() == "tables"
+        assert made == [["mlflow", "db", "upgrade"]]
+    (kept,) = (tmp_path / "caches/fmcore").iterdir()
+    (tmp_path / "third" / database.NAME).unlink()
+    kept.chmod(0o666)  # so anyone may have written it
+    database.make(tmp_path / "third", {})
+    assert len(made) == 2
 
 
 def test_a_broken_database_is_told_with_its_cure(root, capfd):

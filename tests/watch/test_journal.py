@@ -10,17 +10,12 @@ import pytest
 from flows.events import Metrics, ModelReady, Note, Picture
 from flows.local import process
 from flows.watch import journal
-from mlflow_records import make_database, make_root, records_of
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("store"))
+from mlflow_records import make_root, records_of
 
 
 @pytest.fixture
-def root(tmp_path, empty_database, monkeypatch):
-    return make_root(tmp_path, empty_database, monkeypatch)
+def root(tmp_path, monkeypatch):
+    return make_root(tmp_path, monkeypatch)
 
 
 def test_lost_records_do_not_fail_the_stage(root, capsys):

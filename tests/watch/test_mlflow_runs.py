@@ -18,7 +18,6 @@ from mlflow_records import (
     distance,
     drain,
     left_over,
-    make_database,
     make_root,
     play_pipeline,
     query,
@@ -28,14 +27,9 @@ from mlflow_records import (
 from repository import ROOT
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("store"))
-
-
 @pytest.fixture
-def root(tmp_path, empty_database, monkeypatch):
-    return make_root(tmp_path, empty_database, monkeypatch)
+def root(tmp_path, monkeypatch):
+    return make_root(tmp_path, monkeypatch)
 
 
 def open_journal(root, stage, model="m"):

@@ -20,7 +20,6 @@ from mlflow_records import (
     FID_AT_NFE,
     drain,
     left_over,
-    make_database,
     make_root,
     query,
     record_stage,
@@ -32,14 +31,9 @@ from repository import ROOT
 from servers import free_port
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("store"))
-
-
 @pytest.fixture
-def root(tmp_path, empty_database, monkeypatch):
-    return make_root(tmp_path, empty_database, monkeypatch)
+def root(tmp_path, monkeypatch):
+    return make_root(tmp_path, monkeypatch)
 
 
 def test_everything_arrives(root):
@@ -292,9 +286,8 @@ def test_what_nobody_takes_is_dropped_in_the_end(root, caplog):
     assert "the journal of distill is dropped" in caplog.text
 
 
-def test_a_stage_starts_its_postman(tmp_path, empty_database, monkeypatch):
+def test_a_stage_starts_its_postman(tmp_path, monkeypatch):
     """The postman works behind the stage's back and holds none of the stage's pipes."""
-    shutil.copyfile(empty_database, tmp_path / "mlflow.db")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     code = f"""

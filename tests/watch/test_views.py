@@ -7,17 +7,12 @@ import zlib
 import pytest
 
 from flows.watch import views
-from mlflow_records import drain, make_database, make_root, play_pipeline, query
-
-
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    return make_database(tmp_path_factory.mktemp("store"))
+from mlflow_records import drain, make_root, play_pipeline, query
 
 
 @pytest.fixture
-def root(tmp_path, empty_database, monkeypatch):
-    return make_root(tmp_path, empty_database, monkeypatch)
+def root(tmp_path, monkeypatch):
+    return make_root(tmp_path, monkeypatch)
 
 
 def decoded(text):
