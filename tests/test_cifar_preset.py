@@ -33,9 +33,11 @@ def params(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, train, download: found)
     (tmp_path / "data/cifar10").mkdir(parents=True)
     monkeypatch.setattr("flows.scores.probes.REBUILT", 40)  # of 500, one by one on the finest grid
+    monkeypatch.setattr("flows.stages.matching.ENDS", 50)  # of 1000, and of 1500 data, each at five times
+    monkeypatch.setattr("flows.stages.matching.DATA", 50)
     raw["device"] = "cpu"
     raw["network"] |= {"channels": [8, 8, 8, 8], "layers": 1}
-    raw["features"]["train"] |= {"images": 2000, "batch_size": 50}
+    raw["features"]["train"] |= {"images": 1000, "batch_size": 50}
     for section, steps in (("base", STEPS), ("reflow", 40), ("distill", 20)):
         train = raw[section]["train"]
         train |= {"images": steps * BATCH, "batch_size": BATCH, "warmup_images": 80, "ema_halflife_images": [400]}
