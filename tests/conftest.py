@@ -1,5 +1,6 @@
 """What every test relies on: shapes checked in fmcore, one thread, no network, GPU tests only with a GPU."""
 
+import ctypes
 import ipaddress
 import os
 import signal
@@ -41,7 +42,7 @@ hypothesis.settings.load_profile("fmcore")
 # nothing of the other, so a test that leaves it to the processor runs as on both (`precisions`), or says that it
 # does not matter to it (`native`).
 
-from fmcore.flow import fields  # noqa: E402  after the import hook
+from fmcore.flow import fields, speed  # noqa: E402  after the import hook
 
 _has_bfloat16 = fields.has_bfloat16
 _said: list[bool] = []  # whether the processor is said to have it
@@ -87,6 +88,18 @@ def pytest_runtest_protocol(item):
         return (yield)
     finally:
         _item.pop()
+
+
+# --- memory ---------------------------------------------------------------------------------------------------
+#
+# The command line keeps all memory that it frees, which makes trainings faster. Here, many commands run in one
+# process, which would keep the largest block of each: it grew to 4 GB. So large blocks go back.
+
+LARGE_BLOCK, KEPT = 16 * 2**20, 256 * 2**20  # bytes
+if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+    mallopt(speed.M_MMAP_THRESHOLD, LARGE_BLOCK)
+    mallopt(speed.M_TRIM_THRESHOLD, KEPT)
+speed.keep_freed_memory = lambda: False
 
 
 LONG = ("test_mistakes", "test_pipeline")  # begun first, so that no core waits at the end
