@@ -102,11 +102,19 @@ if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
 speed.keep_freed_memory = lambda: False
 
 
-LONG = ("test_mistakes", "test_pipeline")  # begun first, so that no core waits at the end
+# Files that take half a minute or more are begun first, so that no core waits at the end.
+# fmt: off
+LONG = (
+    "pipeline", "mistakes", "prefect", "prefect_pipeline", "postman", "pages", "variants", "standard_tools",
+    "extending", "speed", "registry", "database", "cifar_preset", "pretended", "mlflow_page",
+    "evaluate_command", "gpu_script", "login",
+)
+# fmt: on
 
 
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    place = {f"test_{name}": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
     if torch.cuda.is_available():
         return
     for item in items:
