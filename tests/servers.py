@@ -124,8 +124,12 @@ class Server:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=self.env, stdout=log, stderr=log, start_new_session=True, pass_fds=handles
             )
-        wait_until(lambda: is_healthy(self.address) or self.process.poll() is not None)
-        assert self.process.poll() is None, self.log.read_text()
+        try:
+            wait_until(lambda: is_healthy(self.address) or self.process.poll() is not None, 120)
+            assert self.process.poll() is None, self.log.read_text()
+        except BaseException:
+            self.kill()
+            raise
 
     def kill(self):
         with contextlib.suppress(ProcessLookupError):
