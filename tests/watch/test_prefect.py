@@ -215,10 +215,12 @@ def test_progress_is_seen_within_seconds_while_all_cores_work(server, tmp_path, 
     monkeypatch.undo()
     monkeypatch.setenv("PREFECT_API_URL", server.address)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    busy = [subprocess.Popen([PYTHON, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
+    busy = []
     try:
         with opened(tmp_path, "busy") as run, client_of(server.address) as client:
             wait_until(lambda: runs_named(client, "busy"), 120)
+            wait_until(lambda: list(tmp_path.glob("work/journal/*/mlflow.json")), 120)  # it has all it needs
+            busy = [subprocess.Popen([PYTHON, "-c", "while True: pass"]) for _ in range(os.cpu_count())]
             for done in (20, 60):
                 time.sleep(2.1)  # of progress that comes thicker some is left out
                 run(Progress("train", done, 100))
