@@ -1,14 +1,19 @@
 """Copies of the working tree in which tests run the pipeline through DVC."""
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+from contextlib import chdir
 from pathlib import Path
+from typing import Self
 
 from ruamel.yaml import YAML
 
+from flows.params.preset import rendered
+from flows.watch.journal import lock_of_postman
 from repository import ROOT
 
 BIN = Path(sys.executable).parent
@@ -29,9 +34,13 @@ def environment(**more):
 
 
 class Checkout:
-    """A copy of the repository's working tree with parameters of its own."""
+    """A copy of the repository's working tree with parameters of its own.
 
-    def __init__(self, folder: Path, preset: str) -> None:
+    Its journals stay where they are, as if a postman were at work, unless it is to have one (`postman`): that
+    makes a database and tells MLflow everything, which costs seconds and which most tests do not look at.
+    """
+
+    def __init__(self, folder: Path, preset: str, *, postman: bool = False) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         for name in COPIED:
@@ -41,8 +50,26 @@ class Checkout:
                 shutil.copytree(source, folder / name, ignore=skip)
             else:
                 shutil.copy(source, folder / name)
+        with chdir(folder):
+            (folder / "params.yaml").write_bytes(rendered(preset))
         self.run("git", "init", "-q")
-        self.run(sys.executable, "-m", "flows.params.preset", preset)
+        if not postman:
+            self._without_postman()
+
+    @classmethod
+    def copied(cls, other: "Checkout", folder: Path) -> Self:
+        """Another checkout with all that was made in it, without a postman."""
+        self = cls.__new__(cls)
+        self.folder = folder
+        told = ("work", "tmp", "mlflow.db*", "mlartifacts")  # a postman may be at it
+        shutil.copytree(other.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(*told))
+        self._without_postman()
+        return self
+
+    def _without_postman(self) -> None:
+        lock = lock_of_postman(self.folder)
+        lock.parent.mkdir(parents=True)
+        fcntl.flock(os.open(lock, os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # until the tests end
 
     def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 import pandas as pd
 import pytest
+from dvc.repo import Repo
 
 from checkouts import Checkout, environment
 from fmcore.disk.pairs import open_pairs
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    checkout = Checkout(tmp_path_factory.mktemp("made"), "smoke")
+    checkout = Checkout(tmp_path_factory.mktemp("made"), "smoke", postman=True)
     checkout.first = checkout.repro()
     return checkout
 
@@ -159,45 +160,45 @@ def test_an_edit_reruns_what_depends_on_it(made, path, value, expected):
     before = (made.folder / "params.yaml").read_bytes()
     try:
         made.edit(path, value)
-        status = json.loads(made.run("dvc", "status", "--json").stdout)
+        with Repo(str(made.folder)) as repo:
+            status = repo.status()
         direct = {name for name, changes in status.items() if "params.yaml" in json.dumps(changes)}
         assert direct - {"report"} == expected
     finally:
         (made.folder / "params.yaml").write_bytes(before)
 
 
-def test_a_round_more_is_an_edit_of_params(made, tmp_path):
-    checkout = Checkout(tmp_path, "smoke")
-    checkout.edit("reflow.rounds.r3", {"teacher": "r2", "couple": {}, "train": {}})
-    listed = checkout.run("dvc", "stage", "list", "--name-only").stdout.split()
-    assert {"couple@r3", "reflow@r3", "evaluate@r3"} <= set(listed)
+def test_a_round_more_is_an_edit_of_params(made):
+    before = (made.folder / "params.yaml").read_bytes()
+    try:
+        made.edit("reflow.rounds.r3", {"teacher": "r2", "couple": {}, "train": {}})
+        with Repo(str(made.folder)) as repo:
+            listed = {stage.addressing for stage in repo.index.stages}
+        assert {"couple@r3", "reflow@r3", "evaluate@r3"} <= listed
+    finally:
+        (made.folder / "params.yaml").write_bytes(before)
 
 
-def test_two_checkouts_make_equal_bytes(made, tmp_path):
-    other = Checkout(tmp_path, "smoke")
-    other.repro("features", "couple@r1", "evaluate_base")
-    mine, theirs = made.outputs(), other.outputs()
-    assert len(theirs) >= 10
-    assert {name for name in theirs if mine[name] != theirs[name]} == set()
-
-
-def kill_when(checkout: Checkout, stage: str, ready) -> None:
-    """Starts a stage, and kills it with everything around it (SIGKILL) as soon as `ready()`."""
-    process = subprocess.Popen(
-        ["dvc", "repro", stage],
-        cwd=checkout.folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
+def kill_when(checkout: Checkout, stage: str, ready) -> str:
+    """Starts a stage, and kills it with everything around it (SIGKILL) as soon as `ready()`; returns its words."""
+    log = checkout.folder / "killed.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            ["dvc", "repro", stage],
+            cwd=checkout.folder,
+            env=environment(),
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
     while not ready():
         assert process.poll() is None, "the stage was over before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    return log.read_text()
 
 
 def quick_to_save(checkout):
@@ -213,36 +214,45 @@ def edit(checkout, file):
     source.write_text(source.read_text() + "\n# edited\n")
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(made, tmp_path):
-    checkout = Checkout(tmp_path, "smoke")
+GOING_ON = "going on from step"
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes_unless_its_code_changed(made, tmp_path):
+    checkout = Checkout.copied(made, tmp_path / "copy")
     work = checkout.folder / "work" / "base"
-    quick_to_save(checkout)
-    for least in (1, 2):
-        kill_when(checkout, "base", lambda n=least: len(list(work.glob("*/step-*.json"))) >= n)
+    quick_to_save(checkout)  # an edit, so the base is trained again
+
+    def checkpoints():
+        return set(work.glob("*/step-*.safetensors"))
+
+    def killed():
+        """Trains until a checkpoint more is there."""
+        before = checkpoints()
+        return kill_when(checkout, "base", lambda: checkpoints() - before)
+
+    def edit_others():
         for file in ("fmcore/ode/solvers.py", "flows/stages/couple.py", "flows/report/page.html"):
             edit(checkout, file)  # which the base does not depend on
+
+    assert GOING_ON not in killed()
+    (old,) = {path.parent for path in checkpoints()}
+    edit(checkout, "fmcore/flow/training.py")
+    assert GOING_ON not in killed(), "its code changed"
+    edit_others()
+    assert GOING_ON in killed()
+    edit_others()
     done = checkout.repro("base")
-    assert "going on from step" in done.text
+    assert GOING_ON in done.text
     expected = {k: v for k, v in made.outputs().items() if k.startswith(("models/base", "curves/base"))}
     assert {k: checkout.outputs()[k] for k in expected} == expected
-    assert not [path for path in work.iterdir() if path.is_dir()]
-
-
-def test_a_killed_training_starts_anew_if_its_code_changed(made, tmp_path):
-    checkout = Checkout(tmp_path, "smoke")
-    work = checkout.folder / "work" / "base"
-    quick_to_save(checkout)
-    kill_when(checkout, "base", lambda: list(work.glob("*/step-*.json")))
-    edit(checkout, "fmcore/flow/training.py")
-    assert "going on from step" not in checkout.repro("base").text
+    assert [path for path in work.iterdir() if path.is_dir()] == [old]
 
 
 def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
-    checkout = Checkout(tmp_path, "smoke")
+    checkout = Checkout.copied(made, tmp_path / "copy")
     checkout.edit("couple.pairs", 12000)
     source = checkout.folder / "flows/stages/shards.py"
     source.write_text(source.read_text().replace("SHARD_BYTES = 16 * 2**20", "SHARD_BYTES = 32 * 2**10"))
-    checkout.repro("base")
     work = checkout.folder / "work" / "couple-r1"
     kill_when(checkout, "couple@r1", lambda: len(list(work.glob("*/out/pairs-*.safetensors"))) >= 2)
     (newest,) = [path for path in work.iterdir() if path.is_dir()]
@@ -271,8 +281,8 @@ def test_models_say_what_made_them(made):
     assert not any(re.search(r"20\d\d-\d\d-\d\d|/tmp|hostname", text) for text in texts)
 
 
-def test_all_stages_in_one_process_make_the_same_bytes(made, tmp_path):
-    """For a machine without DVC, Prefect and MLflow."""
+def test_all_stages_in_one_process_in_another_checkout_make_the_same_bytes(made, tmp_path):
+    """For a machine without DVC, Prefect and MLflow; and no byte depends on the process or the folder."""
     alone = Checkout(tmp_path, "smoke")
     said = alone.run(sys.executable, str(ROOT / "scripts/run_stages.py"), PYTHONPATH=str(alone.folder)).stdout
     assert set(json.loads(said.splitlines()[0])["seconds"]) == ALL | {"look"}
