@@ -350,6 +350,8 @@ def _reference(
         bar.to(total.stats.count)
     bar.close()
     assert total is not None
+    if target:
+        target.against = against
     return extractor, total, shape, reader, against.notes(reader)
 
 

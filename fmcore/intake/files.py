@@ -1,7 +1,9 @@
 """A folder of images as it is, to be scored: read as a data set is, but not resized."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +42,9 @@ class Folder:
     Main arguments:
         root: the folder.
 
-    Its `files` are in a fixed random order: folders are often sorted by class, while error bars are made of groups
-    of neighbours, and what needs kernels or a part of the images takes the first.
+    It may be compared with the images of another one, `against`, once these were read. Its `files` are in a fixed
+    random order: folders are often sorted by class, while error bars are made of groups of neighbours, and what
+    needs kernels or a part of the images takes the first.
 
     Raises:
         DataError: if there is none, or no image in it.
@@ -50,17 +53,29 @@ class Folder:
     def __init__(self, root: str | Path) -> None:
         self.root, self._part = root, images_in(root)
         self._tally = Tally(self._part.base)
+        self.seen: Counter[bytes] = Counter()  # digests of the images that were read
+        self.against: Folder | None = None
         order = torch.randperm(len(self._part.images), generator=generator(0, "evaluate/files"))
         self.files = [self._part.images[i] for i in order.tolist()]
 
     def images(self, shape: tuple[int, ...], reader: Reader, count: int | None = None) -> Iterator[Tensor]:
         """Batches of its first images, which `notes` then tells of; see `folder_images`."""
-        return folder_images(self.files[:count], shape, reader=reader, tally=self._tally)
+        for batch in folder_images(self.files[:count], shape, reader=reader, tally=self._tally):
+            self.seen.update(blake2b(image.numpy().tobytes(), digest_size=16).digest() for image in batch)
+            yield batch
 
     def notes(self, reader: Reader) -> list[str]:
-        """What was left out or done to its images, a line each."""
-        told = self._tally.notes(reader.how, reader.levels.white)
-        return [f"{shown(str(self.root))}: {line}" for line in (*found_notes(self._part), *told)]
+        """What was left out or done to its images, and how many are there twice, a line each."""
+        told = [*found_notes(self._part), *self._tally.notes(reader.how, reader.levels.white)]
+        total = self.seen.total()
+        if copies := total - len(self.seen):
+            told.append(f"{copies} of {total} are copies of others, pixel by pixel: no error below knows of that")
+        if self.against and (shared := (self.seen & self.against.seen).total()):
+            told.append(
+                f"{shared} of {total} lie in {shown(str(self.against.root))}, too: distances and errors take "
+                "images as drawn apart, so they mean little"
+            )
+        return [f"{shown(str(self.root))}: {line}" for line in told]
 
 
 def folder_shape(paths: Sequence[Path]) -> tuple[int, ...]:
