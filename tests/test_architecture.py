@@ -48,7 +48,7 @@ FLOWS = {
     "watch": {"events", "local", "params", "registry"},
     "launch": {"layout", "events", "params", "workshop", "local", "watch"},
     "pages": {"local", "watch"},
-    "pipeline": {"local"},
+    "pipeline": {"local", "params"},
     "__init__": {"registry"},
 }
 
@@ -178,8 +178,14 @@ def test_one_importer_each():
                 "flows.registry.versions",
             ),
         },
-        "prefect": {"flows.watch.to_prefect", "flows.pages.gate", "flows.pipeline"},
-        "pydantic": {"flows.params.schema", "flows.params.reading", "flows.params.messages", "flows.params.rules"},
+        "prefect": {
+            *("flows.watch.to_prefect", "flows.pages.gate", "flows.pipeline.__main__", "flows.pipeline.flow"),
+            *("flows.pipeline.naming", "flows.pipeline.shown", "flows.pipeline.sweep"),
+        },
+        "pydantic": {
+            *("flows.params.schema", "flows.params.reading", "flows.params.messages", "flows.params.rules"),
+            "flows.pipeline.form",
+        },
         "tqdm": {"fmcore.progress"},
     }.items():
         found = {name_of(p) for p in FILES if any(name.split(".")[0] == tool for name in imports(p))}

@@ -36,12 +36,13 @@ class Api(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What `make ui` notes of the Prefect server it runs."""
+    """What `make ui` notes of the Prefect server it runs, and where MLflow's page is."""
 
     address: str
     pid: int
     started: float
     login: bool
+    mlflow: str = ""
 
 
 def record_file(root: Path) -> Path:
@@ -96,6 +97,12 @@ def address_of(root: Path) -> str | None:
         return redacted(given)
     record = running(root)
     return record.address if record else None
+
+
+def mlflow_of(root: Path) -> str | None:
+    """The address of MLflow's page, if `make ui` runs in this checkout."""
+    record = running(root)
+    return record.mlflow or None if record else None
 
 
 def api_at(root: Path, address: str) -> Api:

@@ -49,7 +49,7 @@ def mend(root: Path) -> str | None:
             reason = " ".join(str(error).split())
         if _is_cut(root):
             reason = reason or "it ends in the middle of a line"
-        if reason:
+        if reason and path.exists():
             aside = _aside(path)
             path.replace(aside)
             what = f"{LOCK_FILE} cannot be used ({reason}); DVC restores what it held"

@@ -187,7 +187,7 @@ def _serve(
         )  # fmt: skip
         _wait(children, logs, lambda: api.is_healthy(address))
         server = Process.of(psutil.Process(children["prefect"].pid))
-        api.write_record(root, api.Record(address, *server, login=login is not None))
+        api.write_record(root, api.Record(address, *server, login=login is not None, mlflow=pages))
         stack.callback(api.record_file(root).unlink, missing_ok=True)
         # Deploying again would drop the schedules that were made or switched on in the page.
         found = api.asked(address, f"/deployments/name/{DEPLOYMENT}", login, seconds=30.0)

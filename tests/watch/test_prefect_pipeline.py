@@ -114,10 +114,15 @@ def test_pipeline_follows_dvc(server, project):
         assert failed.returncode == 1
         run = pipelines(client)[-1]
         assert run.state.is_failed()
-        assert "stage 'b' failed" in run.state.message
-        assert "the stage says why" in run.state.message
-        states = {name: task.state.name for name, task in ended(client, 3).items()}
-        assert states == {"a": "Cached", "b": "Failed", "c@r1": "NotReady"}
+        assert run.state.message == "stage 'b' failed: the stage says why"
+        assert failed.stderr.splitlines()[-1] == run.state.message
+        found = ended(client, 3)
+        states = {name: task.state.name for name, task in found.items()}
+        assert states == {"a": "Cached", "b": "Failed", "c@r1": "Skipped"}
+        assert found["b"].state.message == run.state.message
+        assert found["c@r1"].state.message == "not started: stage 'b' failed"
+        said = [line for line in client.read_logs() if line.flow_run_id == run.id]
+        assert not [line.message for line in said if "Traceback" in line.message]
 
 
 @pytest.mark.slow
