@@ -43,7 +43,8 @@ RECORDS = "records.jsonl"
 LOG = "log.txt"
 MODELS = "models"  # apart from the other files: only MLflow wants them, and they are large
 PROGRESS_SECONDS = 2.0
-PARENT = "FMCORE_PARENT_TASK_RUN"  # of the environment: the task of the parent flow that a stage runs in
+# Of the environment: the task of the parent flow that a stage runs in, and that flow's run.
+PARENT, PARENT_FLOW = "FMCORE_PARENT_TASK_RUN", "FMCORE_PARENT_FLOW_RUN"
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -344,6 +345,7 @@ def open_journal(
                 always=always,
                 api=api.address_of(root),
                 parent_task_run=os.environ.get(PARENT) or None,
+                parent_flow_run=os.environ.get(PARENT_FLOW) or None,
                 pipeline=pipeline_key(),
                 pipeline_process=pipeline_process(),
             )

@@ -143,6 +143,10 @@ class Sender:
             run, stage = self.runs.of(journal).run, journal.start["stage"]
             self.store.set_tags(run, links | {f"{PAGE}{stage}": links["prefect.flow_run_url"]})
             self._describe(run)
+        if above := prefect.get("above"):
+            pipeline = self.runs.of(journal, "").run
+            self.store.set_tags(pipeline, above | {f"{PAGE}pipeline": above["prefect.flow_run_url"]})
+            self._describe(pipeline)
         return bool(links) or bool(prefect.get("done")) or journal.start.get("api") is None
 
     def _describe(self, run: str) -> None:

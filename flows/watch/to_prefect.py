@@ -124,7 +124,9 @@ class PrefectBox:
         run = str(client.request("POST", "/flow_runs/", json=body).json()["id"])
         api = api_at(self.root, start["api"])
         tags = {"prefect.flow_run_id": run, "prefect.flow_run_url": _page_of(run, api)}
-        journal.state.update(run=run, own=api.own, tags=tags)
+        parent = start.get("parent_flow_run")
+        above = {"prefect.flow_run_id": parent, "prefect.flow_run_url": _page_of(parent, api)} if parent else {}
+        journal.state.update(run=run, own=api.own, tags=tags, above=above)
         journals.write_state(journal.folder, self.reader, journal.state)
 
     def _known_of(self, client: "SyncPrefectClient", journal: Journal) -> Known:

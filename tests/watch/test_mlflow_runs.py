@@ -218,9 +218,12 @@ def test_prefects_run_is_linked_when_it_is_known(root):
     assert not any(key.startswith("prefect.") for key in tags(root, "m %"))
     page = "http://127.0.0.1:9/runs/flow-run/1"
     known = {"prefect.flow_run_id": "1", "prefect.flow_run_url": page}
-    journal.write_state(folder, "prefect", {"tags": known, "done": True})
+    above = {"prefect.flow_run_id": "2", "prefect.flow_run_url": f"{page[:-1]}2"}
+    journal.write_state(folder, "prefect", {"tags": known, "above": above, "done": True})
     drain(root)
     assert known.items() <= tags(root, "m %").items()
+    assert above.items() <= tags(root, "pipeline 1").items(), "the run that the stage was a part of"
+    assert f"In Prefect: [pipeline]({page[:-1]}2)." in tags(root, "pipeline 1")["mlflow.note.content"]
     assert tags(root, "m %")["mlflow.note.content"] == f"In Prefect: [train]({page})."
     assert stored(root)["runs"] == [("m / pipeline 1", "FINISHED"), ("pipeline 1", "FINISHED")]
     assert left_over(root) == []
