@@ -130,11 +130,15 @@ def _walk(
             why = f"not started: stage {broken.stage!r} {'failed' if broken.end == 'failed' else 'was stopped'}"
             found[stage] = meet(Visit(stage, parents, "skip", why))
             continue
-        before = _made(job.root, stage) if always else None
-        found[stage] = outcome = meet(_visit(job, stage, parents, changed, found))
+        visit = _visit(job, stage, parents, changed, found)
+        before = _made(job.root, stage) if visit.action == "run" else None
+        outcome = meet(visit)
+        if outcome.moved and before is not None and _made(job.root, stage) == before:
+            outcome = outcome._replace(moved=False)  # it ran and made the same
+        found[stage] = outcome
         if outcome.end in ("failed", "stopped"):
             broken = outcome
-        elif always and changed is not None and _made(job.root, stage) != before:
+        elif always and outcome.moved and changed is not None:
             changed = changes(job.root)
 
 

@@ -44,7 +44,7 @@ LOG = "log.txt"
 MODELS = "models"  # apart from the other files: only MLflow wants them, and they are large
 PROGRESS_SECONDS = 2.0
 # Of the environment: the task of the parent flow that a stage runs in, and that flow's run.
-PARENT, PARENT_FLOW = "FMCORE_PARENT_TASK_RUN", "FMCORE_PARENT_FLOW_RUN"
+PARENTS = {"parent_task_run": "FMCORE_PARENT_TASK_RUN", "parent_flow_run": "FMCORE_PARENT_FLOW_RUN"}
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -344,8 +344,7 @@ def open_journal(
                 by_model=plain(by_model or {}),
                 always=always,
                 api=api.address_of(root),
-                parent_task_run=os.environ.get(PARENT) or None,
-                parent_flow_run=os.environ.get(PARENT_FLOW) or None,
+                **{key: os.environ.get(name) or None for key, name in PARENTS.items()},
                 pipeline=pipeline_key(),
                 pipeline_process=pipeline_process(),
             )
