@@ -1,0 +1,174 @@
+"""The form of Prefect's page, filled in over its API: what it refuses, and what a run from it does."""
+
+import contextlib
+import os
+import signal
+import subprocess
+from types import SimpleNamespace
+
+import psutil
+import pytest
+from prefect.exceptions import PrefectHTTPStatusError
+
+from repository import ROOT
+from servers import PYTHON, QUIET, Server, client_of, prefect_home, wait_until
+from small_pipelines import git, make
+
+pytestmark = [pytest.mark.slow, *QUIET]
+NAME = "reflow-pipeline/reflow-pipeline"
+SECONDS = 400.0  # on a machine that does other work, too
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A project with a server, its deployments and a worker, as `make ui` has them, but for MLflow."""
+    project = make(tmp_path_factory.mktemp("form"))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(prefect_home(tmp_path_factory.mktemp("client")))
+        server = Server(project)
+        server.start()
+        stack.callback(server.kill)
+        env = server.env | {"PYTHONPATH": str(ROOT)}
+        prefect = [PYTHON, "-m", "prefect", "--no-prompt"]
+        for step in (["work-pool", "create", "fmcore", "--type", "process"], ["deploy", "--all"]):
+            subprocess.run([*prefect, *step], cwd=project, env=env, check=True, capture_output=True)
+        log = stack.enter_context((project / "work/worker.log").open("w"))
+        command = [*prefect, "worker", "start", "--pool", "fmcore"]
+        worker = subprocess.Popen(command, cwd=project, env=env, stdout=log, stderr=log, start_new_session=True)
+        stack.callback(worker.wait)
+        stack.callback(os.killpg, worker.pid, signal.SIGTERM)
+        client = stack.enter_context(client_of(server.address))
+        yield SimpleNamespace(project=project, client=client, server=server)
+
+
+def submit(page, **parameters):
+    """Submits the form; the run."""
+    deployment = page.client.read_deployment_by_name(NAME)
+    return page.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
+
+
+def ended(page, run):
+    def state():
+        found = page.client.read_flow_run(run).state
+        return found if found.is_final() else None
+
+    return wait_until(state, SECONDS)
+
+
+def tasks_of(page, run):
+    return {task.name: task for task in page.client.read_task_runs() if task.flow_run_id == run}
+
+
+def lines_of(page, run):
+    return [line.message for line in page.client.read_logs() if line.flow_run_id == run]
+
+
+def own_files(project):
+    """What the user may have edited, to the byte and to the time."""
+    names = ("params.yaml", "stage.py", "dvc.yaml", "mine.txt", ".git/index")
+    return [(path.stat().st_mtime_ns, path.read_bytes()) for path in map(project.joinpath, names)]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("preset", "smok", "'smok' is not one of ['digits',"),
+        ("stages", ["bas"], "'bas' is not one of ['look', 'base', 'couple', 'report']"),
+        ("rounds", 0, "0 is less than the minimum of 1"),
+        ("nfe", [1, 0], "0 is less than the minimum of 1"),
+        ("nfe", [1, 1], "[1, 1] has non-unique elements"),
+        ("seed", -1, "-1 is less than the minimum of 0"),
+        ("overrides", ["cuple.nfe=8"], "'cuple.nfe=8' does not match"),
+        ("overrides", {"cuple.nfe": 8}, "{'cuple.nfe': 8} is not valid"),
+        ("experiment", "../x", "'../x' does not match"),
+    ],
+)
+def test_the_form_refuses_at_once_what_cannot_be(page, field, value, reason):
+    with pytest.raises(PrefectHTTPStatusError) as caught:
+        submit(page, **{field: value})
+    assert caught.value.response.status_code == 409
+    assert f"Validation failed for field '{field}" in caught.value.response.json()["detail"]
+    assert reason in caught.value.response.json()["detail"]
+
+
+def test_a_mistake_that_only_the_rules_know_ends_the_run_in_one_line(page):
+    run = submit(page, overrides=["couple.nfee=8"])
+    state = ended(page, run)
+    assert state.is_failed()
+    assert state.message == "overrides: couple.nfee: unknown key; did you mean nfe?"
+    assert not tasks_of(page, run)
+    assert not [line for line in lines_of(page, run) if "Traceback" in line]
+
+
+def test_a_schedule_with_overrides_makes_experiments_and_leaves_the_checkout_alone(page):
+    project, client = page.project, page.client
+    (project / "mine.txt").write_text("mine")
+    (project / "params.yaml").write_text((project / "params.yaml").read_text().replace("seed: 0", "seed: 5"))
+    before = own_files(project)
+    deployment = client.read_deployment_by_name(NAME)
+    body = [
+        {
+            "slug": "often",
+            "active": True,
+            "schedule": {"interval": 600},
+            "parameters": {"overrides": ["couple.nfe=4"]},
+        }
+    ]
+    made = client.request("POST", f"/deployments/{deployment.id}/schedules", json=body).json()
+
+    def fired():
+        assert own_files(project) == before
+        return [run for run in client.read_flow_runs() if run.auto_scheduled and run.state.is_final()]
+
+    # The next time would be minutes away, so the first run of the schedule is asked for now.
+    first = wait_until(lambda: [run for run in client.read_flow_runs() if run.auto_scheduled], 60)
+    soonest = min(first, key=lambda run: run.expected_start_time)
+    client.request(
+        "POST", f"/flow_runs/{soonest.id}/set_state", json={"state": {"type": "SCHEDULED"}, "force": True}
+    )
+    (run,) = wait_until(fired, SECONDS)
+    client.request("DELETE", f"/deployments/{deployment.id}/schedules/{made[0]['id']}")
+    assert run.state.is_completed(), run.state.message
+    assert run.name.startswith("digits often "), run.name
+    assert run.parameters == {"overrides": ["couple.nfe=4"]}
+    name = run.labels["fmcore.experiment"]
+    assert name == run.name.replace(" ", "-")
+    (ref,) = git(project, "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").split()
+    assert "nfe: 4 " in git(project, "show", f"{ref}:params.yaml")
+    assert "seed: 0 " in git(project, "show", f"{ref}:params.yaml"), "of the commit, not of the edit"
+    tasks = tasks_of(page, run.id)
+    assert {task.state.type.value for task in tasks.values()} == {"COMPLETED"}
+    (shown,) = [found for found in client.read_artifacts() if found.flow_run_id == run.id]
+    assert "**use r1. It is the best**" in shown.data
+    assert f"dvc exp apply {name}" in shown.data
+    assert f"[report](/runs/task-run/{tasks['report'].id})" in shown.data
+    assert "| r1 | 0.04 |" in shown.data
+    assert own_files(project) == before
+
+
+def test_a_cancelled_run_leaves_nothing_running_and_the_next_one_goes_on(page):
+    work = page.project / "work"
+    (work / "slow").touch()
+    (work / "pid").unlink(missing_ok=True)
+    run = submit(page, seed=7)
+    wait_until(lambda: (work / "steps-7").exists() and int((work / "steps-7").read_text()) > 3, SECONDS)
+    stage = psutil.Process(int((work / "pid").read_text()))
+    page.client.request("POST", f"/flow_runs/{run}/set_state", json={"state": {"type": "CANCELLING"}})
+    assert ended(page, run).is_cancelled()
+    assert not stage.is_running()
+    reached = int((work / "steps-7").read_text())
+    assert reached < 100
+
+    def settled():
+        """Nothing of the run's tree is at work, the stage's own run, which the postman tells of, included."""
+        tasks = tasks_of(page, run)
+        below = [r for r in page.client.read_flow_runs() if r.parent_task_run_id in {t.id for t in tasks.values()}]
+        states = [each.state for each in (*tasks.values(), *below)]
+        return tasks if all(state.is_final() for state in states) else None
+
+    tasks = wait_until(settled, SECONDS)
+    assert tasks["base"].state.is_cancelled()
+    (work / "slow").unlink()
+    again = submit(page, seed=7, stages=["base"])
+    assert ended(page, again).is_completed()
+    assert int((work / "steps-7").read_text()) == reached, "there was nothing to begin anew"
