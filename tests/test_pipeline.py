@@ -162,7 +162,9 @@ def test_an_edit_reruns_what_depends_on_it(made, path, value, expected):
         made.edit(path, value)
         with Repo(str(made.folder)) as repo:
             status = repo.status()
-        direct = {name for name, changes in status.items() if "params.yaml" in json.dumps(changes)}
+        # DVC puts the path of a dvc.yaml that is not in the current folder before a stage's name.
+        edited = {name for name, changes in status.items() if "params.yaml" in json.dumps(changes)}
+        direct = {name.rpartition(":")[2] for name in edited}
         assert direct - {"report"} == expected
     finally:
         (made.folder / "params.yaml").write_bytes(before)
@@ -173,7 +175,7 @@ def test_a_round_more_is_an_edit_of_params(made):
     try:
         made.edit("reflow.rounds.r3", {"teacher": "r2", "couple": {}, "train": {}})
         with Repo(str(made.folder)) as repo:
-            listed = {stage.addressing for stage in repo.index.stages}
+            listed = {stage.addressing.rpartition(":")[2] for stage in repo.index.stages}
         assert {"couple@r3", "reflow@r3", "evaluate@r3"} <= listed
     finally:
         (made.folder / "params.yaml").write_bytes(before)
