@@ -10,7 +10,7 @@ from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256
 from fmcore.flow.pixels import dequantise
 from fmcore.flow.training import TrainConfig, new_state, take_average, train
 from fmcore.score.extractors import FITTED, Extractor, adopt, dims_of, load_extractor, save_extractor
-from fmcore.score.feature_net import FIT_DIMS, FeatureNet, fitting
+from fmcore.score.feature_net import FEW_DIMS, FIT_DIMS, FeatureNet, fitting
 from fmcore.score.frechet import frechet_distance, frechet_floor, stats
 from fmcore.score.reference import PARTS, Reference, data_digest, load_reference, reference_parts, save_reference
 
@@ -105,7 +105,7 @@ def test_references_of_batches_add_up(good, monkeypatch, fit, kept):
     torch.testing.assert_close(total.features, extractor(pixels)[::every], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["classifier", "rotation"])
+@pytest.mark.parametrize("kind", ["classifier", "views"])
 def test_fitting_twice_gives_the_same_bytes(tmp_path, kind):
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(ord(name))
@@ -132,9 +132,9 @@ def test_a_missing_extractor_is_named(tmp_path):
         load_extractor(tmp_path)
 
 
-def test_a_classifier_without_classes_points_to_rotation(tmp_path):
+def test_a_classifier_without_classes_points_to_views(tmp_path):
     pixels, _ = digits(50)
-    with pytest.raises(ValueError, match="needs data with classes; expected rotation"):
+    with pytest.raises(ValueError, match="needs data with classes; expected views"):
         list(fit("classifier", pixels, None, None, BRIEF, seed=0, folder=tmp_path))
 
 
@@ -151,7 +151,7 @@ def test_rotation_needs_squares(tmp_path):
 def test_other_image_sizes(tmp_path, shape):
     pixels = torch.randint(256, (40, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     list(fit("rotation", pixels, None, None, replace(BRIEF, images=128), seed=0, folder=tmp_path))
-    assert load_extractor(tmp_path)(pixels[:3]).shape == (3, FIT_DIMS)
+    assert load_extractor(tmp_path)(pixels[:3]).shape == (3, FEW_DIMS)
 
 
 def test_a_reference_comes_back(tmp_path):
