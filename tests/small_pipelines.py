@@ -55,7 +55,8 @@ def out(path, text):
     Path(path).parent.mkdir(exist_ok=True)
     Path(path).write_text(text)
 if name == "look":
-    out("seen.json", "{}")
+    data = home / "work" / "data"
+    out("seen.json", json.dumps(data.read_text() if data.exists() else ""))
 elif name == "base":
     steps, total = home / "work" / f"steps-{params['seed']}", 100 if (home / "work" / "slow").exists() else 2
     tags = {"fmcore.data": "digits", "dvc.exp": os.environ.get("DVC_EXP_NAME", "")}

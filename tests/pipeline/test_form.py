@@ -1,6 +1,7 @@
 """The form of Prefect's page, filled in over its API: what it refuses, and what a run from it does."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 
 from repository import ROOT
 from servers import PYTHON, QUIET, Server, client_of, prefect_home, wait_until
-from small_pipelines import git, make
+from small_pipelines import git, make, ran
 
 pytestmark = [pytest.mark.slow, *QUIET]
 NAME = "reflow-pipeline/reflow-pipeline"
@@ -41,9 +42,9 @@ def page(tmp_path_factory):
         yield SimpleNamespace(project=project, client=client, server=server)
 
 
-def submit(page, **parameters):
-    """Submits the form; the run."""
-    deployment = page.client.read_deployment_by_name(NAME)
+def submit(page, name=NAME, **parameters):
+    """Submits the form of a deployment; the run."""
+    deployment = page.client.read_deployment_by_name(name)
     return page.client.create_flow_run_from_deployment(deployment.id, parameters=parameters).id
 
 
@@ -144,6 +145,34 @@ def test_a_schedule_with_overrides_makes_experiments_and_leaves_the_checkout_alo
     assert f"[report](/runs/task-run/{tasks['report'].id})" in shown.data
     assert "| r1 | 0.04 |" in shown.data
     assert own_files(project) == before
+
+
+def test_the_other_deployments_do_what_their_names_say(page):
+    project = page.project
+    assert ended(page, submit(page)).is_completed()
+    ran(project)
+
+    state = ended(page, submit(page, "reflow-pipeline/retrain", new_data=True))
+    assert (state.name, state.message) == ("Cached", "nothing had changed")
+    assert ran(project) == ["look"]
+    (project / "work/data").write_text("more")
+    assert ended(page, submit(page, "reflow-pipeline/retrain", new_data=True)).is_completed()
+    assert ran(project)[:2] == ["look", "base"]
+
+    assert ended(page, submit(page, "reflow-stage/reflow-stage", stage="report")).is_completed()
+    assert ran(project) == ["report"]
+
+    run = submit(
+        page, "reflow-sweep/reflow-sweep", grid={"couple.nfe": [2, 8]}, stages=["report"], experiment="grid"
+    )
+    state = ended(page, run)
+    assert state.is_completed(), state.message
+    assert state.message.startswith("2 experiments")
+    (table,) = [found for found in page.client.read_artifacts() if found.flow_run_id == run]
+    rows = json.loads(table.data)
+    assert [row["couple.nfe"] for row in rows] == [2, 8]
+    assert [row["experiment"] for row in rows] == ["grid-1", "grid-2"]
+    assert [next(v for k, v in row.items() if isinstance(v, float)) for row in rows] == [0.02, 0.08]
 
 
 def test_a_cancelled_run_leaves_nothing_running_and_the_next_one_goes_on(page):
