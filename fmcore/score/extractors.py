@@ -213,7 +213,8 @@ def load_extractor(
             raise ArtifactError(f"{file}: expected one of {', '.join(FITTED + UNFITTED)}, got {kind!r}")
         path = folder / "extractor.safetensors"
         _check_digest(path, digest)
-        classes, dims = _whole(file, "classes", [manifest["classes"], manifest.get("dims", FIT_DIMS)], 2)
+        (classes,) = _whole(file, "classes", [manifest["classes"]])
+        (dims,) = _whole(file, "dims", [manifest.get("dims", FIT_DIMS)])  # version 0.1 says none
         network = FeatureNet(shape, classes, dims)
     except KeyError as error:
         raise ArtifactError(f"{file}: expected a manifest of features, got one without {error}") from None

@@ -235,7 +235,7 @@ def test_the_help_says_which_classes_and_how_many(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    assert "a conditional model draws its classes uniformly" in said
+    assert "a conditional model draws classes as often as the data has them" in said
     assert "default 10000 of a model, all images of a folder" in said
 
 

@@ -136,7 +136,7 @@ def test_a_schedule_with_overrides_makes_experiments_and_leaves_the_checkout_alo
     assert name == run.name.replace(" ", "-")
     (ref,) = git(project, "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").split()
     assert "nfe: 4 " in git(project, "show", f"{ref}:params.yaml")
-    assert "seed: 0 " in git(project, "show", f"{ref}:params.yaml"), "of the commit, not of the edit"
+    assert "seed: 0\n" in git(project, "show", f"{ref}:params.yaml"), "of the commit, not of the edit"
     tasks = tasks_of(page, run.id)
     assert {task.state.type.value for task in tasks.values()} == {"COMPLETED"}
     (shown,) = [found for found in client.read_artifacts() if found.flow_run_id == run.id]
