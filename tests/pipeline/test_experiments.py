@@ -48,11 +48,16 @@ def ends(outcomes):
 
 
 def everything(project):
-    """Each file of the checkout but those below work, .git and DVC's cache, with the time of its last change."""
+    """Each file of the checkout but those below work, .git and DVC's cache, with the time of its last change.
+
+    The postman writes MLflow's database whenever it comes to it.
+    """
     found = {}
     for folder, folders, names in os.walk(project):
         folders[:] = sorted({*folders} - {"work", ".git", "cache", "tmp"})
         for name in names:
+            if name.startswith("mlflow.db"):
+                continue
             path = os.path.join(folder, name)
             with open(path, "rb") as file:
                 found[path] = (os.stat(path).st_mtime_ns, file.read())
