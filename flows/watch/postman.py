@@ -45,6 +45,7 @@ class Rounds:
         busy = well = time.monotonic()
         pause = self.box.pause_seconds
         while not self.leaving.is_set():
+            began = time.monotonic()
             outcome = self.look(leaving=False)
             now = time.monotonic()
             if outcome.problems:
@@ -53,7 +54,8 @@ class Rounds:
             else:
                 well, pause = now, self.box.pause_seconds
                 busy = now if outcome.live or outcome.waiting else busy
-                rests = now - busy > LINGER_SECONDS
+                # Up to the look, not after it: one that takes long may have missed stages that began meanwhile.
+                rests = began - busy > LINGER_SECONDS
             self.at_rest.set() if rests else self.at_rest.clear()
             self.leaving.wait(pause)
         self.look(leaving=True)
