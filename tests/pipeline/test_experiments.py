@@ -4,8 +4,10 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -16,6 +18,7 @@ from flows.pipeline.children import Children
 from flows.pipeline.experiments import CannotRun
 from flows.pipeline.work import Wish
 from repository import ROOT
+from servers import wait_until
 from small_pipelines import dvc, git, make, ran
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # of DVC's own
@@ -204,3 +207,30 @@ def test_the_command_line_makes_experiments_too(project):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "overrides: couple.nfee: unknown key; did you mean nfe?"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_killed_stage_is_started_again_and_goes_on(project):
+    steps = project / "work/steps-11"
+    (project / "work/slow").touch()
+
+    def kill():
+        wait_until(lambda: steps.exists() and int(steps.read_text() or 0) > 3, 60)
+        (project / "work/slow").unlink()  # so that the next one has little to do
+        os.kill(int((project / "work/pid").read_text()), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    outcomes, *_ = run(project, ["seed=11"], stages=("base",))
+    killer.join()
+    assert outcomes["base"].end == "done"
+    assert int(steps.read_text()) > 3, "it went on where it was"
+
+
+@pytest.mark.slow
+def test_a_stage_that_takes_too_long_is_stopped(project):
+    (project / "work/slow").touch()
+    outcomes, *_ = run(project, ["seed=12"], stages=("base",), seconds=5.0)
+    (project / "work/slow").unlink()
+    assert outcomes["base"].end == "failed"
+    assert "stage 'base' took longer than 5 s; a further run goes on from there" in outcomes["base"].text

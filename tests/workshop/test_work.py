@@ -53,14 +53,21 @@ with workspace(Stage("intake", ""), validate(load_yaml(Path(sys.argv[1])), "test
 """
 
 
-def test_two_at_once_are_refused(root, monkeypatch):
-    monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
+@contextlib.contextmanager
+def holding(folder):
+    """A process that is in the workspace of the stage until it gets a line."""
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=root, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     with holder:
         assert holder.stdout.readline() == "in\n"
+        yield holder
+
+
+def test_two_at_once_are_refused(root, monkeypatch):
+    monkeypatch.setattr(work, "BUSY_SECONDS", 0.3)
+    with holding(root) as holder:
         with pytest.raises(work.BusyError, match=f"process {holder.pid}"), work.workspace(STAGE, tiny()):
             pass
         holder.communicate("\n")
@@ -74,12 +81,7 @@ def test_an_experiment_waits_for_another(root, tmp_path, monkeypatch, capsys):
     experiment = tmp_path / "experiment"
     experiment.mkdir()
     monkeypatch.chdir(experiment)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(PRESET)], cwd=experiment, env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    with holder:
-        assert holder.stdout.readline() == "in\n"
+    with holding(experiment) as holder:
         threading.Timer(1.0, holder.stdin.write, ["\n"]).start()
         threading.Timer(1.1, holder.stdin.flush).start()
         with work.workspace(STAGE, tiny()):
