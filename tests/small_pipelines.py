@@ -93,7 +93,7 @@ def make(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "dvc.yaml").write_text(GRAPH)
     (folder / "stage.py").write_text(STAGE)
-    (folder / ".gitignore").write_text("work\nflows\nui.out\nmlflow.db\nmlartifacts\n")
+    (folder / ".gitignore").write_text("work\nflows\nui.out\nmlflow.db*\nmlartifacts\n")
     (folder / ".dvcignore").write_text("work\nflows\n")
     (folder / "work").mkdir()
     # One round: each stage is a process of DVC's.

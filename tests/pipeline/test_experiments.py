@@ -211,7 +211,7 @@ def test_the_command_line_makes_experiments_too(project):
 
 @pytest.mark.slow
 def test_a_killed_stage_is_started_again_and_goes_on(project):
-    steps = project / "work/steps-11"
+    steps = project / "work/steps-13"
     (project / "work/slow").touch()
 
     def kill():
@@ -221,7 +221,7 @@ def test_a_killed_stage_is_started_again_and_goes_on(project):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    outcomes, *_ = run(project, ["seed=11"], stages=("base",))
+    outcomes, *_ = run(project, ["seed=13"], stages=("base",))
     killer.join()
     assert outcomes["base"].end == "done"
     assert int(steps.read_text()) > 3, "it went on where it was"

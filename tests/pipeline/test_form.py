@@ -60,6 +60,18 @@ def tasks_of(page, run):
     return {task.name: task for task in page.client.read_task_runs() if task.flow_run_id == run}
 
 
+def settled(page, run):
+    """The run's tasks once nothing of its tree is at work: a stage's own run ends when the postman tells of it."""
+
+    def found():
+        tasks = tasks_of(page, run)
+        above = {task.id for task in tasks.values()}
+        below = [each for each in page.client.read_flow_runs() if each.parent_task_run_id in above]
+        return tasks if all(each.state.is_final() for each in (*tasks.values(), *below)) else None
+
+    return wait_until(found, SECONDS)
+
+
 def lines_of(page, run):
     return [line.message for line in page.client.read_logs() if line.flow_run_id == run]
 
@@ -137,7 +149,7 @@ def test_a_schedule_with_overrides_makes_experiments_and_leaves_the_checkout_alo
     (ref,) = git(project, "for-each-ref", "--format=%(refname)", f"refs/exps/**/{name}").split()
     assert "nfe: 4 " in git(project, "show", f"{ref}:params.yaml")
     assert "seed: 0\n" in git(project, "show", f"{ref}:params.yaml"), "of the commit, not of the edit"
-    tasks = tasks_of(page, run.id)
+    tasks = settled(page, run.id)
     assert {task.state.type.value for task in tasks.values()} == {"COMPLETED"}
     (shown,) = [found for found in client.read_artifacts() if found.flow_run_id == run.id]
     assert "**use r1. It is the best**" in shown.data
@@ -185,14 +197,7 @@ def test_a_cancelled_run_leaves_nothing_running_and_the_next_one_goes_on(page):
     reached = int((work / "steps-7").read_text())
     assert reached < 100
 
-    def settled():
-        """Nothing of the run's tree is at work, the stage's own run, which the postman tells of, included."""
-        tasks = tasks_of(page, run)
-        below = [r for r in page.client.read_flow_runs() if r.parent_task_run_id in {t.id for t in tasks.values()}]
-        states = [each.state for each in (*tasks.values(), *below)]
-        return tasks if all(state.is_final() for state in states) else None
-
-    tasks = wait_until(settled, SECONDS)
+    tasks = settled(page, run)
     assert tasks["base"].state.is_cancelled()
     (work / "slow").unlink()
     again = submit(page, seed=7, stages=["base"])
