@@ -17,8 +17,8 @@ def evaluated(capsys, *arguments):
     return status, said.out, said.err
 
 
-@pytest.mark.native
-def test_a_conditional_model_has_the_numbers_of_the_report(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("bfloat16", [False], indirect=True)  # the report is in float32
+def test_a_conditional_model_has_the_numbers_of_the_report(tmp_path, monkeypatch, capsys, bfloat16):
     monkeypatch.chdir(tmp_path)
     list(run(tiny(conditional=True), "check", "features", "base", "evaluate_base"))
     with Path("scores/base/scores.csv").open() as file:
