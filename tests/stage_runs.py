@@ -11,6 +11,8 @@ BUDGET = {"batch_size": 50, "lr": 2.0e-3, "lr_final": 0.0, "warmup_images": 0, "
 BUDGET |= {"accumulate": 1, "clip_norm": 1.0, "ema_halflife_images": [500], "ema_rampup": 0.05}
 
 
+USUAL = {"channels": 1, "size": 8, "fit": "crop", "background": "white", "levels": "auto", "held_out": 0.0}
+USUAL |= {"group": None}
 REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "pseudo_huber", "scale": 0.00054}}
 
 
@@ -36,6 +38,11 @@ def tiny(**changes):
             at = at[part]
         at[last] = value
     return validate(raw, "test")
+
+
+def folder(root, **more):
+    """`data` of a folder of images, each key with its usual value."""
+    return {"name": "images", "root": str(root), **USUAL, **more}
 
 
 def points(**changes):

@@ -133,7 +133,8 @@ def _copies(pixels: Tensor, count: int) -> str:
 def _done(read: Mapping[str, Any]) -> list[str]:
     """What was done to the images as they were read, as the manifest says."""
     about = read.get("about") or {}
-    total, names = read.get("count", 0), {"background": about.get("background"), "levels": about.get("levels")}
+    unseen, names = about.get("held_out", 0), {key: about.get(key) for key in ("background", "levels")}
+    total = read.get("count", 0) + unseen
     done = about.get("done") or {}
     lines = [
         f"{count:,} of {total:,} {DONE.get(key, key).format(**names)}" for key, count in done.items() if count
@@ -141,6 +142,8 @@ def _done(read: Mapping[str, Any]) -> list[str]:
     if about.get("misfits"):
         share = f"{100 * about.get('largest_misfit', 0):.2g} %"
         lines.append(f"{about['misfits']:,} of {total:,} had another form: up to {share} of a side was changed")
+    if unseen:
+        lines.append(f"{unseen:,} of {total:,} are held out: nothing is trained on them")
     return lines
 
 

@@ -18,6 +18,7 @@ from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, read_tensors
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
+from fmcore.score.scoring import UNSEEN
 from fmcore.verdict import Choice, Sampled, Verdict, choices, verdict
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
@@ -152,7 +153,8 @@ def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:
 def headline_of(scores: pd.DataFrame) -> str:
     """The distance that charts and tables show first: a Frechet distance, or sliced Wasserstein for points."""
     names = scores.metric.unique()
-    found = (name for name in names if name.startswith(("fid_", "fd_")) and not name.endswith("_inf"))
+    others = ("_inf", UNSEEN)
+    found = (name for name in names if name.startswith(("fid_", "fd_")) and not name.endswith(others))
     return next(found, HEADLINE_OF_POINTS)
 
 

@@ -1,5 +1,7 @@
 """The judge, which samples are compared with: an extractor and the data's features, or the points held out."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -7,10 +9,19 @@ from flows import layout
 from flows.params.schema import Params
 from fmcore.disk.files import read_tensors
 from fmcore.score.extractors import Extractor, load_extractor
-from fmcore.score.reference import Reference, load_reference
+from fmcore.score.reference import HELD_OUT, Reference, load_reference
 from fmcore.score.scoring import ImageScorer, PointScorer, Scorer
 
-Judge = tuple[Extractor, Reference] | Tensor
+
+class Eyes(NamedTuple):
+    """What images are compared by: an extractor, the data's features, and those of images held out, if any are."""
+
+    extractor: Extractor
+    reference: Reference
+    held_out: Reference | None = None
+
+
+Judge = Eyes | Tensor
 
 
 def judge_of(params: Params, device: torch.device) -> Judge:
@@ -20,7 +31,9 @@ def judge_of(params: Params, device: torch.device) -> Judge:
         return read_tensors(file)["x1"]
     function = section.extractor if ":" in section.extractor else None
     extractor = load_extractor(layout.FEATURES, device, section.weights, function)
-    return extractor, load_reference(file, extractor.dims)
+    unseen = layout.FEATURES / HELD_OUT
+    held_out = load_reference(unseen, extractor.dims) if unseen.exists() else None
+    return Eyes(extractor, load_reference(file, extractor.dims), held_out)
 
 
 def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
@@ -28,4 +41,4 @@ def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
     metrics = params.evaluate.metrics
     if isinstance(judge, Tensor):
         return PointScorer(judge, metrics, params.seed)
-    return ImageScorer(count, *judge, metrics, params.seed)
+    return ImageScorer(count, judge.extractor, judge.reference, metrics, params.seed, judge.held_out)

@@ -156,7 +156,7 @@ def _looked(of: Scoring, look: Look) -> tuple[list[Score], dict[str, Tensor]]:
         tensors["bends"] = torch.tensor(look.bends(), dtype=torch.float64)
         scores += rebuilt(aside, params, look, of.data)
     if not isinstance(of.judge, Tensor):
-        copied, found = looked_up(look, *of.judge, of.data)
+        copied, found = looked_up(look, of.judge.extractor, of.judge.reference, of.data)
         scores += copied
         tensors |= found | {"strips": strips(aside, params, look.how, of.labels)}
     return scores, tensors

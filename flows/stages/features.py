@@ -21,7 +21,7 @@ from fmcore.flow.training import new_state, take_average
 from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
 from fmcore.score.feature_net import FEW_DIMS, FIT_DIMS, fitting
 from fmcore.score.frechet import frechet_floor
-from fmcore.score.reference import LABELS, Reference, data_digest, reference_parts, save_reference
+from fmcore.score.reference import HELD_OUT, LABELS, Reference, data_digest, reference_parts, save_reference
 
 BATCH = 500
 PREPROCESSING = "8 bits, round half up, no resizing"
@@ -49,6 +49,8 @@ def features(params: Params, stage: Stage) -> Events:
                 extractor = _adopt(params, pixels, out)
             reference = yield from _reference(params, extractor, pixels)
             save_reference(out / "reference.safetensors", reference)
+            if data.held_out is not None:
+                yield from _unseen(params, extractor, data.held_out, out)
             floor = _floor(reference)
             about = {**read_json(out / "manifest.json"), **about}
             about |= {"reference_sha256": data_digest(pixels), "preprocessing": PREPROCESSING}
@@ -110,6 +112,16 @@ def _reference(params: Params, extractor: Extractor, pixels: Tensor) -> Generato
         yield Progress("reference", reference.stats.count, len(pixels), of="features")
     assert reference is not None
     return reference
+
+
+def _unseen(params: Params, extractor: Extractor, pixels: Tensor, out: Path) -> Events:
+    """Writes the statistics of images held out, if there are more of them than features."""
+    if len(pixels) <= extractor.dims:
+        yield Note(
+            f"features: {len(pixels)} images held out are too few to be compared by {extractor.dims} features"
+        )
+        return
+    save_reference(out / HELD_OUT, (yield from _reference(params, extractor, pixels)))
 
 
 def _floor(reference: Reference) -> dict[str, float]:

@@ -19,6 +19,8 @@ from ruamel.yaml.error import YAMLError
 from flows import layout
 from flows.workshop.place import BESIDE, bring
 
+NAMED = 8
+
 if TYPE_CHECKING:
     from flows.events import Events
     from flows.params.schema import Params
@@ -32,19 +34,42 @@ def look(params: "Params", stage: "Stage") -> "Events":
 
 
 def write_seen(data: Mapping[str, Any]) -> None:
-    """Writes a digest of the files that `data` names.
+    """Writes a digest of the files that `data` names; a FileNotFoundError names what is not there."""
+    layout.SEEN.write_text(json.dumps(digest(data), indent=1) + "\n")
+
+
+def digest(data: Mapping[str, Any]) -> dict[str, Any]:
+    """A digest of the files that `data` names.
 
     Raises:
         FileNotFoundError: if they are not there, and not to be downloaded.
     """
     about: dict[str, Any] = {"name": data.get("name")}
+    for key, place in _places(data):
+        found = seen(place, str(data[key]))
+        about |= found if key == "root" else {key: found}
+    return about
+
+
+def _places(data: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
     root = data.get("root")
     if root is not None and not data.get("download"):  # what is downloaded is checked by who downloads it
-        about |= seen(Path(root), root)
+        yield "root", Path(root)
     for key in BESIDE:
         if isinstance(value := data.get(key), str) and Path(value).is_file():
-            about[key] = seen(Path(value), value)
-    layout.SEEN.write_text(json.dumps(about, indent=1) + "\n")
+            yield key, Path(value)
+
+
+def changed(data: Mapping[str, Any]) -> str:
+    """Which files that `data` names changed since their digest was written, in words; empty if none did."""
+    try:
+        if digest(data) == json.loads(layout.SEEN.read_text()):
+            return ""
+    except FileNotFoundError as error:
+        return str(error)
+    since = layout.SEEN.stat().st_mtime_ns
+    late = [path for _, place in _places(data) for path, about in found(place) if about.st_ctime_ns > since]
+    return ", ".join(map(repr, late[:NAMED])) or "some are gone, or were changed back"
 
 
 def seen(place: Path, name: str) -> dict[str, Any]:

@@ -59,6 +59,7 @@ class Dataset(NamedTuple):
         beside: what lay beside it and was left out, as JSON; not kept here, since it does not change the data.
         notes: both in words, for whoever reads it in.
         units: those that x1 was standardised from; None for images and sets made by formulas.
+        held_out: images that nothing is trained on, to be compared with besides; None if there are none.
     """
 
     x1: Tensor
@@ -71,6 +72,7 @@ class Dataset(NamedTuple):
     beside: Mapping[str, Any] | None = None
     notes: tuple[str, ...] = ()
     units: Units | None = None
+    held_out: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,7 +86,10 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
     if data.label is not None:
         tensors["label"] = data.label
     if data.reference is not data.x1:
-        tensors["reference"] = data.reference.clone()  # safetensors refuses what shares memory
+        shared = data.reference.untyped_storage().data_ptr() == data.x1.untyped_storage().data_ptr()
+        tensors["reference"] = data.reference.clone() if shared else data.reference  # safetensors needs them apart
+    if data.held_out is not None:
+        tensors["held_out"] = data.held_out
     write_tensors(folder / "data.safetensors", tensors)
     about: dict[str, Any] = {
         "num_classes": data.num_classes,
@@ -114,6 +119,7 @@ def load_dataset(folder: Path) -> Dataset:
             names=names,
             about=manifest.get("about"),
             units=units_from(manifest.get("units")),
+            held_out=tensors.get("held_out"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: expected a data set, got one without {error}") from None

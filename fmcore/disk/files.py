@@ -5,15 +5,19 @@ safetensors and the rest is JSON; neither holds a pickle, a time or a host name,
 bytes, since DVC tells versions apart by hashing them.
 """
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 
@@ -23,17 +27,20 @@ class ArtifactError(ValueError):
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing: temporary name, sync, rename."""
+    _write(path, len(data), lambda part: part.write_bytes(data))
+
+
+def _write(path: Path, size: int, write: Callable[[Path], object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
+        write(part)
+        with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(error.errno, f"{reason}, writing {len(data):,} bytes", str(path)) from None
+        raise OSError(error.errno, f"{reason}, writing {size:,} bytes", str(path)) from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -65,8 +72,35 @@ def sha256(path: Path) -> str:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file; its bytes depend on names and values alone."""
-    write_file(path, safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+    """Writes a safetensors file; its bytes depend on names and values alone, and it copies none of them."""
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+    def write(part: Path) -> None:
+        try:
+            safetensors.torch.save_file(whole, part)
+        except safetensors.SafetensorError as error:  # what the system said stands in its text only
+            raise OSError(errno.EIO, str(error)) from None
+
+    _write(path, sum(tensor.nbytes for tensor in whole.values()), write)
+
+
+def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor whose values lie in a file, made if it is not there, and in memory as far as there is room.
+
+    Raises:
+        OSError: if the disk has no room for the file.
+    """
+    size = prod(shape) * dtype.itemsize
+    with path.open("ab") as file:
+        file.truncate(min(size, file.tell()))
+        free = shutil.disk_usage(path.parent).free
+        if size - file.tell() > free:  # what is asked for in vain would fill the disk
+            reason = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes are needed, {free:,} are free"
+            raise OSError(errno.ENOSPC, reason, str(path))
+        if size and hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process at once
+            os.posix_fallocate(file.fileno(), 0, size)
+        file.truncate(size)
+    return torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype).view(shape)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset, Units
-from fmcore.flow.rng import generator
+from fmcore.disk.files import mapped
+from fmcore.intake.split import held_out
 from fmcore.intake.tables import Source, opened
 from fmcore.intake.walk import natural, shown
 
@@ -40,7 +41,7 @@ class Arrays:
         labels: the classes: a column of a table, another array in the file, or another file; null for none.
         group: what must not lie on both sides of the split, e.g. a patient; named as `labels` is. null for none.
         held_out: share of the samples (of the groups, if there are any) that nothing is trained on, and that
-            generated samples are compared with. 0 compares with those that are trained on, as images always are.
+            generated samples are compared with; images are compared with both. 0 holds nothing out.
     """
 
     root: str
@@ -65,14 +66,17 @@ class Arrays:
         if self.group is not None and not self.held_out:
             raise ValueError("group is for the split, so held_out must be above 0, got 0")
 
-    def load(self) -> Dataset:
-        """float32 (N, *shape), or uint8 pixels; a DataError names what cannot be taken."""
+    def load(self, scratch: Path | None = None) -> Dataset:
+        """float32 (N, *shape), or uint8 pixels; a DataError names what cannot be taken.
+
+        With a folder `scratch` they lie in files there instead of in memory.
+        """
         source = opened(Path(self.root), self.array, leaving=[self.labels, self.group])
         values, notes = self._formed(source)
         names, label = self._classes(source, len(values))
         held, told = self._split(source, len(values))
         notes += told
-        x1, units = self._converted(source, values, ~held)
+        x1, kept, units = self._converted(source, values, held, scratch)
         if label is not None:
             counts = torch.bincount(label[~held], minlength=len(names)).tolist()
             notes.append("classes: " + _listed([f"{n} ({c})" for n, c in zip(names, counts, strict=True)]))
@@ -80,17 +84,17 @@ class Arrays:
         about |= {"held_out": int(held.sum())}
         about |= {} if label is None else {"class_counts": counts}
         notes += self._warnings(source, x1)
-        train = x1[~held]
         return Dataset(
-            train,
+            x1,
             None if label is None else label[~held],
             None if label is None else len(names),
-            x1[held] if held.any() and self.values != "pixels" else train,
+            x1 if kept is None or self.values == "pixels" else kept,
             PIXEL if self.values == "pixels" else None,
             names=names or None,
             about=about,
             notes=tuple(notes),
             units=units,
+            held_out=kept if self.values == "pixels" else None,
         )
 
     def _formed(self, source: Source) -> tuple["Values", list[str]]:
@@ -133,36 +137,50 @@ class Arrays:
         return tuple(map(shown, names)), torch.tensor([index[text] for text in texts])
 
     def _split(self, source: Source, count: int) -> tuple[Tensor, list[str]]:
-        """Which rows are held out, drawn at random once for all, and a line that says so."""
-        import numpy as np
-
-        g, held = generator(0, "data/held-out"), np.zeros(count, dtype=bool)
-        if self.group is None:
-            wanted = round(self.held_out * count)
-            held[torch.randperm(count, generator=g)[:wanted].numpy()] = True
-            told = [f"{wanted} of {count} are held out"] if wanted else []
-        else:
-            groups, of = np.unique(source.beside(self.group, "group", count).astype(str), return_inverse=True)
-            wanted = max(1, round(self.held_out * len(groups)))
-            if wanted >= len(groups):
-                raise DataError(f"data.group: {self.group} names {len(groups)} groups, too few to hold some out")
-            held = np.isin(of, torch.randperm(len(groups), generator=g)[:wanted].numpy())
-            told = [f"{int(held.sum())} of {count} are held out, those of {wanted} of {len(groups)} groups"]
+        """Which rows are held out, and a line that says so."""
+        groups = None
+        if self.group is not None:
+            groups = source.beside(self.group, "group", count).astype(str).tolist()
+        held, told = held_out(self.held_out, count, groups, str(self.group))
         if self.values != "pixels" and self.held_out and not 2 <= held.sum() <= count - 2:
             raise DataError(f"data.held_out: {self.held_out} of {count} samples leaves too few on one side")
-        return torch.from_numpy(held), told
+        return held, told
 
-    def _converted(self, source: Source, values: "Values", trained: Tensor) -> tuple[Tensor, Units | None]:
-        """The values as tensors, standardised by those that are trained on."""
+    def _converted(
+        self, source: Source, values: "Values", held: Tensor, scratch: Path | None
+    ) -> tuple[Tensor, Tensor | None, Units | None]:
+        """The values as tensors, standardised by those that are trained on: these, and those held out."""
         import numpy as np
 
+        self._check(source, values)
+        kind, units = (torch.uint8 if self.values == "pixels" else torch.float32), None
+        if self.values != "pixels":
+            names = source.columns if len(source.columns) == self.shape[0] else ()
+            plain = (0.0,) * self.shape[0], (1.0,) * self.shape[0]
+            units = Units(*(_moments(values, ~held.numpy()) if self.values == "standardised" else plain), names)
+        found = []
+        for name, side in {"x1": ~held, "held_out": held}.items() if held.any() else [("x1", ~held)]:
+            shape = (int(side.sum()), *self.shape)
+            rows = torch.empty(shape, dtype=kind) if scratch is None else mapped(scratch / name, shape, kind)
+            form, done = (-1, *(1 for _ in values.shape[2:])), 0
+            for first in range(0, len(values), ROWS):
+                part = values[first : first + ROWS][side[first : first + ROWS].numpy()]
+                if units:
+                    part = (part.astype(np.float64) - np.reshape(units.mean, form)) / np.reshape(units.std, form)
+                rows.numpy()[done : done + len(part)] = part
+                done += len(part)
+            found.append(rows)
+        return found[0], found[1] if len(found) > 1 else None, units
+
+    def _check(self, source: Source, values: "Values") -> None:
+        """Refuses what is no number, or not what `values` says."""
         if self.values == "pixels":
             if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
                 raise DataError(
                     f"data.values: pixels are whole numbers from 0 to 255, {source.name} holds {values.dtype} "
                     f"from {values.min():.4g} to {values.max():.4g}; of images in [0, 1] (255 * x).round() is"
                 )
-            return torch.from_numpy(np.array(values, dtype=np.uint8)), None
+            return
         if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
             raise DataError(f"data.root: expected numbers in {source.name}, got {values.dtype}")
         if len(bad := _unfinite(values)):
@@ -170,18 +188,6 @@ class Arrays:
                 f"data.root: {len(bad)} of {len(values)} rows of {source.name} hold a missing or infinite value, "
                 f"the first is row {bad[0]}"
             )
-        x1 = torch.empty(values.shape, dtype=torch.float32)
-        names = source.columns if len(source.columns) == self.shape[0] else ()
-        if self.values == "standardised":
-            units = Units(*_moments(values, trained.numpy()), names)
-        else:
-            units = Units((0.0,) * self.shape[0], (1.0,) * self.shape[0], names)
-        form = (-1, *(1 for _ in values.shape[2:]))
-        for first in range(0, len(values), ROWS):
-            part = values[first : first + ROWS].astype(np.float64)
-            part = (part - np.reshape(units.mean, form)) / np.reshape(units.std, form)
-            x1[first : first + ROWS] = torch.from_numpy(part)
-        return x1, units
 
     def _warnings(self, source: Source, x1: Tensor) -> list[str]:
         """Lines about values that are likely to train badly."""

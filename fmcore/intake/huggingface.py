@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.intake.pictured import Pictures, with_classes
+from fmcore.disk.dataset import DataError, Dataset
+from fmcore.intake.pictured import Pictures, Steps, with_classes
 from fmcore.intake.planes import Stored
+from fmcore.intake.split import held_out
 from fmcore.intake.walk import natural
 
 PARQUET = ".parquet"
@@ -27,6 +28,7 @@ class HuggingFace(Pictures):
         split: which part, if it has several, e.g. train.
         image: the column with the images.
         label: the column with the classes, None for none.
+        group: the column with what must not lie on both sides of the split, e.g. patients, None for none.
 
     How the images are read is said in `Pictures`.
     """
@@ -35,17 +37,20 @@ class HuggingFace(Pictures):
     split: str = "train"
     image: str = "image"
     label: str | None = None
+    group: str | None = None
     name: Literal["hf"] = "hf"
 
-    def load(self) -> Dataset:
-        """(N, channels, height, width) uint8; a DataError lists the rows that cannot be read."""
+    def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
+        """The data set, by and by."""
         found = self._opened()
         files = [Stored(f"row {i}", partial(_encoded, found, self.image, i)) for i in range(len(found))]
-        x1, about, notes = self.decoded(files)
-        data = Dataset(x1, None, None, x1, PIXEL, about=about, notes=notes)
+        groups = None if self.group is None else [str(value) for value in found[self.group]]
+        held, told = held_out(self.held_out, len(files), groups, str(self.group))
+        data = (yield from self.decoded(files, held, scratch=scratch)).dataset(told)
         if self.label is None:
             return data
-        return with_classes(data, *self._classes(found))
+        label, names = self._classes(found)
+        return with_classes(data, label[~held], names)
 
     def _opened(self) -> Any:
         """The split, its images as they are encoded."""
@@ -72,7 +77,7 @@ class HuggingFace(Pictures):
                 raise DataError(f"data.split: {self.root} holds {', '.join(found)}, got {self.split!r}")
             found = found[self.split]
         kinds = found.features
-        for key, column in (("image", self.image), ("label", self.label)):
+        for key, column in (("image", self.image), ("label", self.label), ("group", self.group)):
             if column is not None and column not in kinds:
                 raise DataError(f"data.{key}: {self.root} has the columns {', '.join(kinds)}, got {column!r}")
         if not isinstance(kinds[self.image], datasets.Image):

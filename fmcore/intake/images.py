@@ -1,15 +1,16 @@
 """Folders of images as a data set, brought to one size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.intake.pictured import NAMED_BAD_FILES, Pictures, with_classes
+from fmcore.disk.dataset import DataError, Dataset
+from fmcore.intake.pictured import NAMED_BAD_FILES, Pictures, Steps, with_classes
 from fmcore.intake.report import beside, found_notes, listed
+from fmcore.intake.split import held_out
 from fmcore.intake.walk import SUFFIXES, FolderError, Part, found, natural, shown, training_part
 
 
@@ -18,23 +19,54 @@ class Images(Pictures):
     """Any folder of images, searched to its depth; if all lie in subfolders, those name the classes.
 
     Main arguments:
-        root: the folder. If `train` and `test` (or `val`) are all that lies at its top, `train` is taken.
+        root: the folder. If `train` and `test` (or `val`) are all that lies at its top, `train` is trained on, and
+            what is in the others is held out, unless `held_out` says which share of `train`.
+        group: the level of the folders (1: those at the top) of which none may lie on both sides of the split,
+            e.g. those of patients. If these are the ones at the top, they are no classes.
 
     How the images are read is said in `Pictures`.
     """
 
     root: str
+    group: int | None = None
     name: Literal["images"] = "images"
 
-    def load(self) -> Dataset:
-        """(N, channels, height, width) uint8; a DataError lists the files that cannot be read."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"group is a level of folders, 1 for those at the top, or null, got {self.group}")
+        if self.group is not None and not self.held_out:
+            raise ValueError("group is for the split, so held_out must be above 0, got 0")
+
+    def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
+        """The data set, by and by."""
         part = self._part()
-        x1, done, notes = self.decoded(part.images, part.base)
-        names, label, why = classes_of(part)
-        about = done | {"part": "" if part.base == part.found.root else shown(part.base.name)}
-        notes = (*found_notes(part), *why, *notes)
-        data = Dataset(x1, None, None, x1, PIXEL, about=about, beside=beside(part), notes=notes)
-        return data if label is None else with_classes(data, label, names)
+        names, label, why = classes_of(part) if self.group != 1 else ((), None, [])
+        if part.held_out and not self.held_out:
+            files = (*part.images, *part.held_out)
+            held = torch.arange(len(files)) >= len(part.images)
+            told = [f"{len(part.held_out)} of {len(files)} are held out: those in other parts"]
+            part = replace(part, left_out={name: n for name, n in part.left_out.items() if not name})
+            _need_files(part)
+        else:
+            files, (held, told) = part.images, held_out(self.held_out, len(part.images), *self._groups(part))
+        read = yield from self.decoded(files, held, part.base, scratch)
+        read.about["part"] = "" if part.base == part.found.root else shown(part.base.name)
+        data = read.dataset([*found_notes(part), *why, *told], beside(part))
+        return data if label is None else with_classes(data, label[~held[: len(label)]], names)
+
+    def _groups(self, part: Part) -> tuple[list[str] | None, str]:
+        """Each image's group, and what names them."""
+        level = self.group
+        if level is None:
+            return None, ""
+        tops = [path.relative_to(part.base).parts for path in part.images]
+        if outside := [parts for parts in tops if len(parts) <= level]:
+            raise DataError(
+                f"data.group: {len(outside)} of {len(tops)} images do not lie in a folder of level {level}, e.g. "
+                f"{shown('/'.join(outside[0]))}"
+            )
+        return ["/".join(parts[:level]) for parts in tops], f"level {level} of the folders"
 
     def _part(self) -> Part:
         try:
@@ -59,13 +91,19 @@ def images_in(root: str | Path) -> Part:
         raise DataError(f"{shown(str(root))} cannot be listed: {error.strerror}") from None
     except FolderError as error:
         raise DataError(str(error)) from None
-    left_out = tuple(f"{name}/" for name in part.left_out if name)
-    if bad := [line for line in part.found.refused if not line.startswith(left_out)]:
-        raise DataError(f"{len(bad)} in {shown(str(root))} cannot be read: {'; '.join(bad[:NAMED_BAD_FILES])}")
+    _need_files(part)
     if not part.images:
         there = f" ({'; '.join(notes)})" if (notes := found_notes(part)) else ""
         raise DataError(f"no image in {str(root)!r}{there}; expected files ending in {', '.join(SUFFIXES)}")
     return part
+
+
+def _need_files(part: Part) -> None:
+    """Refuses what has the name of an image but is none, unless it is left out anyway."""
+    left_out = tuple(f"{name}/" for name in part.left_out if name)
+    if bad := [line for line in part.found.refused if not line.startswith(left_out)]:
+        named = "; ".join(bad[:NAMED_BAD_FILES])
+        raise DataError(f"{len(bad)} in {shown(str(part.found.root))} cannot be read: {named}")
 
 
 def classes_of(part: Part) -> tuple[tuple[str, ...], Tensor | None, list[str]]:

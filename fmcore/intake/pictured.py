@@ -1,14 +1,16 @@
 """What data sets of images share: the size and form they are brought to, and their classes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fmcore.disk.dataset import DataError, Dataset
+from fmcore.disk.dataset import PIXEL, DataError, Dataset
+from fmcore.disk.files import mapped, read_json, write_json
 from fmcore.intake.decoding import Levels, read_images
 from fmcore.intake.planes import DEEP, ImageFile, UnreadableError
 from fmcore.intake.reading import Fit, How
@@ -16,6 +18,11 @@ from fmcore.intake.report import Tally, listed
 from fmcore.intake.walk import shown
 
 NAMED_BAD_FILES = 20
+READ = "read.json"  # in the scratch folder, beside the images
+TOLD, SAVED_SECONDS = 256, 5.0  # images from one step to the next, and seconds between two savings
+
+T = TypeVar("T")
+Steps = Generator[tuple[int, int], None, T]  # each says how many of how many images are read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +37,8 @@ class Pictures:
         background: what transparency is laid on, a colour as PIL reads it. White, as pages are: most drawings and
             cut-out products are made for it, and dark lines on nothing would vanish on black.
         levels: value that is white in images of 16 bits a channel; auto: the largest of as many bits as are used.
+        held_out: share of the images (of their groups, if there are any) that nothing is trained on. Generated
+            samples are compared with these, too.
     """
 
     size: int | tuple[int, int]
@@ -37,6 +46,7 @@ class Pictures:
     fit: Fit = "crop"
     background: str = "white"
     levels: int | Literal["auto"] = "auto"
+    held_out: float = 0.0
 
     def __post_init__(self) -> None:
         from PIL import ImageColor
@@ -47,6 +57,8 @@ class Pictures:
             raise ValueError(f"channels must be at least 1, got {self.channels}")
         if self.levels != "auto" and not 1 <= self.levels <= DEEP:
             raise ValueError(f"levels must be auto or a value in [1, {DEEP}] that is white, got {self.levels}")
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:
@@ -64,28 +76,127 @@ class Pictures:
         """Of one image."""
         return (self.channels, *self.sides)
 
+    def load(self) -> Dataset:
+        """(N, channels, height, width) uint8; a DataError lists what cannot be read."""
+        return ended(self.loading())
+
+    def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
+        """`load` by and by; with `scratch` in a folder, as `decoded` says."""
+        raise NotImplementedError
+
     def decoded(
-        self, files: Sequence[ImageFile], base: Path | None = None
-    ) -> tuple[Tensor, dict[str, Any], tuple[str, ...]]:
-        """The images (N, C, H, W) uint8, what was done to them as data, and in words.
+        self, files: Sequence[ImageFile], held: Tensor, base: Path | None = None, scratch: Path | None = None
+    ) -> Steps["Decoded"]:
+        """The images, but for those that are held out, and those.
+
+        Main arguments:
+            held: which of the files are held out (N,).
+            base: the folder that names are seen from.
+
+        With a folder `scratch` the images lie in files there instead of in memory, and one who was stopped goes
+        on where he was, provided that the files are the same.
 
         Raises:
             DataError: that lists those that cannot be read.
         """
         how = How(self.channels, self.sides, self.fit, self.background)
-        levels = Levels(files, how, None if self.levels == "auto" else self.levels)
-        x1 = torch.empty((len(files), *self.shape), dtype=torch.uint8)
-        rows, tally, bad = x1.numpy(), Tally(base), []
-        for i, read in enumerate(read_images(files, how, levels)):
+        x1, kept = self._room("x1", int((~held).sum()), scratch), self._room("held_out", int(held.sum()), scratch)
+        places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).tolist()
+        is_held, trained, tested = held.tolist(), x1.numpy(), kept.numpy()
+        so_far = _SoFar(Tally(base), None if self.levels == "auto" else self.levels)
+        so_far.take_up(scratch)
+        levels = Levels(files, how, so_far.white)
+        first, saved = so_far.tally.count + len(so_far.bad), time.monotonic()
+        yield first, len(files)
+        for i, read in enumerate(read_images(files[first:], how, levels), first):
             if isinstance(read, UnreadableError):
-                bad.append(f"{_whole(files[i])}: {read}")
+                so_far.bad.append(f"{_whole(files[i])}: {read}")
             else:
-                rows[i] = read.pixels
-                tally.add(files[i], read)
-        if bad:
+                (tested if is_held[i] else trained)[places[i]] = read.pixels
+                so_far.tally.add(files[i], read)
+            if (i + 1) % TOLD == 0:
+                so_far.white = levels.white
+                if scratch and time.monotonic() > saved + SAVED_SECONDS:
+                    so_far.save(scratch)
+                    saved = time.monotonic()
+                yield i + 1, len(files)
+        if bad := so_far.bad:
+            so_far.forget(scratch)  # they may be readable next time
             named = "; ".join(bad[:NAMED_BAD_FILES])
             raise DataError(f"data.root: {len(bad)} of {len(files)} images cannot be read: {named}")
-        return x1, tally.about(how, levels.white), tuple(tally.notes(how, levels.white))
+        yield len(files), len(files)
+        about = so_far.tally.about(how, levels.white) | ({"held_out": len(kept)} if len(kept) else {})
+        return Decoded(x1, kept if len(kept) else None, about, so_far.tally.notes(how, levels.white))
+
+    def _room(self, name: str, count: int, scratch: Path | None) -> Tensor:
+        shape = (count, *self.shape)
+        if scratch is None or not count:
+            return torch.empty(shape, dtype=torch.uint8)
+        return mapped(scratch / name, shape, torch.uint8)
+
+
+class Decoded(NamedTuple):
+    """Images as they were read.
+
+    Main arguments:
+        x1: those to train on, (N, C, H, W) uint8.
+        held_out: the others, None if there are none.
+        about: what was done to them, as JSON.
+        notes: the same in words.
+    """
+
+    x1: Tensor
+    held_out: Tensor | None
+    about: dict[str, Any]
+    notes: list[str]
+
+    def dataset(self, notes: Sequence[str] = (), beside: Mapping[str, Any] | None = None) -> Dataset:
+        """As a data set without classes; `notes` are told first."""
+        told = (*notes, *self.notes)
+        return Dataset(
+            self.x1,
+            None,
+            None,
+            self.x1,
+            PIXEL,
+            about=self.about,
+            beside=beside,
+            notes=told,
+            held_out=self.held_out,
+        )
+
+
+@dataclass
+class _SoFar:
+    """What is known of the images that were read."""
+
+    tally: Tally
+    white: int | None
+    bad: list[str] = field(default_factory=list)
+
+    def save(self, scratch: Path) -> None:
+        write_json(scratch / READ, {"bad": self.bad, "tally": self.tally.kept(), "white": self.white})
+
+    def forget(self, scratch: Path | None) -> None:
+        if scratch:
+            (scratch / READ).unlink(missing_ok=True)
+
+    def take_up(self, scratch: Path | None) -> None:
+        """Knows what was saved, if anything was."""
+        if scratch and (scratch / READ).exists():
+            kept = read_json(scratch / READ)
+            self.tally.take_up(kept["tally"])
+            self.bad, self.white = kept["bad"], kept["white"]
+
+
+def ended(steps: Steps[T]) -> T:
+    """What steps lead to, once all are done."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: T = end.value
+            return found
 
 
 def _whole(file: ImageFile) -> str:

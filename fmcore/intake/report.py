@@ -26,11 +26,21 @@ class Tally:
         self.done: Counter[str] = Counter()
         self.count, self.misfits, self.worst, self.worst_name = 0, 0, 0.0, ""
 
+    def kept(self) -> dict[str, Any]:
+        """All that was counted, as JSON."""
+        return {key: value for key, value in vars(self).items() if key != "base"}
+
+    def take_up(self, kept: Mapping[str, Any]) -> None:
+        """Counts on from what `kept` returned."""
+        vars(self).update(kept)
+        self.done = Counter(kept["done"])
+
     def name(self, file: ImageFile) -> str:
         """What a file is called: a path is seen from the folder."""
         if not isinstance(file, Path):
             return file.name
-        return shown(str(file.relative_to(self.base) if self.base else file))
+        base = self.base if self.base in file.parents or self.base is None else self.base.parent
+        return shown(str(file.relative_to(base) if base else file))  # beside the base lie other parts of a split
 
     def add(self, path: ImageFile, read: Read) -> None:
         """One more image."""

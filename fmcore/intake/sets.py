@@ -3,12 +3,15 @@
 A set's configuration is a frozen dataclass, and `load()` reads it.
 """
 
+from pathlib import Path
 from typing import get_args
 
+from fmcore.disk.dataset import Dataset
 from fmcore.intake.arrays import Arrays
 from fmcore.intake.huggingface import HuggingFace
 from fmcore.intake.images import Images
 from fmcore.intake.known import CIFAR10, MNIST, Digits, FashionMNIST
+from fmcore.intake.pictured import Pictures, Steps
 from fmcore.intake.points import Checkerboard, EightGaussians, Moons
 from fmcore.intake.vision import Torchvision
 
@@ -26,6 +29,17 @@ Data = (
     | Torchvision
 )
 DATA = {config.name: config for config in get_args(Data)}
+
+
+def loading(data: Data, scratch: Path) -> Steps[Dataset]:
+    """A data set by and by, without filling the memory where its kind allows.
+
+    Main arguments:
+        scratch: a folder that what is read may lie in; one who was stopped goes on there.
+    """
+    if isinstance(data, Pictures):
+        return (yield from data.loading(scratch))
+    return data.load(scratch) if isinstance(data, Arrays) else data.load()
 
 
 def are_images(data: Data) -> bool:

@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.intake.pictured import Pictures, with_classes
+from fmcore.disk.dataset import DataError, Dataset
+from fmcore.intake.pictured import Pictures, Steps, with_classes
 from fmcore.intake.planes import Stored
+from fmcore.intake.split import held_out
+
+UNREAD = object()  # the target of a sample that one who was stopped had read
 
 
 @dataclass(frozen=True)
@@ -36,21 +39,22 @@ class Torchvision(Pictures):
         if "download" in self.options or "root" in self.options:
             raise ValueError("options: root has a key of its own, and nothing is downloaded; expected neither")
 
-    def load(self) -> Dataset:
-        """(N, channels, height, width) uint8; a DataError lists the samples that cannot be read."""
+    def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
+        """The data set, by and by."""
         found = self._opened()
-        targets: list[Any] = [None] * len(found)
+        targets: list[Any] = [UNREAD] * len(found)
         files = [Stored(f"sample {i}", partial(_as_png, found, targets, i)) for i in range(len(found))]
-        x1, about, notes = self.decoded(files)
-        data = Dataset(x1, None, None, x1, PIXEL, about=about, notes=notes)
+        held, told = held_out(self.held_out, len(files))
+        data = (yield from self.decoded(files, held, scratch=scratch)).dataset(told)
+        targets = [found[i][1] if target is UNREAD else target for i, target in enumerate(targets)]
         if not all(isinstance(target, int) and target >= 0 for target in targets):
             kind = type(targets[0]).__name__
-            return data._replace(notes=(*notes, f"no classes: {self.dataset} has targets of type {kind}"))
+            return data._replace(notes=(*data.notes, f"no classes: {self.dataset} has targets of type {kind}"))
         label = torch.tensor(targets)
         names = [str(name) for name in getattr(found, "classes", None) or range(int(label.max()) + 1)]
         if int(label.max()) >= len(names):
             names = [str(i) for i in range(int(label.max()) + 1)]
-        return with_classes(data, label, names)
+        return with_classes(data, label[~held], names)
 
     def _opened(self) -> Any:
         import torchvision

@@ -59,13 +59,15 @@ class Part:
         found: all that lies there.
         base: the folder they lie in: the root, or the training part of a data set that is split.
         images: in order.
-        left_out: images in other parts, by their folder, "" for those beside the parts.
+        left_out: how many images lie in other parts, by their folder, "" for those beside the parts.
+        held_out: those in parts for tests.
     """
 
     found: Found
     base: Path
     images: tuple[Path, ...]
     left_out: Mapping[str, int]
+    held_out: tuple[Path, ...] = ()
 
 
 @dataclass
@@ -136,9 +138,12 @@ def training_part(found: Found) -> Part:
             "val/ and no other folder; name the folder to train on instead"
         )
     used = training[0]
-    images = tuple(path for path, parts in zip(found.images, tops, strict=True) if parts[0] == used and parts[1:])
+    images, for_tests = (
+        tuple(path for path, parts in zip(found.images, tops, strict=True) if parts[0] in names and parts[1:])
+        for names in ([used], held_out)
+    )
     left_out = {shown(name): counts[name] for name in ["", *folders] if counts[name] and name != used}
-    return Part(found, found.root / used, images, left_out)
+    return Part(found, found.root / used, images, left_out, for_tests)
 
 
 def _enter(walk: _Walk, at: str, real: str) -> None:

@@ -15,6 +15,7 @@ from fmcore.score.extractors import Extractor
 from fmcore.score.frechet import Stats, stats
 
 LABELS = "labels.safetensors"  # beside a reference: the classes of the data
+HELD_OUT = "held_out.safetensors"  # beside it, if there are any: images that nothing was trained on
 KEPT = 5000  # most features that metrics of neighbours and kernels use
 FEATURE_BYTES = 2**29  # most memory for features kept one by one: those of 65,000 images under Inception
 PARTS = 8  # random parts of the data, which the floor of the Frechet distance is made of
@@ -116,4 +117,4 @@ def load_labels(folder: Path, num_classes: int) -> Int64[Tensor, " N"] | None:
 
 def data_digest(x: Tensor) -> str:
     """SHA-256 of a tensor's bytes: which data a reference was computed on."""
-    return hashlib.sha256(x.cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(x.cpu().contiguous().view(-1).numpy().data).hexdigest()

@@ -21,6 +21,7 @@ from fmcore.score.reference import KEPT, Reference
 
 Sums = TypeVar("Sums", Stats, Classes)
 METRICS = (*FEATURE_METRICS, "frechet_infinity", "inception_score")
+UNSEEN = "_held_out"  # the end of a distance's name
 METRICS_OF_POINTS = (*FEATURE_METRICS, "mmd")
 
 
@@ -45,6 +46,8 @@ class Scorer(Protocol):
 class ImageScorer:
     """Frechet distance on the extractor's features, and the `metrics` named (any of `METRICS`).
 
+    The distance to images that nothing was trained on, if there are any, has the same name with _held_out.
+
     Nothing in `add` waits for the device: on a GPU, features are extracted and summed while the caller prepares
     the next batch. Memory holds sums for each jackknife group and the first `KEPT` features, no more.
 
@@ -54,12 +57,18 @@ class ImageScorer:
     """
 
     def __init__(
-        self, count: int, extractor: Extractor, reference: Reference, metrics: Sequence[str] = (), seed: int = 0
+        self,
+        count: int,
+        extractor: Extractor,
+        reference: Reference,
+        metrics: Sequence[str] = (),
+        seed: int = 0,
+        held_out: Reference | None = None,
     ) -> None:
         if "inception_score" in metrics and extractor.logits is None:
             raise ValueError(f"metrics: inception_score needs class scores, {extractor.metric} has none")
         self.count, self.extractor, self.reference, self.seed = count, extractor, reference, seed
-        self.metrics, self.done = metrics, 0
+        self.metrics, self.done, self.held_out = metrics, 0, held_out
         self.ends = list(accumulate(group_sizes(count)))
         self.groups, self.classes, self.kept = list[Stats](), list[Classes](), list[Tensor]()
         self.wrong, self.first_wrong = torch.tensor(0), torch.tensor(count)
@@ -102,6 +111,9 @@ class ImageScorer:
         try:
             plain = frechet_estimate(self.groups, real)
             found.append((ex.metric, plain, real.count))
+            if self.held_out:
+                unseen = self.held_out.stats.to(self.groups[0].total.device)
+                found.append((f"{ex.metric}{UNSEEN}", frechet_estimate(self.groups, unseen), unseen.count))
         except ValueError:  # too few images for this distance, but perhaps not for the others
             if not self.metrics or "frechet_infinity" in self.metrics:
                 raise

@@ -15,7 +15,7 @@ RAW = load_yaml(DEFAULT)
 MATCHED, TRAIN = RAW["distill"]["ending"], RAW["distill"]["train"]
 REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "squared"}}
 IMAGES = {"name": "images", "root": "images", "size": 32, "channels": 3, "fit": "crop"}
-IMAGES |= {"background": "white", "levels": "auto"}
+IMAGES |= {"background": "white", "levels": "auto", "held_out": 0.0, "group": None}
 POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"], "extractor": "none"}}
 
 

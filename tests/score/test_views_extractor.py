@@ -13,7 +13,7 @@ from fmcore.flow.training import TrainConfig, new_state, take_average, train
 from fmcore.score.extractors import load_extractor, save_extractor
 from fmcore.score.feature_net import DAMAGES, FEW, FEW_DIMS, FIT_DIMS, fitting
 from fmcore.score.frechet import frechet_distance, stats
-from stage_runs import notes, run, tiny
+from stage_runs import folder, notes, run, tiny
 
 
 def asked(pixels, count=120):
@@ -97,8 +97,7 @@ def test_37_images_go_through_the_stages(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     for i, image in enumerate(digits(37)[0]):
         Image.fromarray(image[0].numpy()).save(tmp_path / "own" / f"{i}.png")
-    data = {"name": "images", "root": "own", "size": 8, "channels": 1, "fit": "crop", "background": "white"}
-    params = tiny(data={**data, "levels": "auto"}, features__extractor="views", evaluate__samples=100)
+    params = tiny(data=folder("own"), features__extractor="views", evaluate__samples=100)
     said = notes(run(params, "check", "features", "base", "evaluate_base"))
     assert "features: 37 images are few, so they are compared by 8 features" in said
     scores = pd.read_csv("scores/base/scores.csv")
