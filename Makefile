@@ -26,11 +26,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory private
 	@touch $@
 
-# DVC keeps pickles apart from the checkout, by default in a folder that every user of the machine can write to.
+# DVC keeps pickles apart from the checkout, by default in a folder that every user of the machine can write to. Its
+# pages ask the web for their chart library, unless they bring it.
 private:
 	@case "$$XDG_CACHE_HOME" in /*) caches=$$XDG_CACHE_HOME/fmcore;; *) caches=$$HOME/.cache/fmcore;; esac; \
 	case "$$caches:$$HOME" in /*:/*) ;; *) echo "HOME: expected the path of your folder, got '$$HOME'" >&2; exit 2;; esac; \
 	mkdir -p "$$caches" && chmod 700 "$$caches" && $(BIN)/dvc config --local core.site_cache_dir "$$caches/dvc"
+	@test -s .dvc/charts.html || $(BIN)/python -m flows.local.charts || true
 
 install: $(READY) ## make .venv with the tested versions
 

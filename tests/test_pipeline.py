@@ -55,6 +55,13 @@ def test_everything_runs_and_then_nothing(made):
     assert made.repro().ran == ["look"], "it looks whether the data changed"
 
 
+def test_outs_are_links_into_the_cache(made):
+    for name in ("dataset/data.safetensors", "models/student/model.safetensors", "reports/index.html"):
+        about = (made.folder / name).stat()
+        assert about.st_nlink > 1, f"{name} is kept twice"
+        assert about.st_mode & 0o222 == 0, f"{name} could be edited, and DVC's copy with it"
+
+
 def test_reflow_straightens_and_helps_one_step(made):
     table = pd.read_csv(made.folder / "reports/scores.csv").set_index(["model", "metric", "solver", "nfe"]).value
     straight = table.xs("straightness", level="metric").droplevel(["solver", "nfe"])

@@ -35,7 +35,9 @@ def look(params: "Params", stage: "Stage") -> "Events":
 
 def write_seen(data: Mapping[str, Any]) -> None:
     """Writes a digest of the files that `data` names; a FileNotFoundError names what is not there."""
-    layout.SEEN.write_text(json.dumps(digest(data), indent=1) + "\n")
+    part = layout.SEEN.with_suffix(".part")  # the file may be a link into DVC's cache
+    part.write_text(json.dumps(digest(data), indent=1) + "\n")
+    part.replace(layout.SEEN)
 
 
 def digest(data: Mapping[str, Any]) -> dict[str, Any]:
