@@ -40,7 +40,7 @@ def tiny(**changes):
     return validate(raw, "test")
 
 
-def folder(root, **more):
+def data_of(root, **more):
     """`data` of a folder of images, each key with its usual value."""
     return {"name": "images", "root": str(root), **USUAL, **more}
 

@@ -289,9 +289,9 @@ def _data_rules(params: Params) -> Iterator[str]:
             if isinstance(section.distance, Perceptual):
                 yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are none"
     elif kind == "none":
-        yield "features.extractor: none is for points; images need another, e.g. classifier or rotation"
+        yield "features.extractor: none is for points; images need another, e.g. classifier or views"
     elif kind == "rotation" and params.data.shape[1] != params.data.shape[2]:
         sides = f"{params.data.shape[1]}x{params.data.shape[2]}"
-        yield f"features.extractor: rotation turns images and needs square ones, got {sides}; expected another"
+        yield f"features.extractor: rotation turns images and needs square ones, got {sides}; expected views"
     if kind != "inception-v3-compat" and (params.features.weights is not None or params.features.download):
         yield f"features: expected weights null and download false for {kind}, only inception-v3-compat has a file"

@@ -73,7 +73,7 @@ def _fit(params: Params, data: Dataset, pixels: Tensor, work: Path) -> Generator
         batch_size=section.train.batch_size,
         seed=params.seed,
     )
-    if fitted.network.head.in_features < FIT_DIMS:
+    if fitted.network.dims < FIT_DIMS:
         yield Note(f"features: {len(pixels)} images are few, so they are compared by {FEW_DIMS} features")
     state = new_state(fitted.network, section.train)
     for event in run_training("features", work, state, fitted.objective, section.train, params.seed):

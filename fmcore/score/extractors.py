@@ -40,7 +40,7 @@ from fmcore.disk.files import (
 )
 from fmcore.flow.pixels import dequantise
 from fmcore.flow.rng import generator
-from fmcore.score.feature_net import FIT_DIMS, FeatureNet, Fitting
+from fmcore.score.feature_net import FIT_DIMS, FeatureNet, Fitting, Views, network_of
 from fmcore.score.frechet import stats
 from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_SHA, find_inception, load_inception
 
@@ -114,17 +114,20 @@ def save_extractor(folder: Path, kind: str, fitted: Fitting, pixels: UInt8[Tenso
 def _save_network(
     folder: Path,
     kind: str,
-    network: FeatureNet,
+    network: FeatureNet | Views,
     data: Iterable[Tensor],
     shape: tuple[int, ...],
     about: dict[str, Any],
 ) -> None:
     """Gives the features of the data unit variance, averaged over dimensions, and writes the network."""
-    with torch.inference_mode():
-        whole = reduce(add, (stats(network.features(pixels)) for pixels in data))
-    network.scale.fill_(float(whole.covariance.diagonal().mean().rsqrt()))
+    batches = list(data)
+    for part in network.parts:
+        with torch.inference_mode():
+            whole = reduce(add, (stats(part.features(pixels)) for pixels in batches))
+        variance = float(whole.covariance.diagonal().mean())
+        part.scale.fill_(variance**-0.5 if variance else 1.0)
     write_tensors(folder / "extractor.safetensors", network.state_dict())
-    about = {**about, "classes": network.head.out_features, "dims": network.head.in_features}
+    about |= {"classes": sum(part.head.out_features for part in network.parts), "dims": network.dims}
     _record(folder, kind, sha256(folder / "extractor.safetensors"), shape, about)
 
 
@@ -215,14 +218,14 @@ def load_extractor(
         _check_digest(path, digest)
         (classes,) = _whole(file, "classes", [manifest["classes"]])
         (dims,) = _whole(file, "dims", [manifest.get("dims", FIT_DIMS)])  # version 0.1 says none
-        network = FeatureNet(shape, classes, dims)
+        network = network_of(kind, shape, classes, dims)
     except KeyError as error:
         raise ArtifactError(f"{file}: expected a manifest of features, got one without {error}") from None
     tensors = read_tensors(path)
     check_kinds(path, tensors, kinds(network.state_dict()))
     network.load_state_dict(tensors)
     network.to(device).eval()
-    logits = network.logits if kind == "classifier" else None
+    logits = network.logits if isinstance(network, FeatureNet) and kind == "classifier" else None
     return Extractor(f"{_NETS[kind]}{dims}", dims, digest, network.features, logits)
 
 

@@ -17,6 +17,9 @@ from fmcore.flow.rng import generator
 from fmcore.flow.training import Objective
 
 FIT_DIMS = 64
+# Of the features of `views`, the part that tells damages apart, and what they are multiplied by: noise and blur
+# move these features so far from the data's that nothing else would count beside them.
+DAMAGE_PART, DAMAGE_SHARE = 4, 0.1
 FEW, FEW_DIMS = 128, 8  # data of fewer images get as many features, whose covariance they can still fill
 HELD_OUT_EVERY = 5
 Damage = Callable[[Tensor, Generator], Tensor]
@@ -44,6 +47,16 @@ class FeatureNet(nn.Module):
         self.head = nn.Linear(dims, classes)
         self.register_buffer("scale", torch.ones(()))
 
+    @property
+    def dims(self) -> int:
+        """How many features there are."""
+        return self.head.in_features
+
+    @property
+    def parts(self) -> "tuple[FeatureNet, ...]":
+        """The networks whose scales are set apart."""
+        return (self,)
+
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N classes"]:
         """Class scores."""
         scores: Tensor = self.head(self.body(x))
@@ -60,12 +73,45 @@ class FeatureNet(nn.Module):
         return found
 
 
+class Views(nn.Module):
+    """Two networks side by side: one has learnt which way up images are, the other which damage they have.
+
+    One network for both gives most of its features to the damages, and hardly sees a class that is missing. The
+    features of each have unit variance on the data; those of the second are multiplied by `DAMAGE_SHARE`.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dims: int = FIT_DIMS) -> None:
+        super().__init__()
+        few = max(FEW_DIMS // 2, dims // DAMAGE_PART)
+        self.turned = FeatureNet(shape, len(ways(shape)), dims - few)
+        self.damaged = FeatureNet(shape, len(DAMAGES), few)
+
+    @property
+    def dims(self) -> int:
+        """How many features there are."""
+        return self.turned.dims + self.damaged.dims
+
+    @property
+    def parts(self) -> tuple[FeatureNet, ...]:
+        """The networks whose scales are set apart."""
+        return self.turned, self.damaged
+
+    def forward(self, x: Float[Tensor, "M C H W"]) -> Float[Tensor, "N answers"]:
+        """Scores of the ways up of the first half of the images, and of the damages of the other."""
+        first, second = x.chunk(2)
+        return torch.cat([self.turned(first), self.damaged(second)], 1)
+
+    def features(self, pixels: UInt8[Tensor, "N C H W"]) -> Float[Tensor, "N D"]:
+        """The features of 8-bit images."""
+        return torch.cat([self.turned.features(pixels), DAMAGE_SHARE * self.damaged.features(pixels)], 1)
+
+
 class Fitting(NamedTuple):
     """What to train for an extractor, and how well it does on the images held out."""
 
-    network: FeatureNet
+    network: FeatureNet | Views
     objective: Objective
-    held_out_accuracy: Callable[[FeatureNet], float]
+    held_out_accuracy: Callable[[nn.Module], float]
     held_out: int
 
 
@@ -81,6 +127,12 @@ class Task(NamedTuple):
     answers: tuple[int, ...]
     asked: Callable[[Tensor, Generator], tuple[Tensor, Tensor]]
     views: int = 1
+
+    def loss(self, scores: Float[Tensor, "B answers"], right: Int64[Tensor, "B questions"]) -> Float[Tensor, " B"]:
+        """The sum of the questions' cross entropies, for each image."""
+        parts = enumerate(scores.split(self.answers, 1))
+        losses = [nn.functional.cross_entropy(part, right[:, i], reduction="none") for i, part in parts]
+        return torch.stack(losses).sum(0)
 
 
 def fitting(
@@ -116,7 +168,7 @@ def fitting(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dims = FIT_DIMS if len(pixels) >= FEW else FEW_DIMS
-        network = FeatureNet(shape, sum(task.answers), dims).to(pixels.device)
+        network = network_of(kind, shape, sum(task.answers), dims).to(pixels.device)
     test = torch.arange(len(pixels), device=pixels.device) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
     train_index = (~test).nonzero()[:, 0]
     images = max(1, batch_size // task.views)
@@ -125,13 +177,9 @@ def fitting(
         return task.asked(train_index[torch.randint(len(train_index), (images,), generator=g, device=g.device)], g)
 
     def loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        parts = network(batch[0]).split(task.answers, 1)
-        losses = [
-            nn.functional.cross_entropy(scores, batch[1][:, i], reduction="none") for i, scores in enumerate(parts)
-        ]
-        return torch.stack(losses).sum(0)
+        return task.loss(network(batch[0]), batch[1])
 
-    def accuracy(network: FeatureNet) -> float:
+    def accuracy(network: nn.Module) -> float:
         """The share of right answers, a mean over the questions."""
         right = total = 0
         with torch.inference_mode():
@@ -143,6 +191,16 @@ def fitting(
         return right / total
 
     return Fitting(network, Objective(draw, loss), accuracy, int(test.sum()))
+
+
+def network_of(kind: str, shape: tuple[int, ...], answers: int, dims: int) -> FeatureNet | Views:
+    """A network for that kind of extractor, without weights yet."""
+    return Views(shape, dims) if kind == "views" else FeatureNet(shape, answers, dims)
+
+
+def ways(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The quarter turns that images are shown in: those that are not square upright and upside down only."""
+    return (0, 1, 2, 3) if shape[1] == shape[2] else (0, 2)
 
 
 def _classes(pixels: Tensor, label: Tensor, num_classes: int) -> Task:
@@ -162,26 +220,25 @@ def _turned(pixels: Tensor) -> Task:
 
 
 def _viewed(pixels: Tensor) -> Task:
-    """Which way up an image is, and which damage it has and how strong.
+    """Which way up an image is, and which damage it has, and how strong, when it is shown upright.
 
-    Orientation alone makes features that do not see noise: they are made to look through it. Images that are not
-    square are shown upright and upside down only.
+    Orientation alone makes features that do not see noise: they are made to look through it.
     """
-    ways = (0, 1, 2, 3) if pixels.shape[2] == pixels.shape[3] else (0, 2)
+    turns = ways(tuple(pixels.shape[1:]))
 
     def asked(index: Tensor, g: Generator) -> tuple[Tensor, Tensor]:
         place = torch.arange(len(index), device=index.device)
-        damage, way = place % len(DAMAGES), place // len(DAMAGES) % len(ways)
+        way, damage = place % len(turns), place % len(DAMAGES)
         x = pixels[index].float()
-        shown = torch.empty_like(x)
+        turned, shown = torch.empty_like(x), torch.empty_like(x)
+        for i, quarters in enumerate(turns):
+            turned[way == i] = x[way == i].rot90(quarters, (2, 3))
         for i, damaged in enumerate(DAMAGES):
             shown[damage == i] = damaged(x[damage == i], g)
-        shown = shown.clamp(0, 255).round() / 127.5 - 1
-        for i, turns in enumerate(ways):
-            shown[way == i] = shown[way == i].rot90(turns, (2, 3))
-        return shown, torch.stack([way, damage], 1)
+        both = torch.cat([turned, shown.clamp(0, 255).round()]) / 127.5 - 1
+        return both, torch.stack([way, damage], 1)
 
-    return Task((len(ways), len(DAMAGES)), asked)
+    return Task((len(turns), len(DAMAGES)), asked, views=2)
 
 
 def _noisy(deviation: float) -> Damage:

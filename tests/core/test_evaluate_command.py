@@ -26,7 +26,7 @@ from fmcore.score.fidelity import FEATURE_METRICS
 from fmcore.score.frechet import frechet_distance, frechet_estimate, stats
 from fmcore.score.reference import load_reference, reference_parts
 from fmcore.score.scoring import ImageScorer, Score
-from stage_runs import notes, points, run, tiny
+from stage_runs import data_of, notes, points, run, tiny
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_a_folder_is_read_as_the_data_was(tmp_path):
         Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{i}.webp", lossless=True)
         tifffile.imwrite(folder / f"{i}.tif", random.integers(0, 4096, (8, 8)).astype(np.uint16))
     for channels in (1, 3):
-        data = Images(root=str(tmp_path), size=8, channels=channels, background="#336699").load()
+        data = Images(root=str(tmp_path / "train"), size=8, channels=channels, background="#336699").load()
         folder = Folder(tmp_path)
         assert len(folder.files) == len(data.x1) == 30
         reader = reader_of(folder.files, channels, data.about)
@@ -303,7 +303,8 @@ def test_a_folder_is_read_as_the_data_was(tmp_path):
         order = {path: i for i, path in enumerate(found(tmp_path / "train").images)}
         assert torch.equal(read, data.x1[[order[path] for path in folder.files]])
         said = [line.partition(": ")[2] for line in folder.notes(reader)]
-        assert set(said) == set(data.notes) - {"classes: 0 (15), 1 (15)"}
+        part = "train/ is taken; left out: test/ (6 images)"
+        assert {*said} == {*data.notes, part} - {"classes: 0 (15), 1 (15)"}
 
 
 def test_the_data_against_itself_is_at_no_distance(tmp_path, monkeypatch, capsys):
@@ -314,8 +315,7 @@ def test_the_data_against_itself_is_at_no_distance(tmp_path, monkeypatch, capsys
         Path("raw").mkdir(exist_ok=True)
         Image.fromarray(random.integers(0, 256, (8, 8, 4), dtype=np.uint8)).save(f"raw/{i}.png")
         tifffile.imwrite(f"raw/{i}.tif", random.integers(0, 4096, (8, 8)).astype(np.uint16))
-    data = {"name": "images", "root": "raw", "size": 8, "channels": 1, "fit": "crop"}
-    data |= {"background": "#804020", "levels": 5000}
+    data = data_of("raw", background="#804020", levels=5000)
     said = notes(run(tiny(data=data, features__extractor="pixels"), "check", "features"))
     assert "data: 80 of 160 are transparent in part and lie on #804020" in said
     assert "data: 80 of 160 have 16 bits a channel, of which 5000 is white" in said

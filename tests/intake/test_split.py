@@ -13,7 +13,7 @@ from fmcore.intake.split import held_out
 from fmcore.score.extractors import load_extractor
 from fmcore.score.frechet import frechet_distance, stats
 from fmcore.score.reference import load_reference
-from stage_runs import folder, run, tiny
+from stage_runs import data_of, run, tiny
 
 
 def grey(path, level):
@@ -93,7 +93,7 @@ def test_the_distance_to_images_that_nothing_was_trained_on(tmp_path, monkeypatc
         path = tmp_path / f"images/{i}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
-    params = tiny(data=folder("images", held_out=0.25), features__extractor="random")
+    params = tiny(data=data_of("images", held_out=0.25), features__extractor="random")
     list(run(params, "check", "features", "base", "evaluate_base"))
     data, extractor = load_dataset(layout.DATASET), load_extractor(layout.FEATURES)
     unseen = load_reference(layout.FEATURES / "held_out.safetensors")

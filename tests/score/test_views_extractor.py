@@ -8,42 +8,34 @@ import torch
 
 from extractor_examples import digits
 from fmcore.disk.files import read_json, write_json
-from fmcore.flow.pixels import dequantise
 from fmcore.flow.training import TrainConfig, new_state, take_average, train
 from fmcore.score.extractors import load_extractor, save_extractor
 from fmcore.score.feature_net import DAMAGES, FEW, FEW_DIMS, FIT_DIMS, fitting
 from fmcore.score.frechet import frechet_distance, stats
-from stage_runs import folder, notes, run, tiny
+from stage_runs import data_of, notes, run, tiny
 
 
-def asked(pixels, count=120):
-    """What a batch of `views` shows of the first of the pixels, and the right answers."""
-    found = fitting("views", pixels[:5].repeat(200, 1, 1, 1), None, None, batch_size=count, seed=0)
-    x, answers = found.objective.draw(torch.Generator().manual_seed(0), 0.0)
-    return (127.5 * (x + 1)).round(), answers
-
-
-@pytest.mark.parametrize(("shape", "ways"), [((3, 12, 12), 4), ((1, 8, 12), 2)])
-def test_every_damage_is_shown_every_way_up(shape, ways):
-    pixels = (
-        torch.randint(60, 190, (1, *shape), generator=torch.Generator().manual_seed(0)).byte().repeat(5, 1, 1, 1)
-    )
-    x, answers = asked(pixels)
-    assert x.shape == (120, *shape)
-    pairs = {tuple(pair) for pair in answers.tolist()}
-    assert pairs == {(way, damage) for way in range(ways) for damage in range(len(DAMAGES))}
-    image, turns = pixels[0].float(), 4 // ways
-    plain = [shown for shown, (way, damage) in zip(x, answers.tolist(), strict=True) if damage == 0 and way == 1]
-    assert plain
-    assert all(torch.equal(shown, image.rot90(turns, (1, 2))) for shown in plain)
-    for shown, (way, damage) in zip(x, answers.tolist(), strict=True):
-        upright = shown.rot90(-turns * way, (1, 2))
-        gap = float((upright - image).abs().mean())
+@pytest.mark.parametrize(("shape", "turns"), [((3, 12, 12), (0, 1, 2, 3)), ((1, 8, 12), (0, 2))])
+def test_every_way_up_and_every_damage_is_shown(shape, turns):
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(60, 190, shape, generator=generator).byte()
+    pixels = image.repeat(1000, 1, 1, 1)
+    found = fitting("views", pixels, None, None, batch_size=240, seed=0)
+    x, answers = found.objective.draw(generator, 0.0)
+    turned, damaged = (127.5 * (x + 1)).round().chunk(2)
+    assert x.shape == (240, *shape)
+    assert answers.shape == (120, 2)
+    assert set(answers[:, 0].tolist()) == set(range(len(turns)))
+    assert set(answers[:, 1].tolist()) == set(range(len(DAMAGES)))
+    for shown, way in zip(turned, answers[:, 0].tolist(), strict=True):
+        assert torch.equal(shown, image.float().rot90(turns[way], (1, 2)))
+    for shown, damage in zip(damaged, answers[:, 1].tolist(), strict=True):
+        gap = float((shown - image).abs().mean())
         assert (gap == 0) == (damage == 0)
         if 1 <= damage <= 3:  # noise of a mean absolute deviation of sqrt(2 / pi) times the standard one
             assert gap == pytest.approx(math.sqrt(2 / math.pi) * (4, 10, 25)[damage - 1], rel=0.25)
         if damage in (6, 7):
-            assert torch.equal(upright, image + (15 if damage == 6 else -15))
+            assert torch.equal(shown, image + (15.0 if damage == 6 else -15.0))
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +77,8 @@ def test_few_images_get_few_features(count, dims):
     pixels, label = digits(count)
     for kind in ("classifier", "rotation", "views"):
         found = fitting(kind, pixels, label, 10, batch_size=20, seed=0)
-        x, _ = found.objective.draw(torch.Generator().manual_seed(0), 0.0)
-        assert found.network.body(x).shape[1] == dims
-        assert found.network.body(dequantise(pixels[:2])).shape == (2, dims)
+        assert found.network.dims == dims
+        assert found.network.features(pixels[:2]).shape == (2, dims)
 
 
 def test_37_images_go_through_the_stages(tmp_path, monkeypatch):
@@ -97,7 +88,7 @@ def test_37_images_go_through_the_stages(tmp_path, monkeypatch):
     (tmp_path / "own").mkdir()
     for i, image in enumerate(digits(37)[0]):
         Image.fromarray(image[0].numpy()).save(tmp_path / "own" / f"{i}.png")
-    params = tiny(data=folder("own"), features__extractor="views", evaluate__samples=100)
+    params = tiny(data=data_of("own"), features__extractor="views", evaluate__samples=100)
     said = notes(run(params, "check", "features", "base", "evaluate_base"))
     assert "features: 37 images are few, so they are compared by 8 features" in said
     scores = pd.read_csv("scores/base/scores.csv")

@@ -13,7 +13,7 @@ from flows import layout
 from fmcore.disk.dataset import DataError, load_dataset
 from fmcore.intake import pictured
 from repository import ROOT
-from stage_runs import events_of, folder, notes, tiny
+from stage_runs import data_of, events_of, notes, tiny
 
 COUNT = 30
 
@@ -27,7 +27,7 @@ def params(tmp_path, monkeypatch):
     place.mkdir()
     for i in range(COUNT):
         Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(place / f"{i}.png")
-    found = tiny(data=folder("images"), features__extractor="random")
+    found = tiny(data=data_of("images"), features__extractor="random")
     for stage in ("check", "look"):
         list(events_of(found, stage))
     return found
