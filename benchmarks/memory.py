@@ -25,12 +25,15 @@ DISTINCT, SIDE = 1000, 32
 
 # Runs the two stages on a folder or a file; prints the peaks above what was held before, and intake's seconds.
 MEASURED = """
-import sys, threading, time
+import os, sys, threading, time
 from pathlib import Path
 from flows.launch.stages import stage_at, started
 from flows.params.preset import overlaid
 from flows.params.reading import validate
-raw, kind = overlaid("images"), sys.argv[1]
+kind, project, here = *sys.argv[1:], os.getcwd()
+os.chdir(project)
+raw = overlaid("images")
+os.chdir(here)
 raw["features"]["extractor"] = "random"
 raw["network"] = {"name": "mlp", "width": 64, "depth": 1, "fourier": 0}
 raw["base"]["train"]["images"] = 20_000
@@ -86,7 +89,12 @@ def measured(kind: str, count: int) -> list[str]:
         make(Path(made), count)
         env = os.environ | {"PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, kind], cwd=made, env=env, capture_output=True, text=True, check=False
+            [sys.executable, "-c", MEASURED, kind, str(ROOT)],
+            cwd=made,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             raise SystemExit(done.stderr)

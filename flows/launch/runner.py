@@ -23,7 +23,7 @@ from flows.params.reading import FILE, ParamsError, load_yaml, read
 from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.place import bring, root
-from flows.workshop.workspace import BusyError
+from flows.workshop.workspace import BusyError, TakenOver
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
 from fmcore.progress import Progress
 
@@ -76,9 +76,13 @@ def _run(stage: str) -> None:
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(root(), stage=stage, **said._asdict()))
         bars = stack.enter_context(Bars())
-        for event in started(params, stage_at(stage)):
-            for each in (event, *bars(event)):
-                journal(each)
+        try:
+            for event in started(params, stage_at(stage)):
+                for each in (event, *bars(event)):
+                    journal(each)
+        except TakenOver as taken:
+            journal(Note(str(taken)))
+            print(taken, file=sys.stderr, flush=True)
         # DVC reads the parameters now. If they were edited meanwhile, it would record that the new values made
         # these outputs, and never run the stage again.
         if entry_of(stage, load_yaml(FILE)).params != before.params:

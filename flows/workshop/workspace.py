@@ -26,10 +26,15 @@ from flows.workshop.place import root
 from fmcore.disk.files import read_json, write_file
 
 BUSY_SECONDS = 10.0
+KEPT_SECONDS = 24 * 3600.0  # for those who wait
 
 
 class BusyError(RuntimeError):
     """Another process does the same work."""
+
+
+class TakenOver(Exception):
+    """Another experiment did the same work meanwhile, and its outputs are in their places."""
 
 
 @contextmanager
@@ -38,13 +43,19 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
 
     Raises:
         BusyError: if another process holds it, and this is not an experiment.
+        TakenOver: if this is one, waited for another process, and has its outputs now.
     """
     entry = entry_of(stage.address, params.model_dump(mode="json"))
     folder = root() / WORK / stage.address.replace("@", "-") / digest_of(entry, Path.cwd())
     folder.parent.mkdir(parents=True, exist_ok=True)
+    wanted, kept = folder.with_suffix(".wanted"), folder.with_suffix(".kept")
+    _prune(folder.parent)
     # The lock lies beside the folder and is never removed: a removed one could be held by two processes.
     with folder.with_suffix(".lock").open("a+") as lock:
-        _take(lock, stage.address)
+        if _take(lock, stage.address, wanted) and kept.exists():
+            for out in entry.outs:
+                _put(kept / out, out)
+            raise TakenOver(f"{stage.address} is what another experiment made meanwhile")
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
@@ -52,7 +63,39 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
         for part in folder.rglob(".*.part"):  # what a killed writer left
             part.unlink()
         yield folder
+        if wanted.exists() and all(out.exists() for out in entry.outs):
+            part = kept.with_suffix(".part")
+            for out in entry.outs:
+                _put(out, part / out)
+            part.rename(kept)
+            wanted.unlink()
         shutil.rmtree(folder)
+
+
+def _put(source: Path, place: Path) -> None:
+    """A file or folder at another place, too; its files are shared where the disk allows."""
+    if place.is_dir():
+        shutil.rmtree(place)
+    place.unlink(missing_ok=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, place, copy_function=_link)
+    else:
+        _link(source, place)
+
+
+def _link(source: str | Path, place: str | Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:
+        shutil.copy2(source, place)
+
+
+def _prune(folder: Path) -> None:
+    """Removes what nobody came for."""
+    for path in [*folder.glob("*.kept"), *folder.glob("*.part")]:
+        if time.time() - path.stat().st_mtime > KEPT_SECONDS:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def made_by(params: Params, stage: Stage) -> dict[str, Any]:
@@ -63,16 +106,21 @@ def made_by(params: Params, stage: Stage) -> dict[str, Any]:
     return about | ({"checked": dict(ChainMap(*checked))} if checked else {})
 
 
-def _take(lock: TextIO, stage: str) -> None:
+def _take(lock: TextIO, stage: str, wanted: Path) -> bool:
     """Locks, waiting a little: a stage whose caller was killed takes a moment to notice and end.
 
-    In an experiment it waits for as long as it takes: another of a queue may do the same stage at the same time.
+    In an experiment it waits for as long as it takes: another of a queue may do the same stage at the same time,
+    and learns from the file `wanted` that its outputs are waited for. Returns whether it did that.
     """
-    deadline, said = time.monotonic() + BUSY_SECONDS, False
+    deadline, said, waited = time.monotonic() + BUSY_SECONDS, False, False
     while True:
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return waited
         except BlockingIOError:
+            if not waited and root() != Path.cwd():
+                waited = True
+                wanted.touch()
             if time.monotonic() > deadline and not said:
                 lock.seek(0)
                 busy = f"{stage} is already running (process {lock.read().strip()})"

@@ -44,12 +44,17 @@ def test_work_is_found_again_and_goes_when_done(root):
 HOLDER = """
 import sys
 from pathlib import Path
+from flows import layout
 from flows.params.reading import load_yaml, validate
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import workspace
 with workspace(Stage("intake", ""), validate(load_yaml(Path(sys.argv[1])), "test")):
     print("in", flush=True)
-    input()
+    made = input()
+    if made:
+        layout.DATASET.mkdir()
+        (layout.DATASET / "data").write_text(made)
+        layout.BESIDE.write_text(made)
 """
 
 
@@ -88,6 +93,32 @@ def test_an_experiment_waits_for_another(root, tmp_path, monkeypatch, capsys):
             assert holder.wait(10) == 0
     said = capsys.readouterr().err
     assert said == f"intake is already running (process {holder.pid}) in another experiment; waiting for it\n"
+
+
+def test_what_another_experiment_made_meanwhile_is_taken_over(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(work, "BUSY_SECONDS", 0.2)
+    other, mine = tmp_path / "other", tmp_path / "mine"
+    for folder in (other, mine):
+        folder.mkdir()
+    monkeypatch.chdir(mine)
+    (mine / "dataset").mkdir()
+    (mine / "dataset/old").touch()
+    with holding(other) as holder:
+        threading.Timer(1.0, holder.stdin.write, ["made once\n"]).start()
+        threading.Timer(1.1, holder.stdin.flush).start()
+        with (
+            pytest.raises(work.TakenOver, match=r"^intake is what another experiment made meanwhile$"),
+            work.workspace(STAGE, tiny()),
+        ):
+            raise AssertionError("it works on its own")
+    assert [path.name for path in (mine / "dataset").iterdir()] == ["data"]
+    assert (mine / "dataset/data").read_text() == (mine / "data.beside.json").read_text() == "made once"
+    with work.workspace(STAGE, tiny()) as folder:  # who did not wait works
+        assert not list(folder.iterdir())
+    (kept,) = folder.parent.glob("*.kept")
+    os.utime(kept, (0, 0))
+    with work.workspace(STAGE, tiny()):
+        assert not kept.exists()
 
 
 def test_too_little_space_is_told_with_both_sizes(root, monkeypatch):
