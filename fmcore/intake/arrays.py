@@ -1,6 +1,6 @@
 """Numbers from a file as a data set: points and tables, series, arrays of any number of channels, 8-bit pixels."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from math import isfinite, prod
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 LARGE = 10.0  # a mean or deviation from which on raw values are likely to be a mistake
 MOST_CLASSES = 1000  # more are likely to be a column of something else
-ROWS = 65_536  # converted at a time
+BYTES = 2**25  # converted at a time
 NAMED = 8
 
 
@@ -163,8 +163,8 @@ class Arrays:
             shape = (int(side.sum()), *self.shape)
             rows = torch.empty(shape, dtype=kind) if scratch is None else mapped(scratch / name, shape, kind)
             form, done = (-1, *(1 for _ in values.shape[2:])), 0
-            for first in range(0, len(values), ROWS):
-                part = values[first : first + ROWS][side[first : first + ROWS].numpy()]
+            for rows_at in _parts(values):
+                part = values[rows_at][side[rows_at].numpy()]
                 if units:
                     part = (part.astype(np.float64) - np.reshape(units.mean, form)) / np.reshape(units.std, form)
                 rows.numpy()[done : done + len(part)] = part
@@ -208,15 +208,23 @@ class Arrays:
         return [f"raw values, {told}: noise has 0 and 1, so data.values: standardised may train better"] * far
 
 
+def _rows(values: "Values") -> int:
+    """How many rows are converted at a time."""
+    return max(1, BYTES // max(1, values[:1].nbytes))
+
+
+def _parts(values: "Values") -> Iterator[slice]:
+    """The rows, part by part."""
+    rows = _rows(values)
+    return (slice(first, first + rows) for first in range(0, len(values), rows))
+
+
 def _unfinite(values: "Values") -> list[int]:
     import numpy as np
 
     if values.dtype.kind != "f":
         return []
-    fine = [
-        np.isfinite(values[i : i + ROWS]).reshape(-1, prod(values.shape[1:])).all(1)
-        for i in range(0, len(values), ROWS)
-    ]
+    fine = [np.isfinite(values[part]).reshape(-1, prod(values.shape[1:])).all(1) for part in _parts(values)]
     found: list[int] = (~np.concatenate(fine)).nonzero()[0].tolist()
     return found
 
@@ -227,9 +235,9 @@ def _moments(values: "Values", trained: "Values") -> tuple[tuple[float, ...], tu
 
     axes = (0, *range(2, values.ndim))
     total, square, count = 0.0, 0.0, int(trained.sum()) * prod(values.shape[2:])
-    centre = values[trained.nonzero()[0][:ROWS]].astype(np.float64).mean(axes, keepdims=True)
-    for first in range(0, len(values), ROWS):
-        part = values[first : first + ROWS][trained[first : first + ROWS]].astype(np.float64) - centre
+    centre = values[trained.nonzero()[0][: _rows(values)]].astype(np.float64).mean(axes, keepdims=True)
+    for rows in _parts(values):
+        part = values[rows][trained[rows]].astype(np.float64) - centre
         total, square = total + part.sum(axes), square + (part**2).sum(axes)
     mean = total / count
     std = np.sqrt(np.maximum(square / count - mean**2, 0))

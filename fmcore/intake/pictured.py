@@ -101,8 +101,8 @@ class Pictures:
         """
         how = How(self.channels, self.sides, self.fit, self.background)
         x1, kept = self._room("x1", int((~held).sum()), scratch), self._room("held_out", int(held.sum()), scratch)
-        places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).tolist()
-        is_held, trained, tested = held.tolist(), x1.numpy(), kept.numpy()
+        places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).numpy()
+        is_held, trained, tested = held.numpy(), x1.numpy(), kept.numpy()
         so_far = _SoFar(Tally(base), None if self.levels == "auto" else self.levels)
         so_far.take_up(scratch)
         levels = Levels(files, how, so_far.white)
