@@ -40,7 +40,7 @@ def write(root: Path) -> bool:
 
     folder = root / ".dvc"
     # In an own scope its names cannot meet those of DVC's scripts; what ends a script must not stand in one.
-    script = vl_convert.javascript_bundle().replace("</script", "<\\/script")
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script")
     (folder / TEMPLATE).write_text(PAGE.format(script=script), encoding="utf-8")
     with Config(str(folder), validate=False).edit("local") as settings:
         settings.setdefault("plots", {})["html_template"] = TEMPLATE

@@ -43,7 +43,7 @@ class Images(Pictures):
         part = self._part()
         names, label, why = classes_of(part) if self.group != 1 else ((), None, [])
         if part.held_out and not self.held_out:
-            files = (*part.images, *part.held_out)
+            files = part.images + part.held_out
             held = torch.arange(len(files)) >= len(part.images)
             told = [f"{len(part.held_out)} of {len(files)} are held out: those in other parts"]
             part = replace(part, left_out={name: n for name, n in part.left_out.items() if not name})
@@ -60,13 +60,12 @@ class Images(Pictures):
         level = self.group
         if level is None:
             return None, ""
-        tops = [path.relative_to(part.base).parts for path in part.images]
-        if outside := [parts for parts in tops if len(parts) <= level]:
+        if outside := [name for name in part.inside if name.count("/") < level]:
             raise DataError(
-                f"data.group: {len(outside)} of {len(tops)} images do not lie in a folder of level {level}, e.g. "
-                f"{shown('/'.join(outside[0]))}"
+                f"data.group: {len(outside)} of {len(part.images)} images do not lie in a folder of level "
+                f"{level}, e.g. {shown(outside[0])}"
             )
-        return ["/".join(parts[:level]) for parts in tops], f"level {level} of the folders"
+        return ["/".join(name.split("/")[:level]) for name in part.inside], f"level {level} of the folders"
 
     def _part(self) -> Part:
         try:
@@ -108,14 +107,13 @@ def _need_files(part: Part) -> None:
 
 def classes_of(part: Part) -> tuple[tuple[str, ...], Tensor | None, list[str]]:
     """The names of the classes, printable and in natural order, and each image's; or no label, and a line why."""
-    tops = [path.relative_to(part.base).parts for path in part.images]
-    folders = sorted({parts[0] for parts in tops if len(parts) > 1}, key=natural)
+    folders = sorted({name.partition("/")[0] for name in part.inside if "/" in name}, key=natural)
     names = tuple(map(shown, folders))
-    stray = [shown(parts[0]) for parts in tops if len(parts) == 1]
+    stray = [shown(name) for name in part.inside if "/" not in name]
     if stray or len(names) < 2:
         why = [f"no classes: all images lie in {names[0]}/"] if names and not stray else []
         if names and stray:
             why = [f"no classes, since {listed(stray)} lie beside the folders {listed(names)}"]
         return names, None, why
     index = {folder: i for i, folder in enumerate(folders)}
-    return names, torch.tensor([index[parts[0]] for parts in tops]), []
+    return names, torch.tensor([index[name.partition("/")[0]] for name in part.inside]), []

@@ -6,10 +6,11 @@ Reads names and links only, never a file. Imports nothing heavy, for what only w
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import overload
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 # Left by systems and programs beside a user's files; names that start with a dot are hidden anyway.
@@ -24,6 +25,34 @@ HELD_OUT = ("test", "testing", "val", "valid", "validation", "dev", "held_out", 
 
 class FolderError(ValueError):
     """A folder that cannot be taken in as it is; the message names it."""
+
+
+@dataclass(frozen=True)
+class Files(Sequence[Path]):
+    """Files by their names below a folder: a million paths would fill a quarter of a gigabyte.
+
+    Main arguments:
+        root: the folder.
+        names: relative to it, with / between folders.
+    """
+
+    root: Path
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, place: int) -> Path: ...
+    @overload
+    def __getitem__(self, place: slice) -> "Files": ...
+    def __getitem__(self, place: int | slice) -> "Path | Files":
+        if isinstance(place, slice):
+            return Files(self.root, self.names[place])
+        return Path(self.root, self.names[place])
+
+    def __add__(self, other: "Files") -> "Files":
+        return Files(self.root, (*self.names, *other.names))
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,7 @@ class Found:
     """
 
     root: Path
-    images: tuple[Path, ...]
+    images: Files
     hidden: Mapping[str, int]
     others: Mapping[str, int]
     linked: tuple[str, ...]
@@ -65,9 +94,15 @@ class Part:
 
     found: Found
     base: Path
-    images: tuple[Path, ...]
+    images: Files
     left_out: Mapping[str, int]
-    held_out: tuple[Path, ...] = ()
+    held_out: Files
+
+    @property
+    def inside(self) -> Iterator[str]:
+        """The images' names below the base."""
+        first = len(self.base.name) + 1 if self.base != self.found.root else 0
+        return (name[first:] for name in self.images.names)
 
 
 @dataclass
@@ -102,12 +137,13 @@ def found(root: str | Path) -> Found:
         files += [name for name in level if not _follow(walk, name)]
     for name in files:  # last, when every folder is known that may hold what they lead to
         _follow_file(walk, name)
-    images = sorted(walk.images, key=_order)
+    # The walk meets them in order, but for those that links lead to. The keys of a million fill 200 MB.
+    images = sorted(walk.images, key=_order) if walk.linked else walk.images
     full = {parent for name in images for parent in _parents(name)}
     empty = [name for name in walk.folders if name not in full and full.issuperset(_parents(name))]
     return Found(
         Path(root),
-        tuple(Path(root, name) for name in images),
+        Files(Path(root), tuple(images)),
         dict(sorted(walk.hidden.items())),
         dict(sorted(walk.others.items())),
         *(
@@ -123,14 +159,14 @@ def training_part(found: Found) -> Part:
     Raises:
         FolderError: if they could be a split or classes.
     """
-    tops = [path.relative_to(found.root).parts for path in found.images]
-    counts = Counter(parts[0] if len(parts) > 1 else "" for parts in tops)
+    names = found.images.names
+    counts = Counter(name.partition("/")[0] if "/" in name else "" for name in names)
     folders = sorted(counts.keys() - {""}, key=natural)
     training = [name for name in folders if name.casefold() in TRAINING]
     held_out = [name for name in folders if name.casefold() in HELD_OUT]
     classes = [name for name in folders if name not in training + held_out]
     if not training + held_out or (classes and not held_out) or (folders == held_out and len(held_out) == 1):
-        return Part(found, found.root, found.images, {})
+        return Part(found, found.root, found.images, {}, Files(found.root, ()))
     if classes or len(training) != 1:
         there = ", ".join(f"{shown(name)}/" for name in folders)
         raise FolderError(
@@ -139,8 +175,8 @@ def training_part(found: Found) -> Part:
         )
     used = training[0]
     images, for_tests = (
-        tuple(path for path, parts in zip(found.images, tops, strict=True) if parts[0] in names and parts[1:])
-        for names in ([used], held_out)
+        Files(found.root, tuple(name for name in names if name.partition("/")[0] in tops and "/" in name))
+        for tops in ([used], held_out)
     )
     left_out = {shown(name): counts[name] for name in ["", *folders] if counts[name] and name != used}
     return Part(found, found.root / used, images, left_out, for_tests)
@@ -156,10 +192,11 @@ def _enter(walk: _Walk, at: str, real: str) -> None:
             continue
         walk.walked.add(real)
         try:
-            entries = list(os.scandir(real))
+            entries = sorted(os.scandir(real), key=lambda entry: natural(entry.name))
         except OSError as error:
             walk.refused.append(f"{at}: cannot be listed: {error.strerror}")
             continue
+        folders = []
         for entry in entries:
             name = f"{at}/{entry.name}" if at else entry.name
             is_folder = entry.is_dir(follow_symlinks=False)
@@ -169,7 +206,7 @@ def _enter(walk: _Walk, at: str, real: str) -> None:
             elif entry.is_symlink():
                 walk.links.append(name)
             elif is_folder:
-                waiting.append((name, os.path.join(real, entry.name)))
+                folders.append((name, os.path.join(real, entry.name)))
                 walk.folders.append(name)
             elif not _is_image(entry.name):
                 walk.others[_suffix(entry.name)] += 1
@@ -177,6 +214,7 @@ def _enter(walk: _Walk, at: str, real: str) -> None:
                 walk.images.append(name)
             else:
                 walk.refused.append(f"{name}: no file, but a pipe, a socket or a device")
+        waiting += reversed(folders)
 
 
 def _follow(walk: _Walk, name: str) -> bool:

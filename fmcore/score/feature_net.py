@@ -130,7 +130,7 @@ class Task(NamedTuple):
 
     def loss(self, scores: Float[Tensor, "B answers"], right: Int64[Tensor, "B questions"]) -> Float[Tensor, " B"]:
         """The sum of the questions' cross entropies, for each image."""
-        parts = enumerate(scores.split(self.answers, 1))
+        parts = enumerate(torch.split(scores, list(self.answers), 1))
         losses = [nn.functional.cross_entropy(part, right[:, i], reduction="none") for i, part in parts]
         return torch.stack(losses).sum(0)
 
