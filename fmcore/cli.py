@@ -77,6 +77,11 @@ def _add_way(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--nfe", type=int, default=1, help="network evaluations a sample (default 1)")
     verb.add_argument("--solver", default="euler", help="euler, midpoint, heun, rk4, ab2, ... (default euler)")
     verb.add_argument("--guidance", type=float, help="scale of guidance; a guided step costs two of --nfe")
+    verb.add_argument(
+        "--autoencoder",
+        type=Path,
+        help="folder of the autoencoder that decodes a model's latents (default: that beside the model)",
+    )
 
 
 def _add_sampling(verb: argparse.ArgumentParser, count: int | None) -> None:
@@ -102,6 +107,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"fmcore {args.verb}: {line}", file=sys.stderr)
         return 2
     return 0
+
+
+def _loaded(args: argparse.Namespace, folder: Path) -> "Model":
+    from fmcore.model import load
+
+    return load(folder, args.device, autoencoder=args.autoencoder)
 
 
 def _way(args: argparse.Namespace) -> "Sampling":
@@ -146,10 +157,9 @@ def _sample(args: argparse.Namespace) -> str:
 
     from fmcore.disk.files import write_tensors
     from fmcore.export.images import write_array, write_pages
-    from fmcore.model import load
     from fmcore.pictures import SPREAD
 
-    model = load(args.model, args.device)
+    model = _loaded(args, args.model)
     args.label = _label(args.label, model)
     if to_folder:
         return _sample_folder(args, model, out)
@@ -180,8 +190,8 @@ def _sample_folder(args: argparse.Namespace, model: "Model", out: Path) -> str:
 
     if not are_images(model):
         raise ValueError(
-            f"{args.model} makes samples of shape {model.shape}, no grey or RGB images: expected --out to end in "
-            ".npy, .safetensors, or for points .csv or .png"
+            f"{args.model} makes samples of shape {model.sample_shape}, no grey or RGB images: expected --out to "
+            "end in .npy, .safetensors, or for points .csv or .png"
         )
     model.check_steps(_way(args))
     made_by = {"model": model.digest, "shape": model.shape, "seed": args.seed, "label": args.label}
@@ -208,7 +218,7 @@ def _export(args: argparse.Namespace) -> str:
     words += [] if args.guidance is None else ["--guidance", f"{args.guidance:g}"]
     words += [] if args.scores is None else ["--scores", shown(args.scores)]
     files = export(
-        load(args.model),
+        load(args.model, autoencoder=args.autoencoder),
         _way(args),
         args.to,
         args.out,
@@ -223,7 +233,6 @@ def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.disk.files import ArtifactError, read_json
     from fmcore.flow.pixels import quantise
     from fmcore.intake.files import Folder
-    from fmcore.model import load
     from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
@@ -233,7 +242,7 @@ def _evaluate(args: argparse.Namespace) -> str:
     for name in metrics:
         if name not in offered:
             raise ValueError(f"--metrics: expected any of {', '.join(offered)}, got {name!r}")
-    model = load(args.target, args.device) if (args.target / "config.json").is_file() else None
+    model = _loaded(args, args.target) if (args.target / "config.json").is_file() else None
     if model is None and is_points:
         raise ArtifactError(f"{args.target}: expected a model folder, since {args.against} holds points")
     folder = None if model else Folder(args.target)
@@ -256,8 +265,9 @@ def _evaluate(args: argparse.Namespace) -> str:
         scorer = ImageScorer(count, extractor, reference, metrics, args.seed)
     if folder:
         parts = folder.images(shape, reader, count)
-    elif model and model.shape != shape:
-        raise ArtifactError(f"{args.target} makes samples of shape {model.shape}, {args.against} has {shape}")
+    elif model and model.sample_shape != shape:
+        made = model.sample_shape
+        raise ArtifactError(f"{args.target} makes samples of shape {made}, {args.against} has {shape}")
     elif model:
         parts = _drawn(
             args, model, count, None, "evaluate", pool=_pool(args, model, notes)

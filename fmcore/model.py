@@ -1,7 +1,7 @@
 """What `fmcore.load` returns: a model from its folder, which samples."""
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from fmcore.flow import rng
 from fmcore.flow.speed import moved
 from fmcore.flow.times import UniformGrid
+from fmcore.models.autoencoder import Decoder, beside, decoder_of
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.reflow import draw
 from fmcore.ode.sampling import Sampling
@@ -20,8 +21,15 @@ from fmcore.ode.solvers import SOLVERS, seeded, solve
 SAMPLE_BATCH, SAMPLE_NUMBERS = 1000, 2**20  # drawn together: samples at most, and numbers in them
 
 
+@dataclass(frozen=True)
 class Model(Trained):
-    """A loaded model that samples; what describes it stands in `Trained`."""
+    """A loaded model that samples; what describes it stands in `Trained`.
+
+    Main arguments:
+        decoder: makes images of what the network makes, if that is latents.
+    """
+
+    decoder: Decoder | None = None
 
     def sample(
         self,
@@ -40,8 +48,8 @@ class Model(Trained):
             label: the class of all samples, a number or a name; None draws them uniformly for a conditional model.
 
         Returns:
-            (count, *shape) on the CPU: images in [-1, 1] up to the model's error, or what else the data is, in its
-            own units.
+            (count, *sample_shape) on the CPU: images in [-1, 1] up to the model's error, or what else the data is,
+            in its own units.
 
         Raises:
             ValueError: if the solver is unknown or cannot spend the evaluations, if the model does not know the
@@ -76,7 +84,8 @@ class Model(Trained):
             x0, drawn = draw(first, size, shape=self.shape, seed=seed, purpose=purpose, labels=pool)
             part = drawn if labels is None else labels[first : first + size]
             part = None if part is None else moved(part, self.device)
-            yield solve(field, moved(x0, self.device), knots, seeded(how.method, seed, first), part).cpu()
+            x1 = solve(field, moved(x0, self.device), knots, seeded(how.method, seed, first), part)
+            yield (x1 if self.decoder is None else self.decoder(x1, precision)).cpu()
 
     @property
     def batch(self) -> int:
@@ -114,7 +123,28 @@ class Model(Trained):
         return torch.full((count,), label)
 
 
-def load(folder: str | Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Model:
-    """Loads a model folder; arguments and errors are those of `fmcore.models.folder.load_model`."""
+def load(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    ema: float | None = None,
+    autoencoder: str | Path | None = None,
+) -> Model:
+    """Loads a model folder; arguments and errors are those of `fmcore.models.folder.load_model`.
+
+    Main arguments:
+        autoencoder: for a model that makes latents, the folder of the autoencoder that decodes them. None looks in
+            the folder `autoencoder` of the model, then in `dataset/` of the project that the model lies in.
+
+    Raises:
+        ValueError: if an autoencoder is named that the model does not need.
+        ArtifactError: if the one it needs is not found.
+    """
     trained = load_model(folder, device, ema=ema)
-    return Model(**{field.name: getattr(trained, field.name) for field in fields(trained)})
+    described = {field.name: getattr(trained, field.name) for field in fields(trained)}
+    if trained.encoding is None:
+        if autoencoder is not None:
+            raise ValueError(f"autoencoder: {folder} makes its samples itself; expected none, got {autoencoder}")
+        return Model(**described)
+    places = beside(folder) if autoencoder is None else [Path(autoencoder)]
+    return Model(**described, decoder=decoder_of(trained.encoding, places, device))

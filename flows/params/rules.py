@@ -17,6 +17,7 @@ from fmcore.flow.losses import WEIGHTINGS
 from fmcore.flow.paths import Linear
 from fmcore.flow.perceptual import Perceptual
 from fmcore.flow.times import TIMES, KGrid
+from fmcore.intake.latents import Latents
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, cost, steps_for
 from fmcore.score.estimates import GROUPS, group_sizes
@@ -65,7 +66,7 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
     if couple.pairs < 1 or (couple.batch != "auto" and couple.batch < 1) or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
-    if couple.dtype == "uint8" and params.is_points:
+    if couple.dtype == "uint8" and (params.is_points or isinstance(params.data, Latents)):
         yield f"{at('dtype')}: expected float32 or float16 for what is no image, got uint8"
     passes = 1 if couple.guidance is None else 2
     yield from _solver_rules(couple.solver, (couple.nfe,), at("solver"), at("nfe"), passes=passes)
@@ -230,7 +231,7 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
     names = [grid.name for grid in evaluate.grids]
     if not names or len(set(names)) < len(names):
         yield f"evaluate.grids: expected at least one grid and each once, got {json.dumps(names)}"
-    dims = None if params.is_points else dims_of(params.features.extractor, params.data.shape)
+    dims = None if params.is_points else dims_of(params.features.extractor, params.sample_shape)
     if dims is not None:
         least = _least(dims)
         if evaluate.samples < least:
@@ -267,6 +268,19 @@ def _least(dims: int) -> int:
     return next(n for n in range(dims, 2 * dims + 2 * GROUPS) if n - max(group_sizes(n)) > dims)
 
 
+def _image_rules(params: Params) -> Iterator[str]:
+    """What is for images alone, of data that are none or are trained on as none."""
+    name = params.data.name
+    if params.flip:
+        yield f"flip: {name} are no images, expected false"
+    if params.base.teacher is not None:
+        yield f"base.teacher: expected null for {name}, no images: teachers make images"
+    sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
+    for at, section in sections:
+        if isinstance(section.distance, Perceptual):
+            yield f"{at}.distance.name: lpips compares images, and data.name {name} are none"
+
+
 def _data_rules(params: Params) -> Iterator[str]:
     kind = params.features.extractor
     if kind not in EXTRACTORS and not FUNCTION.fullmatch(kind):
@@ -275,23 +289,20 @@ def _data_rules(params: Params) -> Iterator[str]:
         return
     if params.base.teacher is None:
         yield from _network_rules(params, params.network, "network")
+    if isinstance(params.data, Latents):
+        yield from _image_rules(params)
+        if params.evaluate.likelihood is not None:
+            yield "evaluate.likelihood: expected null, since that of latents is none of images"
     if params.is_points:
         if kind != "none":
             yield f'features.extractor: expected "none" for {params.data.name}, no images, got {json.dumps(kind)}'
         if params.conditional and not getattr(params.data, "labels", None):
             yield f"conditional: {params.data.name} has no classes, expected false"
-        if params.flip:
-            yield f"flip: {params.data.name} are no images, expected false"
-        if params.base.teacher is not None:
-            yield f"base.teacher: expected null for {params.data.name}, no images: teachers make images"
-        sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
-        for at, section in sections:
-            if isinstance(section.distance, Perceptual):
-                yield f"{at}.distance.name: lpips compares images, and data.name {params.data.name} are none"
+        yield from _image_rules(params)
     elif kind == "none":
         yield "features.extractor: none is for points; images need another, e.g. classifier or views"
-    elif kind == "rotation" and params.data.shape[1] != params.data.shape[2]:
-        sides = f"{params.data.shape[1]}x{params.data.shape[2]}"
+    elif kind == "rotation" and params.sample_shape[1] != params.sample_shape[2]:
+        sides = f"{params.sample_shape[1]}x{params.sample_shape[2]}"
         yield f"features.extractor: rotation turns images and needs square ones, got {sides}; expected views"
     if kind != "inception-v3-compat" and (params.features.weights is not None or params.features.download):
         yield f"features: expected weights null and download false for {kind}, only inception-v3-compat has a file"

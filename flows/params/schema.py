@@ -19,7 +19,7 @@ from fmcore.flow.losses import DISTANCES, Distance
 from fmcore.flow.paths import ContinuousPath
 from fmcore.flow.times import TIMES, FixedGrid, Grid, Times
 from fmcore.flow.training import TrainConfig
-from fmcore.intake.sets import DATA, Data, are_images
+from fmcore.intake.sets import DATA, Data, are_images, sample_shape
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.sampling import Sampling
 
@@ -213,6 +213,11 @@ class Params(BaseModel):
     def is_points(self) -> bool:
         """Whether the data are compared as points, as all but images are."""
         return not are_images(self.data)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of what is compared, which is not what is trained on where that is latents."""
+        return sample_shape(self.data)
 
 
 def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) -> Section:

@@ -57,6 +57,7 @@ def signature(config: Mapping[str, Any]) -> Any:
     asked = [ColSpec("long", name) for name in ("count", "nfe")]
     # What a row may lack, a table holds as a number that may be none at all.
     asked += [ColSpec("double", name, required=False) for name in ("seed", "label")]
-    images = len(config["shape"]) == 3 and config.get("units") is None
+    shape = (config.get("encoding") or config)["shape"]  # latents come as images
+    images = len(shape) == 3 and config.get("units") is None
     kind = np.dtype("uint8" if images else "float32")
-    return ModelSignature(Schema(asked), Schema([TensorSpec(kind, (-1, *config["shape"]))]))
+    return ModelSignature(Schema(asked), Schema([TensorSpec(kind, (-1, *shape))]))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flows.report.figures import INK, NARROW, Chart, chart
 from flows.report.pictures import DOTS, Sheet, composed, uri
-from fmcore.disk.dataset import Dataset
+from fmcore.disk.dataset import PIXEL, Dataset
 from fmcore.flow.pixels import quantise
 from fmcore.pictures import clear_tile, plotted, png
 
@@ -57,6 +57,8 @@ class Shown(NamedTuple):
 
 def shown(data: Dataset, read: Mapping[str, Any]) -> Shown:
     """The data, drawn and in words; `read` is its manifest."""
+    if data.encoding is not None:
+        data = data._replace(x1=data.reference, bin_width=PIXEL)  # the images; nobody can see latents
     if data.bin_width is None:
         sheet = plotted(data.x1[:SHOWN_POINTS], DOTS, COLOUR)
         sentence = _counted(data)
@@ -144,6 +146,11 @@ def _done(read: Mapping[str, Any]) -> list[str]:
         lines.append(f"{about['misfits']:,} of {total:,} had another form: up to {share} of a side was changed")
     if unseen:
         lines.append(f"{unseen:,} of {total:,} are held out: nothing is trained on them")
+    if lost := about.get("encoded"):
+        lines.append(
+            f"all are trained on as latents; decoded again, {lost['images']:,} are {lost['grey_levels']:.3g} "
+            f"of 255 grey levels off on average (PSNR {lost['psnr']:.1f} dB)"
+        )
     return lines
 
 

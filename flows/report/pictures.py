@@ -94,7 +94,7 @@ def gallery(results: Results) -> Gallery:
         files["strips.png"] = composed({m: [sheet] for m, sheet in strips.items()}, [""], cell=2 * CELL)
     return Gallery(
         rows=rows_of(results),
-        side=0 if results.params.is_points else max(results.data.shape[1:]),
+        side=0 if results.params.is_points else max(results.data.reference.shape[2:]),
         nfes=nfes,
         samples={m: [None if cell is None else uri(png(cell)) for cell in row] for m, row in cells.items()},
         nearest={m: [(uri(png(pair)), distance) for pair, distance in pairs] for m, pairs in nearest.items()},

@@ -1,5 +1,6 @@
 """The judge, which samples are compared with: an extractor and the data's features, or the points held out."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,10 @@ from torch import Tensor
 
 from flows import layout
 from flows.params.schema import Params
-from fmcore.disk.files import read_tensors
+from fmcore.disk.dataset import encoding_from
+from fmcore.disk.files import read_json, read_tensors
+from fmcore.flow.pixels import quantise
+from fmcore.models.autoencoder import FOLDER, decoder_of
 from fmcore.score.extractors import Extractor, load_extractor
 from fmcore.score.reference import HELD_OUT, Reference, load_reference
 from fmcore.score.scoring import ImageScorer, PointScorer, Scorer
@@ -22,6 +26,7 @@ class Eyes(NamedTuple):
 
 
 Judge = Eyes | Tensor
+View = Callable[[Tensor], Tensor]
 
 
 def judge_of(params: Params, device: torch.device) -> Judge:
@@ -42,3 +47,18 @@ def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
     if isinstance(judge, Tensor):
         return PointScorer(judge, metrics, params.seed)
     return ImageScorer(count, judge.extractor, judge.reference, metrics, params.seed, judge.held_out)
+
+
+def view_of(params: Params, device: torch.device) -> View:
+    """What makes of samples what is compared and shown: 8-bit images, of latents decoded ones, or the numbers.
+
+    Raises:
+        ArtifactError: if the data are latents, and their autoencoder is not beside them.
+    """
+    if params.is_points:
+        return lambda x: x
+    encoding = encoding_from(read_json(layout.DATASET / "manifest.json").get("encoding"))
+    if encoding is None:
+        return quantise
+    decoder = decoder_of(encoding, [layout.DATASET / FOLDER], device)
+    return lambda x: quantise(decoder(x, params.precision))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from flows.events import Progress
 from flows.params.schema import Params
+from flows.scores.judging import View
 from flows.scores.sweep import Batch
 from fmcore.disk.dataset import Dataset
 from fmcore.flow import speed
@@ -55,8 +56,8 @@ class Bends(NamedTuple):
 class Look:
     """Gathers, batch by batch, what the probes need of the paths and samples."""
 
-    def __init__(self, params: Params, how: Sampling) -> None:
-        self.params, self.how = params, how
+    def __init__(self, params: Params, how: Sampling, view: View) -> None:
+        self.params, self.how, self.view = params, how, view
         self.tensors: dict[str, Tensor] = {}
         self.first: list[Batch] = []  # the first samples, on the CPU, for `looked_up` and `rebuilt`
         self.bent: list[Tensor] = []
@@ -64,7 +65,6 @@ class Look:
 
     def add(self, batch: Batch) -> None:
         """Takes a batch; those of a flow come with the points of their paths."""
-        points = self.params.is_points
         if batch.points:
             knots = self.how.knots()
             self.bent.append(bends(batch.points, knots))  # left on the device: nothing waits for it here
@@ -72,8 +72,9 @@ class Look:
             if "frames" not in self.tensors:
                 chosen = torch.linspace(0, len(knots) - 1, min(FRAMES, len(knots))).round().long().tolist()
                 shown = shown_of(self.params)
-                frames = torch.stack([batch.points[i][:shown] for i in chosen]).cpu()
-                self.tensors["frames"] = frames if points else quantise(frames.flatten(0, 1)).view(frames.shape)
+                frames = torch.stack([batch.points[i][:shown] for i in chosen])
+                seen = self.view(frames.flatten(0, 1)).cpu()
+                self.tensors["frames"] = seen.view(*frames.shape[:2], *seen.shape[1:])
                 self.tensors["frame_times"] = knots[chosen]
                 if len(self.params.data.shape) == 1 and self.params.data.shape[0] > 1:
                     self.tensors["paths"] = torch.stack([x[:TRACED_POINTS, :2] for x in batch.points]).cpu()
@@ -133,7 +134,7 @@ def looked_up(
     """
     if not reference.complete:
         return [], {}
-    made = torch.cat([quantise(part.x1) for part in look.first])
+    made = torch.cat([look.view(part.x1).cpu() for part in look.first])
     features = torch.cat([extractor(part).cpu() for part in torch.split(made, 500)])
     distance, index = nearest(features[:SHOWN_IMAGES], reference.features)
     images = data.reference[index]
@@ -146,18 +147,20 @@ def looked_up(
     return [Score("memorisation", found, rows, extractor.name, extractor.digest)], tensors
 
 
-def strips(model: Trained, params: Params, how: Sampling, labels: Tensor | None) -> Tensor:
+def strips(model: Trained, look: Look, labels: Tensor | None) -> Tensor:
     """Samples from noises between two, one class a strip: (STRIPS, STRIP_CELLS, C, H, W).
 
     The noises are mixed as cos(a) x_0 + sin(a) x_0', which is standard normal noise again.
     """
+    params, how = look.params, look.how
     ends, label = draw(0, 2 * STRIPS, shape=model.shape, seed=params.seed, purpose="strips", labels=labels)
     a = torch.linspace(0, pi / 2, STRIP_CELLS).view(1, -1, *(1 for _ in model.shape))
     x0 = a.cos() * ends[:STRIPS, None] + a.sin() * ends[STRIPS:, None]
     of_strip = None if label is None else label[:STRIPS].repeat_interleave(STRIP_CELLS).to(model.device)
     x = x0.flatten(0, 1).to(model.device)
     x1 = integrate(model.field(params.precision), x, how.knots(), SOLVERS["euler"], of_strip)
-    return quantise(x1).cpu().view(x0.shape)
+    seen = look.view(x1).cpu()
+    return seen.view(*x0.shape[:2], *seen.shape[1:])
 
 
 def flops(model: Trained) -> int:

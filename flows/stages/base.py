@@ -37,7 +37,7 @@ def base(params: Params, stage: Stage) -> Events:
     )
     with workspace(stage, params) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
-        convention, known = Convention(section.path), (data.names, data.units)
+        convention, known = Convention(section.path), (data.names, data.units, data.encoding)
         like = Trained(network, params.network, data.shape, classes, {}, "", convention, null_label, *known)
         yield set_up(params, like, section.train.images, training=True)
         state = new_state(network, section.train)

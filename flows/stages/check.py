@@ -17,6 +17,7 @@ from fmcore.disk.files import sha256, write_json
 from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import Hidden
 from fmcore.flow.perceptual import Perceptual, load_lpips
+from fmcore.intake.latents import Latents
 from fmcore.intake.teachers import read_teacher, teacher_files
 from fmcore.models.hidden import taps
 from fmcore.score.extractors import digest_of
@@ -25,11 +26,13 @@ from fmcore.score.extractors import digest_of
 def check(params: Params, stage: Stage) -> Events:
     """Checks the files and networks that params name; the params themselves were validated when they were read."""
     found = {}
+    if isinstance(params.data, Latents):
+        params.data.check()
     if params.base.teacher is not None:
         found["teacher_sha256"] = _check_teacher(params, params.base.teacher)
     found |= _check_perceptual(params)
     section = params.features
-    options = (section.weights, section.download, params.data.shape, device_of(params))
+    options = (section.weights, section.download, params.sample_shape, device_of(params))
     digest = digest_of(section.extractor, *options)
     write_json(layout.CHECKED_FEATURES, {"extractor_sha256": digest} if digest else {})
     sections = {"network": None if params.base.teacher else params.network}

@@ -11,7 +11,7 @@ from torch import Tensor
 from flows import layout
 from flows.events import Event, Events, Metrics, Progress, Table, samples_at, scored
 from flows.params.schema import Params
-from flows.scores.judging import Judge, judge_of, scorer_of
+from flows.scores.judging import Judge, View, judge_of, scorer_of, view_of
 from flows.scores.probes import (
     Bends,
     Look,
@@ -29,7 +29,6 @@ from flows.workshop.setup import device_of, eager, set_up
 from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_tensors, write_file, write_json, write_tensors
-from fmcore.flow.pixels import quantise
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
 from fmcore.pictures import quick_picture
@@ -49,6 +48,7 @@ class Scoring(NamedTuple):
     model: Trained
     data: Dataset
     judge: Judge
+    view: View
     noise: Noise
     best: Sampling
 
@@ -79,7 +79,8 @@ def evaluate(params: Params, stage: Stage) -> Events:
     labels = data.label if model.num_classes is not None else None
     noise, judge = noise_of(model, params, labels), judge_of(params, device)
     with workspace(stage, params) as work:
-        of = Scoring(params, stage.name, work, model, data, judge, noise, finest(samplings))
+        view = view_of(params, device)
+        of = Scoring(params, stage.name, work, model, data, judge, view, noise, finest(samplings))
         total = section.repeats * sum(map(of.cost, samplings))
         yield set_up(params, model, total)
         # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
@@ -110,7 +111,7 @@ def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, N
     for repeat in range(params.evaluate.repeats):
         if of.kept(how, repeat).exists():
             continue
-        look = Look(params, how) if how == of.best and repeat == 0 else None
+        look = Look(params, how, of.view) if how == of.best and repeat == 0 else None
         bends = look is not None and model.k is None
         batches = sampled(model.field(params.precision), params, how, repeat, of.noise, bends=bends)
         for part in _score(of, batches, look, of.kept(how, repeat)):
@@ -121,7 +122,7 @@ def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, N
 
 def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path) -> Iterator[int]:
     """Scores one repeat into the file `path`, tensors beside it; yields the samples done so far."""
-    params, points = of.params, of.params.is_points
+    params = of.params
     scorer = scorer_of(of.judge, params, params.evaluate.samples)
     done, evaluations = 0, 0
     shown: list[Tensor] = []
@@ -129,10 +130,11 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
     for batch in batches:
         x1 = batch.x1
         finite &= torch.isfinite(x1).all()  # read after the loop, so that nothing here waits for the device
-        scorer.add(x1 if points else quantise(x1))
+        seen = of.view(x1)
+        scorer.add(seen)
         missing = shown_of(params) - sum(map(len, shown))
         if missing > 0:
-            shown.append((x1[:missing] if points else quantise(x1[:missing])).cpu())
+            shown.append(seen[:missing].cpu())
         if look is not None:
             look.add(batch)
         done += len(x1)
@@ -142,8 +144,8 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
         raise FloatingPointError(f"{of.name} made samples that are not finite: it diverged")
     scores, tensors = scorer.scores(), {"shown": torch.cat(shown)}
     if look is not None:
-        further, seen = _looked(of, look)
-        scores, tensors = scores + further, tensors | seen
+        further, drawn = _looked(of, look)
+        scores, tensors = scores + further, tensors | drawn
     write_tensors(path.with_suffix(".safetensors"), tensors)
     keep(path, scores, round(evaluations / done))
 
@@ -158,7 +160,7 @@ def _looked(of: Scoring, look: Look) -> tuple[list[Score], dict[str, Tensor]]:
     if not isinstance(of.judge, Tensor):
         copied, found = looked_up(look, of.judge.extractor, of.judge.reference, of.data)
         scores += copied
-        tensors |= found | {"strips": strips(aside, params, look.how, of.labels)}
+        tensors |= found | {"strips": strips(aside, look, of.labels)}
     return scores, tensors
 
 

@@ -10,7 +10,7 @@ import torch
 from flows import layout
 from flows.events import Events, Metrics, Progress, Table
 from flows.params.schema import Params
-from flows.scores.judging import judge_of, scorer_of
+from flows.scores.judging import judge_of, scorer_of, view_of
 from flows.scores.table import rows_of, write_scores
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of
@@ -18,7 +18,7 @@ from flows.workshop.workspace import publish, workspace
 from fmcore.disk.files import read_json, write_file
 from fmcore.disk.pairs import map_pairs
 from fmcore.flow.couplings import Sharded
-from fmcore.flow.pixels import floats, quantise
+from fmcore.flow.pixels import floats
 from fmcore.ode.sampling import Sampling
 
 
@@ -33,10 +33,9 @@ def evaluate_pairs(params: Params, stage: Stage) -> Events:
     scoring = partial(Progress, "score", total=count, unit="pairs", of=f"couplings {name}")
     with workspace(stage, params) as work:
         yield scoring(done=0)
-        stored, done = Sharded(parts), 0
+        stored, view, done = Sharded(parts), view_of(params, device), 0
         for rows in torch.split(torch.arange(count), section.batch):
-            batch = floats(stored.at(rows).x1).to(device)
-            scorer.add(batch if params.is_points else quantise(batch))
+            scorer.add(view(floats(stored.at(rows).x1).to(device)))
             done += len(rows)
             yield scoring(done=done)
         found = rows_of(

@@ -48,18 +48,23 @@ def digest(data: Mapping[str, Any]) -> dict[str, Any]:
     """
     about: dict[str, Any] = {"name": data.get("name")}
     for key, place in _places(data):
-        found = seen(place, str(data[key]))
+        found = seen(place, key)
         about |= found if key == "root" else {key: found}
     return about
 
 
-def _places(data: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+def _places(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Path]]:
+    """The keys of `data` that name files, and what they name; `at` stands before the keys of what latents are of."""
     root = data.get("root")
     if root is not None and not data.get("download"):  # what is downloaded is checked by who downloads it
-        yield "root", Path(root)
+        yield f"{at}root", Path(root)
     for key in BESIDE:
         if isinstance(value := data.get(key), str) and Path(value).is_file():
-            yield key, Path(value)
+            yield f"{at}{key}", Path(value)
+    if isinstance(images := data.get("images"), Mapping):
+        yield from _places(images, "images.")
+    if isinstance(folder := data.get("autoencoder"), str):
+        yield "autoencoder", Path(folder)
 
 
 def changed(data: Mapping[str, Any]) -> str:
@@ -74,10 +79,10 @@ def changed(data: Mapping[str, Any]) -> str:
     return ", ".join(map(repr, late[:NAMED])) or "some are gone, or were changed back"
 
 
-def seen(place: Path, name: str) -> dict[str, Any]:
+def seen(place: Path, key: str) -> dict[str, Any]:
     """How many files there are, their size in bytes, and a SHA-256 of all names, sizes and times."""
     if not place.exists():
-        raise FileNotFoundError(f"data.root: no file or folder {name!r}")
+        raise FileNotFoundError(f"data.{key}: no file or folder {str(place)!r}")
     whole, files, size = hashlib.sha256(), 0, 0
     for path, about in found(place):
         relative = os.fsencode(os.path.relpath(path, place))

@@ -92,6 +92,7 @@ def finish(
         averages=further,
         class_names=like.class_names if like.num_classes is not None else None,
         units=like.units,
+        encoding=like.encoding,
         manifest={**manifest, "images_seen": config.steps * config.batch_size},
     )
     yield from publish_model(name, work)

@@ -36,7 +36,7 @@ from flows.events import Event, Metrics, ModelReady, Note, Picture, Progress, Ra
 from flows.local import api
 from flows.local.process import Process, pipeline_key, pipeline_process
 from flows.watch import waiting
-from flows.watch.keeping import link, write_csv
+from flows.watch.keeping import keep_model, write_csv
 from flows.watch.plain import plain
 
 RECORDS = "records.jsonl"
@@ -231,7 +231,7 @@ class Writer:
                 self._append(kind="note", text=text)
             case ModelReady(name, path):
                 files, kept = self._place(name, under=MODELS)
-                shutil.copytree(path, kept, copy_function=link)
+                keep_model(path, kept)
                 self._append(kind="model", name=name, path=path, files=files)
             case Rated(name, sha256, yardstick, scores, samples):
                 files, kept = self._place("samples.png")

@@ -1,6 +1,7 @@
 """How a journal keeps what it is given."""
 
 import csv
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,3 +22,11 @@ def link(source: str, target: str) -> None:
         os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without hard links
         shutil.copyfile(source, target)
+
+
+def keep_model(folder: Path, target: Path) -> None:
+    """Keeps a model folder, and in it the autoencoder that a model of latents needs, which lies once for all."""
+    shutil.copytree(folder, target, copy_function=link)
+    config, decoder = folder / "config.json", folder.resolve().parent.parent / "dataset" / "autoencoder"
+    if decoder.is_dir() and config.is_file() and json.loads(config.read_text()).get("encoding"):
+        shutil.copytree(decoder, target / decoder.name, copy_function=link)

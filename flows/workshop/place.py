@@ -11,6 +11,7 @@ PATHS = (
     "backbone",
     "linear",
     "teacher",
+    "autoencoder",
 )  # keys that name files or folders
 BESIDE = ("labels", "group")  # of `data`, that may
 
@@ -31,9 +32,9 @@ def bring(params: Mapping[str, Any]) -> None:
 
 def _beside(data: object) -> Iterator[str]:
     """Files beside the data, where a name may also be that of a column."""
-    for key in BESIDE:
-        if isinstance(data, Mapping) and isinstance(data.get(key), str):
-            yield data[key]
+    if isinstance(data, Mapping):
+        yield from (data[key] for key in BESIDE if isinstance(data.get(key), str))
+        yield from _beside(data.get("images"))  # which latents are of
 
 
 def _named(params: Mapping[str, Any]) -> Iterator[str]:

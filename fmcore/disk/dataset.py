@@ -44,6 +44,24 @@ class Units(NamedTuple):
         return float(torch.tensor(self.std, dtype=torch.float64).log().sum()) * prod(shape[1:])
 
 
+class Encoding(NamedTuple):
+    """How images became the latents that are trained on, and become images again.
+
+    Main arguments:
+        autoencoder: SHA-256 of the autoencoder's weights.
+        shape: (C, H, W) of an image.
+        units: those of the latents, by channel, which were standardised.
+    """
+
+    autoencoder: str
+    shape: tuple[int, ...]
+    units: Units
+
+    def as_json(self) -> dict[str, Any]:
+        """What `encoding_from` reads."""
+        return {**self._asdict(), "units": self.units._asdict()}
+
+
 class Dataset(NamedTuple):
     """A loaded data set.
 
@@ -52,7 +70,8 @@ class Dataset(NamedTuple):
             (N, C, L) or arrays (N, C, H, W), float32.
         label: classes 0..num_classes-1 of x1, or None.
         num_classes: None if there are no classes.
-        reference: what generated samples are compared with: all training images, or what was held out.
+        reference: what generated samples are compared with: all training images, or what was held out. Where x1
+            are latents, it is the images they are of, in the same order.
         bin_width: distance in x1 between neighbouring grey levels, None for what is no image.
         names: of the classes, None if they have none.
         about: what was done to it when it was read, as JSON, for the manifest.
@@ -60,6 +79,7 @@ class Dataset(NamedTuple):
         notes: both in words, for whoever reads it in.
         units: those that x1 was standardised from; None for images and sets made by formulas.
         held_out: images that nothing is trained on, to be compared with besides; None if there are none.
+        encoding: of images whose latents x1 are; else None.
     """
 
     x1: Tensor
@@ -73,6 +93,7 @@ class Dataset(NamedTuple):
     notes: tuple[str, ...] = ()
     units: Units | None = None
     held_out: Tensor | None = None
+    encoding: Encoding | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,6 +121,7 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
     about |= {} if data.names is None else {"classes": list(data.names)}
     about |= {} if data.about is None else {"about": data.about}
     about |= {} if data.units is None else {"units": data.units._asdict()}
+    about |= {} if data.encoding is None else {"encoding": data.encoding.as_json()}
     write_json(folder / "manifest.json", {**manifest, **about})
 
 
@@ -120,6 +142,7 @@ def load_dataset(folder: Path) -> Dataset:
             about=manifest.get("about"),
             units=units_from(manifest.get("units")),
             held_out=tensors.get("held_out"),
+            encoding=encoding_from(manifest.get("encoding")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{folder}: expected a data set, got one without {error}") from None
@@ -134,3 +157,13 @@ def units_from(value: Mapping[str, Any] | None) -> Units | None:
     if len(mean) != len(std) or not all(map(isfinite, mean)) or not all(0 < number < inf for number in std):
         raise ValueError(f"expected as many finite means as positive deviations, got {value}")
     return Units(mean, std, names)
+
+
+def encoding_from(value: Mapping[str, Any] | None) -> Encoding | None:
+    """An encoding as it lies in JSON; a ValueError for others."""
+    if value is None:
+        return None
+    shape, units = tuple(int(side) for side in value["shape"]), units_from(value["units"])
+    if units is None or len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"expected the shape of images and the units of their latents, got {value}")
+    return Encoding(str(value["autoencoder"]), shape, units)

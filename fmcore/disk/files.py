@@ -114,6 +114,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(f"{path} is damaged: {error}") from None
 
 
+def read_forms(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file without their values, on the device `meta`; errors as `read_tensors`."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: expected a safetensors file") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ArtifactError(f"{path} is damaged: {error}") from None
+    return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
 def kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """Shape and type of each tensor, in words."""
     return {name: f"{tuple(tensor.shape)} of {tensor.dtype}" for name, tensor in tensors.items()}

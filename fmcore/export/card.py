@@ -136,7 +136,7 @@ def written(
     """
     classes = "" if model.num_classes is None else f" of {model.num_classes} classes"
     is_image = model.makes_images
-    shape = " x ".join(map(str, model.shape))
+    shape = " x ".join(map(str, model.sample_shape))
     guidance = "" if how.guidance is None else f", guidance {how.guidance.scale:g}"
     seen = model.manifest.get("images_seen")
     trained = f"stage {model.manifest.get('stage', 'unknown')}" + (f", {seen:,} samples seen" if seen else "")

@@ -26,7 +26,7 @@ SMALL_PAGE, SMALL_COLUMNS, PAGE, COLUMNS = 64, 8, 256, 16
 
 def are_images(model: Trained) -> bool:
     """Whether its samples are grey or RGB images."""
-    return model.makes_images and model.shape[0] in (1, 3)
+    return model.makes_images and model.sample_shape[0] in (1, 3)
 
 
 def claimed(folder: Path, run: Mapping[str, Any], count: int) -> list[int]:

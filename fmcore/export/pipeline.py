@@ -1,10 +1,16 @@
 """A flow for diffusers: a UNet2DModel whose output is the velocity from noise at t = 0 to images at t = 1.
 
-It lies beside the models that need it: those with classes, or with patches of pixels as channels.
+It lies beside the models that need it: those with classes, with patches of pixels as channels, or of latents.
 """
 
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, ImagePipelineOutput, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    UNet2DModel,
+)
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
@@ -19,9 +25,11 @@ class FlowPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps: those that are taken unless others are asked for.
         patch: side of the squares of pixels that are the channels of one position of the U-Net.
         num_classes: None for a model without classes.
+        vae: decodes latents, whose moments stand in its config; None for a model that makes images itself.
     """
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["vae"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -30,9 +38,10 @@ class FlowPipeline(DiffusionPipeline):  # type: ignore[misc]
         steps: int = 1,
         patch: int = 1,
         num_classes: int | None = None,
+        vae: AutoencoderKL | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_to_config(steps=steps, patch=patch, num_classes=num_classes)
 
     @torch.no_grad()
@@ -53,7 +62,7 @@ class FlowPipeline(DiffusionPipeline):  # type: ignore[misc]
             batch_size: how many; not needed where there are `latents` or a list of labels.
             class_labels: one for all, or one each; drawn uniformly if None.
             num_inference_steps: the pipeline's own if None.
-            latents: the noise, (N, C, H, W) standard normal.
+            latents: the noise, (N, C, H, W) standard normal, of the U-Net's shape before patches.
             output_type: `pil`, `np` or `pt`; the latter two lie in [0, 1].
         """
         device, patch, size = self._execution_device, self.config.patch, self.unet.config.sample_size
@@ -72,7 +81,14 @@ class FlowPipeline(DiffusionPipeline):  # type: ignore[misc]
         for t in self.progress_bar(self.scheduler.timesteps):
             v = self.unet(x, t, class_labels=labels, return_dict=False)[0]
             x = self.scheduler.step(v, t, x, return_dict=False)[0]
-        found = (pixel_shuffle(x, patch) / 2 + 0.5).clamp(0, 1)
+        x = pixel_shuffle(x, patch)
+        if self.vae is not None:
+            known = self.vae.config
+            mean, std = (
+                torch.tensor(of).to(x).view(1, -1, 1, 1) for of in (known.latents_mean, known.latents_std)
+            )
+            x = self.vae.decode(x * std + mean, return_dict=False)[0]
+        found = (x / 2 + 0.5).clamp(0, 1)
         images = found if output_type == "pt" else found.cpu().permute(0, 2, 3, 1).float().numpy()
         if output_type == "pil":
             images = self.numpy_to_pil(images)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fmcore.export.images import are_images
 from fmcore.flow.fields import OURS, VelocityField, network_field
 from fmcore.flow.pixels import quantise
 from fmcore.model import Model
+from fmcore.models.autoencoder import Decoder
 from fmcore.ode.sampling import Sampling
 
 MOST_EVALUATIONS = 64  # each one is a copy of the network's graph
@@ -49,10 +50,13 @@ class Sampler(nn.Module):
         self.model, self.guidance = model, how.guidance
         self.evaluations = None if model.convention == OURS else _evaluations(model, how)
         self.method, self.knots, self.pixels = how.method, how.knots().tolist(), pixels
-        if model.units is not None:
+        units = model.units if model.encoding is None else model.encoding.units
+        self.has_units = units is not None
+        if units is not None:
             form = (-1, *(1 for _ in model.shape[1:]))
             for name in ("mean", "std"):
-                self.register_buffer(name, torch.tensor(getattr(model.units, name)).view(form), persistent=False)
+                self.register_buffer(name, torch.tensor(getattr(units, name)).view(form), persistent=False)
+        self.decoding: _Decoding | None = None if model.decoder is None else _Decoding(model.decoder)
 
     def forward(self, noise: Tensor, label: Tensor | None = None) -> Tensor:
         """See the module's docstring."""
@@ -62,9 +66,24 @@ class Sampler(nn.Module):
         x = noise
         for state in self.method.walk(self.model.guide(field, self.guidance), noise, self.knots, label):
             x = state
-        if self.model.units is not None:
-            return x * self.get_buffer("std") + self.get_buffer("mean")
+        if self.has_units:
+            x = x * self.get_buffer("std") + self.get_buffer("mean")
+        if self.decoding is not None:
+            x = self.decoding(x)
         return quantise(x).permute(0, 2, 3, 1) if self.pixels else x
+
+
+class _Decoding(nn.Module):
+    """Makes images of latents in their own units; of the autoencoder it holds what that takes, and no more."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        network: Any = _without_questions(decoder.autoencoder.network)
+        self.enter, self.decoder = network.post_quant_conv, network.decoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        found: Tensor = self.decoder(z if self.enter is None else self.enter(z))
+        return found
 
 
 def _scaled(field: VelocityField, evaluations: Iterable[Evaluation]) -> VelocityField:

@@ -5,14 +5,19 @@ The conventions meet in the scheduler: FlowMatchEulerDiscreteScheduler with `inv
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fmcore.disk.files import read_json, write_file, write_json
 from fmcore.flow.fields import OURS
 from fmcore.flow.times import UniformGrid
 from fmcore.model import Model
+from fmcore.models.autoencoder import Decoder
 from fmcore.models.networks import UNet, VelocityUNet
 from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import EULER
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 PLAIN = """```python
 import torch
@@ -75,6 +80,7 @@ def write(model: Model, how: Sampling, folder: Path) -> None:
     flow = pipeline.FlowPipeline(
         network.unet,
         FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=None if model.decoder is None else _vae(model.decoder),
         steps=how.steps,
         patch=network.patch,
         num_classes=model.num_classes,
@@ -85,14 +91,32 @@ def write(model: Model, how: Sampling, folder: Path) -> None:
     write_file(folder / "pipeline.py", Path(pipeline.__file__).read_bytes())
 
 
+def _vae(decoder: Decoder) -> "AutoencoderKL":
+    """The autoencoder with the moments of the latents, by the names under which diffusers keeps them."""
+    from diffusers import AutoencoderKL
+
+    found, units = decoder.autoencoder.network, decoder.encoding.units
+    moments = {"latents_mean": list(units.mean), "latents_std": list(units.std)}
+    vae = AutoencoderKL.from_config({**found.config, "scaling_factor": 1.0, "shift_factor": None, **moments})
+    vae.load_state_dict(found.state_dict())
+    return vae.eval()
+
+
 def _is_plain(model: Model) -> bool:
-    return model.num_classes is None and getattr(model.network_config, "patch", 1) == 1
+    patch = getattr(model.network_config, "patch", 1)
+    return model.num_classes is None and patch == 1 and model.encoding is None
 
 
 def usage(model: Model, how: Sampling, folder: str) -> str:
     """How to load it, for the model card."""
     if _is_plain(model):
         return PLAIN.format(folder=folder, steps=how.steps)
-    why = "classes" if model.num_classes is not None else "patches of pixels"
+    patch = getattr(model.network_config, "patch", 1)
+    reasons = {
+        "classes": model.num_classes is not None,
+        "patches of pixels": patch > 1,
+        "a flow of latents": True,
+    }
+    why = next(reason for reason, holds in reasons.items() if holds)
     labels = "" if model.num_classes is None else "\nsame = pipe(class_labels=[0, 0, 1]).images"
     return OWN.format(folder=folder, labels=labels, why=why)

@@ -11,6 +11,7 @@ from fmcore.intake.arrays import Arrays
 from fmcore.intake.huggingface import HuggingFace
 from fmcore.intake.images import Images
 from fmcore.intake.known import CIFAR10, MNIST, Digits, FashionMNIST
+from fmcore.intake.latents import Latents
 from fmcore.intake.pictured import Pictures, Steps
 from fmcore.intake.points import Checkerboard, EightGaussians, Moons
 from fmcore.intake.vision import Torchvision
@@ -27,6 +28,7 @@ Data = (
     | Arrays
     | HuggingFace
     | Torchvision
+    | Latents
 )
 DATA = {config.name: config for config in get_args(Data)}
 
@@ -43,5 +45,10 @@ def loading(data: Data, scratch: Path) -> Steps[Dataset]:
 
 
 def are_images(data: Data) -> bool:
-    """Whether the data are 8-bit images, which features see; others are compared as points."""
+    """Whether samples are 8-bit images in the end, which features see; others are compared as points."""
     return len(data.shape) == 3 and getattr(data, "values", "pixels") == "pixels"
+
+
+def sample_shape(data: Data) -> tuple[int, ...]:
+    """The shape of what is compared: of latents, that of their images."""
+    return data.images.shape if isinstance(data, Latents) else data.shape

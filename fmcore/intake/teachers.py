@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from fmcore.disk.files import ArtifactError, read_json, read_tensors
 from fmcore.flow.fields import Convention, VelocityField, reparametrised
 from fmcore.flow.paths import VE, Discrete, Prediction, coefficients
+from fmcore.models.foreign import WEIGHTS, fill, need_files
 from fmcore.models.networks import Diffusers, DiffusersUNet
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 _PREDICTIONS: dict[str, Prediction] = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
 
 
@@ -71,27 +71,8 @@ def teacher_files(folder: str | Path) -> tuple[Path, Path, Path]:
         looked = " or ".join(map(str, dict.fromkeys(schedules))) if top.is_dir() else "there is no such folder"
         raise ArtifactError(f"{folder}: expected a diffusers model with a scheduler_config.json ({looked})")
     found = (unet / "config.json", unet / WEIGHTS, schedule)
-    for path in found:
-        if not path.is_file():
-            raise ArtifactError(
-                f"{path} is missing: expected a UNet2DModel saved by diffusers as safetensors{_instead(path)}"
-            )
+    need_files(found, "UNet2DModel")
     return found
-
-
-def _instead(path: Path) -> str:
-    """What lies where weights are missing, and how they can be used."""
-    stem = WEIGHTS.removesuffix(".safetensors")
-    others = sorted(file.name for file in path.parent.glob(f"{stem}*")) if path.name == WEIGHTS else []
-    tensors = [name for name in others if name.endswith(".safetensors")]
-    if tensors:
-        return f"; there is {tensors[0]}: copy it to that name"
-    if others:
-        load = (
-            f"UNet2DModel.from_pretrained('{path.parent}', use_safetensors=False).save_pretrained('{path.parent}')"
-        )
-        return f"; there is {others[0]}, a pickle, which is not read; if you trust it, convert it: {load}"
-    return ""
 
 
 def read_teacher(folder: str | Path) -> Teacher:
@@ -126,13 +107,8 @@ def read_teacher(folder: str | Path) -> Teacher:
         network = network_config.build((channels, *sides), None)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{paths[0]}: {' '.join(str(error).split())}") from None
-    tensors = read_tensors(paths[1])
-    try:
-        assert isinstance(network, DiffusersUNet)
-        network.unet._fix_state_dict_keys_on_load(tensors)  # attention weights had other names before 2023
-        network.unet.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ArtifactError(f"{paths[1]} is not of this network: {' '.join(str(error).split())[:200]}") from None
+    assert isinstance(network, DiffusersUNet)
+    fill(network.unet, read_tensors(paths[1]), paths[1])
     return Teacher(network.eval(), network_config, (channels, *sides), config.get("num_class_embeds"), convention)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fmcore.disk.dataset import Units, units_from
+from fmcore.disk.dataset import Encoding, Units, encoding_from, units_from
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
@@ -37,6 +37,7 @@ class Trained:
         null_label: the label that stands for no class, if the model was trained with label dropout.
         class_names: of a conditional model whose classes have names.
         units: those of the data, which the network knows standardised; None for images and for sets by formulas.
+        encoding: of images whose latents the network makes; None for what it makes itself.
     """
 
     network: nn.Module
@@ -49,6 +50,7 @@ class Trained:
     null_label: int | None = None
     class_names: tuple[str, ...] | None = None
     units: Units | None = None
+    encoding: Encoding | None = None
 
     def field(self, precision: str = "auto", guidance: Guidance | None = None) -> VelocityField:
         """The model's velocity field on the linear path, whatever path it was trained on.
@@ -80,9 +82,14 @@ class Trained:
         return bool(self.manifest["rounds"]) or coupling != "independent"
 
     @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """The shape of a sample: where the network makes latents, that of the images they are decoded to."""
+        return self.shape if self.encoding is None else self.encoding.shape
+
+    @property
     def makes_images(self) -> bool:
         """Whether its samples are 8-bit images, in [-1, 1]."""
-        return len(self.shape) == 3 and self.units is None
+        return len(self.sample_shape) == 3 and self.units is None
 
     @property
     def device(self) -> torch.device:
@@ -103,6 +110,7 @@ def save_model(
     averages: Mapping[float, Mapping[str, Tensor]] | None = None,
     class_names: Sequence[str] | None = None,
     units: Units | None = None,
+    encoding: Encoding | None = None,
 ) -> None:
     """Writes a model folder; an `ArtifactError` for weights that are not finite.
 
@@ -125,6 +133,7 @@ def save_model(
         "class_names": None if class_names is None else list(class_names),
         "units": None if units is None else units._asdict(),
     }
+    config |= {} if encoding is None else {"encoding": encoding.as_json()}
     write_json(folder / "config.json", config)
     digests = {}
     for file, tensors in files.items():
@@ -173,11 +182,12 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: f
         convention = Convention(**{**config["convention"], "path": PATHS[path["name"]](**path)})
         null_label = config["null_label"]
         class_names, units = _names(config), units_from(config.get("units"))  # version 0.1 has neither
+        encoding = encoding_from(config.get("encoding"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
     network.to(device).eval().requires_grad_(False)
     described = (shape, config["num_classes"], manifest, digest, convention, null_label, class_names, units)
-    return Trained(network, network_config, *described)
+    return Trained(network, network_config, *described, encoding)
 
 
 def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:

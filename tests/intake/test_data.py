@@ -10,7 +10,8 @@ from fmcore.intake.known import Digits
 from fmcore.intake.points import POINTS_HELD_OUT, Checkerboard, EightGaussians, Moons
 from fmcore.intake.sets import DATA
 
-BUNDLED = {name: kind for name, kind in DATA.items() if "root" not in kind.__dataclass_fields__}
+ASKS = {"root", "autoencoder"}  # for files of the user's
+BUNDLED = {name: kind for name, kind in DATA.items() if not ASKS & kind.__dataclass_fields__.keys()}
 POINTS = {name: kind for name, kind in BUNDLED.items() if "count" in kind.__dataclass_fields__}
 TORCHVISION = {name: kind for name, kind in DATA.items() if "download" in kind.__dataclass_fields__}
 

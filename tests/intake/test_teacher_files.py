@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusers_teachers import SETTINGS, noise, saved, unet
 from fmcore.disk.files import ArtifactError
-from fmcore.intake.teachers import WEIGHTS, read_teacher, teacher_files
+from fmcore.intake.teachers import read_teacher, teacher_files
+from fmcore.models.foreign import WEIGHTS
 
 
 def change(path, **values):
