@@ -147,9 +147,10 @@ def _done(read: Mapping[str, Any]) -> list[str]:
     if unseen:
         lines.append(f"{unseen:,} of {total:,} are held out: nothing is trained on them")
     if lost := about.get("encoded"):
+        scored = "".join(f", at {metric} {value:.3g}" for metric, value in (read.get("decoded") or {}).items())
         lines.append(
             f"all are trained on as latents; decoded again, {lost['images']:,} are {lost['grey_levels']:.3g} "
-            f"of 255 grey levels off on average (PSNR {lost['psnr']:.1f} dB)"
+            f"of 255 grey levels off on average (PSNR {lost['psnr']:.1f} dB){scored}"
         )
     return lines
 

@@ -112,7 +112,7 @@ def read_results(params: Params) -> Results:
     histograms = [(name, layout.scores(layout.coupled(name)) / "histograms.csv") for name in rounds]
     floor = read_json(layout.FEATURES / "floor.json")
     abouts = {name: read_json(layout.scores(name) / "about.json") for name in models}
-    data = load_dataset(layout.DATASET)
+    data, features = load_dataset(layout.DATASET), read_json(layout.FEATURES / "manifest.json")
     ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
     return Results(
         params=params,
@@ -125,11 +125,11 @@ def read_results(params: Params) -> Results:
         quality={name: read_json(layout.scores(layout.coupled(name)) / "quality.json") for name in rounds},
         flops={name: about["flops"] for name, about in abouts.items()},
         digests={name: about.get("sha256", "") for name, about in abouts.items()},
-        features=read_json(layout.FEATURES / "manifest.json"),
+        features=features,
         accuracy=read_json(layout.FEATURES / "accuracy.json").get("held_out_accuracy"),
         headline=headline,
         data=data,
-        read=read_json(layout.DATASET / "manifest.json"),
+        read=read_json(layout.DATASET / "manifest.json") | {"decoded": features.get("decoded")},
         floor=_floor_of_points(data, params.evaluate.samples)
         if params.is_points
         else _floor_of_images(floor, distances),

@@ -17,13 +17,17 @@ from flows.workshop.workspace import publish, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, write_json, write_tensors
 from fmcore.flow.pixels import quantise
+from fmcore.flow.rng import generator
 from fmcore.flow.training import new_state, take_average
+from fmcore.models.autoencoder import FOLDER, decoder_of
 from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
 from fmcore.score.feature_net import FEW_DIMS, FIT_DIMS, fitting
 from fmcore.score.frechet import frechet_floor
 from fmcore.score.reference import HELD_OUT, LABELS, Reference, data_digest, reference_parts, save_reference
+from fmcore.score.scoring import ImageScorer
 
 BATCH = 500
+DECODED = 10_000  # images at most
 PREPROCESSING = "8 bits, round half up, no resizing"
 
 
@@ -52,6 +56,10 @@ def features(params: Params, stage: Stage) -> Events:
             if data.held_out is not None:
                 yield from _unseen(params, extractor, data.held_out, out)
             floor = _floor(reference)
+            if data.encoding is not None:
+                decoded = yield from _decoded(params, data, extractor, reference)
+                accuracy |= {f"decoded_{key}": value for key, value in decoded.items()}
+                about |= {"decoded": decoded}
             about = {**read_json(out / "manifest.json"), **about}
             about |= {"reference_sha256": data_digest(pixels), "preprocessing": PREPROCESSING}
         if data.label is not None:  # so that whoever scores a model later draws classes as often as they are
@@ -122,6 +130,32 @@ def _unseen(params: Params, extractor: Extractor, pixels: Tensor, out: Path) -> 
         )
         return
     save_reference(out / HELD_OUT, (yield from _reference(params, extractor, pixels)))
+
+
+def _decoded(
+    params: Params, data: Dataset, extractor: Extractor, reference: Reference
+) -> Generator[Event, None, dict[str, float]]:
+    """The distance to the data of its images decoded again, which a model of the latents can hardly beat."""
+    assert data.encoding is not None
+    decoder = decoder_of(data.encoding, [layout.DATASET / FOLDER], device_of(params))
+    rows = torch.randperm(len(data.x1), generator=generator(0, "features/decoded"))[:DECODED]
+    scorer = ImageScorer(len(rows), extractor, reference)
+    for done, part in enumerate(torch.split(rows, BATCH)):
+        yield Progress("decode", done * BATCH, len(rows), of="features")
+        scorer.add(quantise(decoder(data.x1[part], "fp32")))
+    yield Progress("decode", len(rows), len(rows), of="features")
+    try:
+        score = scorer.scores()[0]
+    except ValueError as error:
+        yield Note(f"features: images decoded again were not scored: {error}")
+        return {}
+    value, std = float(f"{score.estimate.value:.6g}"), score.estimate.std
+    yield Metrics(0, {f"features/decoded_{score.metric}": value})
+    yield Note(
+        f"features: {len(rows)} images decoded again are at {score.metric} {value:.4g} ± {std:.2g} to the data; "
+        "samples of a flow of their latents cannot be expected to be nearer"
+    )
+    return {score.metric: value}
 
 
 def _floor(reference: Reference) -> dict[str, float]:

@@ -54,7 +54,7 @@ def digest(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _places(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Path]]:
-    """The keys of `data` that name files, and what they name; `at` stands before the keys of what latents are of."""
+    """The keys of `data` that name files, and the files; `at` stands before those of what latents are of."""
     root = data.get("root")
     if root is not None and not data.get("download"):  # what is downloaded is checked by who downloads it
         yield f"{at}root", Path(root)

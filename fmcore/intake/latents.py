@@ -75,7 +75,7 @@ class Latents:
             raise DataError(f"data.autoencoder: {error}") from None
 
     def load(self) -> Dataset:
-        """(N, *shape) float32, standardised, with the images; a DataError as by `check` and of the images' kind."""
+        """(N, *shape) float32, standardised, with their images; a DataError as by `check`, or of the images."""
         autoencoder, images = self.opened(), self.images.load()
         return as_latents(images, torch.cat(list(encoded(autoencoder, images.x1))), autoencoder)
 
@@ -125,7 +125,7 @@ def as_latents(
         encoding=encoding,
         about={**(data.about or {}), "encoded": lost},
         notes=(
-            f"{shrunk:.3g} numbers of an image are one of its latent, of shape {tuple(latents.shape[1:])}",
+            f"a latent of shape {tuple(latents.shape[1:])} has a number for every {shrunk:.3g} of its image",
             line,
         ),
     )
@@ -138,7 +138,7 @@ def units_of(latents: Float[Tensor, "N c h w"]) -> tuple[Units, list[int]]:
     total, square, count = torch.zeros_like(centre).flatten(), torch.zeros_like(centre).flatten(), 0
     for part in torch.split(latents, TOGETHER):
         z = part.double() - centre
-        bad += [count + i for i in (~z.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()]
+        bad += [count + i for i in (~part.isfinite().flatten(1).all(1)).nonzero()[:, 0].tolist()]
         total, square = total + z.sum((0, 2, 3)), square + z.square().sum((0, 2, 3))
         count += len(z)
     values = count * prod(latents.shape[2:])
@@ -157,6 +157,6 @@ def _lost(decoder: Decoder, latents: Tensor, pixels: Tensor) -> tuple[dict[str, 
     lost = {"images": len(rows), "grey_levels": float(f"{levels:.4g}"), "psnr": float(f"{psnr:.4g}")}
     line = (
         f"decoded again, {len(rows)} of {len(pixels)} images are {levels:.3g} of 255 grey levels off on average "
-        f"(PSNR {psnr:.1f} dB): samples cannot be closer to the data than that"
+        f"(PSNR {psnr:.1f} dB): samples can show no more of the data than that"
     )
     return lost, line

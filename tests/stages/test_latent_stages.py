@@ -28,6 +28,8 @@ from fmcore.models.autoencoder import read_autoencoder
 from fmcore.models.foreign import WEIGHTS
 from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import EULER, integrate
+from fmcore.score.extractors import load_extractor
+from fmcore.score.frechet import frechet_distance, stats
 from stage_runs import events_of, folder, notes, run, tiny
 from written import write_model
 
@@ -109,6 +111,15 @@ def test_scores_and_pictures_are_of_decoded_images(inside):
     page = Path("reports/index.html").read_text()
     assert "1,797 grey images of 8x8" in page
     assert "trained on as latents" in page
+    decoded = json.loads(Path("features/accuracy.json").read_text())["decoded_fd_cnn64"]
+    assert f"dB), at fd_cnn64 {decoded:.3g}" in page
+    data = load_dataset(Path("dataset"))
+    extractor = load_extractor(Path("features"))
+    vae, order = AutoencoderKL.from_pretrained("vae"), torch.randperm(1797)
+    with torch.no_grad():
+        back = quantise(vae.decode(data.encoding.units.restored(data.x1)).sample)[order]
+    theirs = frechet_distance(stats(extractor(back)), stats(extractor(data.reference)))
+    assert decoded == pytest.approx(theirs, rel=0.01)
 
 
 @pytest.mark.native
@@ -180,6 +191,7 @@ def test_diffusers_draws_the_same_images(inside, tmp_path):
     assert "1 x 8 x 8" in (tmp_path / "d/README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.native
 def test_programs_hold_the_decoder(inside, tmp_path):
     model, how = fmcore.load("models/base"), Sampling(nfe=2)
