@@ -222,7 +222,7 @@ def test_an_image_is_named_whatever_the_batch(tmp_path):
 
 
 def test_several_lines_of_an_error_become_one(models, tmp_path, monkeypatch, capsys):
-    def load(*args):
+    def load(*args, **options):
         raise RuntimeError("Error(s) in loading:\n\tMissing key(s): a.\n\tUnexpected: b  b.")
 
     monkeypatch.setattr("fmcore.model.load", load)
