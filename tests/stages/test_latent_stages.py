@@ -30,7 +30,7 @@ from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import EULER, integrate
 from fmcore.score.extractors import load_extractor
 from fmcore.score.frechet import frechet_distance, stats
-from stage_runs import events_of, folder, notes, run, tiny
+from stage_runs import data_of, events_of, notes, run, tiny
 from written import write_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -233,11 +233,11 @@ def test_a_mistake_in_the_images_names_their_key(inside, tmp_path, monkeypatch):
     shutil.copytree(inside / "vae", "vae")
     Path("images").mkdir()
     Path("images/1.png").write_bytes(b"no image")
-    data = {"name": "latents", "images": folder("images"), "autoencoder": "vae", "shape": [4, 4, 4]}
+    data = {"name": "latents", "images": data_of("images"), "autoencoder": "vae", "shape": [4, 4, 4]}
     with pytest.raises(DataError, match=r"^data\.images\.root: 1 of 1 images cannot be read: images/1\.png"):
         list(run(tiny(data=data), "check"))
     with pytest.raises(FileNotFoundError, match=r"^data\.images\.root: no file or folder 'gone'"):
-        list(events_of(tiny(data={**data, "images": folder("gone")}), "look"))
+        list(events_of(tiny(data={**data, "images": data_of("gone")}), "look"))
     with pytest.raises(FileNotFoundError, match=r"^data\.autoencoder: no file or folder 'gone'"):
         list(events_of(tiny(data={**data, "autoencoder": "gone"}), "look"))
 
@@ -248,7 +248,7 @@ def test_images_held_out_stay_images(inside, tmp_path, monkeypatch):
     Path("images").mkdir()
     for i, image in enumerate(quantise(Digits().load().x1[:20])):
         Image.fromarray(image[0].numpy()).save(f"images/{i}.png")
-    images = folder("images", held_out=0.25)
+    images = data_of("images", held_out=0.25)
     data = {"name": "latents", "images": images, "autoencoder": "vae", "shape": [4, 4, 4]}
     list(run(tiny(data=data, features__extractor="pixels"), "check"))
     found = load_dataset(Path("dataset"))
