@@ -60,7 +60,8 @@ if name == "look":
 elif name == "base":
     steps, total = home / "work" / f"steps-{params['seed']}", 100 if (home / "work" / "slow").exists() else 2
     tags = {"fmcore.data": "digits", "dvc.exp": os.environ.get("DVC_EXP_NAME", "")}
-    with open_journal(home, stage="base", params={"seed": params["seed"]}, tags=tags) as run:
+    about = {"params": {"seed": params["seed"]}, "tags": tags, "place": Path.cwd()}
+    with open_journal(home, stage="base", **about) as run:
         (home / "work" / "pid").write_text(str(os.getpid()))
         for done in range(int(steps.read_text()) if steps.exists() else 0, total + 1):
             run(Progress("train", done, total))
@@ -85,7 +86,9 @@ def git(folder, *words):
 def dvc(folder, *words):
     env = os.environ | {"DVC_NO_ANALYTICS": "1"}
     command = [sys.executable, "-m", "dvc", *words]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def make(folder: Path) -> Path:

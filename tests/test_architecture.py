@@ -47,7 +47,8 @@ FLOWS = {
     "registry": {"local"},
     "watch": {"events", "local", "params", "registry"},
     "launch": {"layout", "events", "params", "workshop", "local", "watch"},
-    "pages": {"local", "watch"},
+    "pages": {"layout", "local", "watch"},
+    "where": {"layout", "local", "registry", "watch"},
     "pipeline": {"local", "params"},
     "__init__": {"registry"},
 }

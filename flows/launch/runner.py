@@ -74,7 +74,7 @@ def _run(stage: str) -> None:
     said = about(params, stage_at(stage), before, root())
     bring(said.params)
     with ExitStack() as stack:
-        journal = stack.enter_context(open_journal(root(), stage=stage, **said._asdict()))
+        journal = stack.enter_context(open_journal(root(), stage=stage, place=Path.cwd(), **said._asdict()))
         bars = stack.enter_context(Bars())
         try:
             for event in started(params, stage_at(stage)):

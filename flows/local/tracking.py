@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+from flows.local import api
+from flows.local.process import redacted
+
 NAME = "mlflow.db"
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -22,6 +25,19 @@ SETTINGS = {
 def address(root: Path) -> str:
     """The database of a checkout as MLflow's stores are named."""
     return f"sqlite:///{root / NAME}"
+
+
+def page(root: Path) -> str | None:
+    """Where MLflow's page shows the store of a checkout, None if that is not known."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or address(root)
+    if uri.startswith(("http://", "https://")):
+        return redacted(uri).rstrip("/")
+    return api.mlflow_of(root) if uri == address(root) else None
+
+
+def page_of_run(page: str, experiment: str, run: str) -> str:
+    """Where that page shows a run."""
+    return f"{page}/#/experiments/{experiment}/runs/{run}"
 
 
 def configure(root: Path) -> str:

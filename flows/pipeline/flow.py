@@ -17,7 +17,8 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.local import api, lockfile
+from flows.local import api, lockfile, tracking
+from flows.local.process import pipeline_key
 from flows.params.variation import Variation, parsed
 from flows.pipeline import form, naming, work
 from flows.pipeline.children import Children
@@ -117,7 +118,7 @@ def _run(home: Path, wish: Wish) -> State[Any]:
             )
             if not wish.snapshot and (files := edited(home)):
                 log.warning(f"without these uncommitted edits (snapshot takes them): {', '.join(files[:5])}")
-        page = Page(job.root, job.experiment, api.mlflow_of(home))
+        page = Page(job.root, job.experiment, _curves(home))
         with Shown(page) as shown:
             outcomes = work.walk(job, _Visitor(job, children, shown).meet)
             broken = work.failure(outcomes)
@@ -132,6 +133,12 @@ def _run(home: Path, wish: Wish) -> State[Any]:
             return Completed(name="Cached", message="nothing had changed")
         return Completed(message=f"{ran} of {len(outcomes)} stages ran")
     return Failed(message=broken.text) if broken.end == "failed" else Cancelled(message=broken.text)
+
+
+def _curves(home: Path) -> str | None:
+    """Where MLflow's page shows the curves of this pipeline, None if that is not known."""
+    own = api.mlflow_of(home)
+    return f"{own}/?pipeline={pipeline_key()}" if own else tracking.page(home)
 
 
 class _Visitor:

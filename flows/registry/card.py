@@ -5,6 +5,7 @@ from typing import Any
 
 AT = "fmcore.at_"  # of tags: what a model scores within so many evaluations, and how
 SHA = "fmcore.sha256"
+VERSION = "fmcore.version"  # of a run's tags: the registered version that its model is
 DIGITS = 12  # of digests, in what people read
 
 

@@ -309,21 +309,20 @@ def open_journal(
     models: Sequence[str] = (),
     by_model: Mapping[str, Mapping[str, object]] | None = None,
     always: bool = False,
+    place: Path | None = None,
 ) -> Writer:
     """Opens the journal of a stage and sees to it that the postman is at work.
 
-    It names the Prefect API to tell, and the run there that this one is a part of, but no login.
+    It names the Prefect API to tell and the run above, but no login. Where none can be made, it does nothing.
 
     Main arguments:
         root: the repository.
-        stage: its address in dvc.yaml.
-        params: nested as they come.
+        stage: its address in dvc.yaml; its `params` are nested as they come.
         tags: of which `fmcore.data` names the data.
         model: what the stage is about; `models` are all of the pipeline, in order.
         by_model: the parameters that decide a model: the one that the stage is about, or all that it tells of.
         always: whether the stage runs even if nothing has changed.
-
-    Where no journal can be made, the one returned does nothing.
+        place: where DVC runs the stage and keeps its dvc.lock, `root` if None; an experiment's is elsewhere.
     """
     name = uuid.uuid4().hex
     folder, hidden = journals(root) / name, journals(root) / f".{name}"
@@ -343,6 +342,7 @@ def open_journal(
                 models=models,
                 by_model=plain(by_model or {}),
                 always=always,
+                place=str(place or root),
                 api=api.address_of(root),
                 **{key: os.environ.get(name) or None for key, name in PARENTS.items()},
                 pipeline=pipeline_key(),

@@ -83,8 +83,9 @@ def sweep(root: Path) -> None:
             mlflow, prefect = (journal.read_state(folder, reader) for reader in ("mlflow", "prefect"))
             if mlflow.get("closed"):
                 shutil.rmtree(folder / journal.MODELS, ignore_errors=True)
+            told = prefect.get("done") and prefect.get("linked")
             old = time.time() - (folder / journal.RECORDS).stat().st_mtime > KEEP_SECONDS
-            if mlflow.get("closed") and mlflow.get("linked") and (prefect.get("done") or not start.get("api")):
+            if mlflow.get("closed") and mlflow.get("linked") and (told or not start.get("api")):
                 journal.discard(folder)
             elif old:
                 log.warning("the journal of %s is dropped: nobody took it for two weeks", start["stage"])
@@ -99,6 +100,8 @@ def once(root: Path, boxes: Sequence[Letterbox]) -> list[str]:
         while not (outcome := rounds.look(leaving=True)).problems and outcome.waiting:
             time.sleep(box.pause_seconds)
         problems += [f"{waiting.READERS[box.reader]}: {line}" for line in outcome.problems[:1]]
+    for box in boxes if not problems else ():  # again, for what the other has made meanwhile is linked to
+        Rounds(root, box).look(leaving=True)
     sweep(root)
     return problems
 
@@ -137,7 +140,7 @@ def main() -> int:
             return 0
         for gone in journal.journals(root).glob(".*.gone"):
             shutil.rmtree(gone)
-        boxes: list[Letterbox] = [PrefectBox(root), MlflowBox(root)]  # so that MLflow's can link to Prefect's runs
+        boxes: list[Letterbox] = [PrefectBox(root), MlflowBox(root)]
         if args.once:
             problems = once(root, boxes)
             for line in problems:

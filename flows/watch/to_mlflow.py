@@ -17,6 +17,7 @@ from typing import Any
 
 from flows.params.files import flattened
 from flows.registry import versions
+from flows.registry.card import VERSION
 from flows.watch import digests, pictures, views
 from flows.watch import journal as journals
 from flows.watch.journal import Journal
@@ -102,7 +103,9 @@ class Sender:
         tags = tagged(data | {"fmcore.model": record["name"]})
         run = self.runs.of(journal, record["name"]).run
         folder = journal.folder / record["files"] / record["name"]
-        versions.register(self.store.client, self.store.experiment, run, folder, tags)
+        version = versions.register(self.store.client, self.store.experiment, run, folder, tags)
+        # A version that is there already, of the same weights, names the run that made it first.
+        self.store.set_tags(run, {VERSION: f"{version.name}/{version.version}"})
 
     def _rate(self, journal: Journal, record: dict[str, Any]) -> None:
         """Notes what a registered model scores, and who is the best of all."""
@@ -159,14 +162,16 @@ def ship(sender: Sender, journal: Journal) -> bool:
     """Sends what is new in a journal; returns whether its stage has ended and nothing is left to send."""
     if journal.fresh:
         sender.send(journal)
-        journal.remember()
+        # Prefect's letterbox links to that run.
+        journal.remember(run=sender.runs.of(journal).run, experiment=sender.store.experiment)
     end = journal.end
     if end is None:
         return False
     found: dict[str, str] | None = {}
     if end["status"] == "FINISHED":
         # DVC writes a stage's digests after the stage has ended, and never if DVC was killed.
-        root, over = sender.store.root, not journal.pipeline_alive  # asked before: then nobody writes the file
+        root = Path(journal.start.get("place") or sender.store.root)
+        over = not journal.pipeline_alive  # asked before: then nobody writes the file
         hopeless = over or time.time() > end["time"] + DIGEST_SECONDS or not (root / "dvc.yaml").exists()
         found = digests.dvc_digests(root, journal.start["stage"], since=end["time"], over=over)
         if found is None and not hopeless:

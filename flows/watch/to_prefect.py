@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from flows.local import tracking
 from flows.local.api import Api, api_at, is_healthy
 from flows.local.private import is_loopback
 from flows.watch import journal as journals
@@ -30,6 +31,7 @@ LOG_SECONDS = 10.0  # between two log lines of one kind of metrics
 INLINE_BYTES = 300_000  # base64 adds a third, and the page keeps all of it in memory
 PAGE = 200  # the most that a filter of the API returns
 LONGEST = 20_000  # characters of a line of the log
+LABEL = "fmcore.mlflow_run"  # of a run of Prefect's
 LATER = (401, 403, 408, 409, 429)  # a token that expired, a database that was busy
 
 log = logging.getLogger("flows.watch.to_prefect")
@@ -62,14 +64,17 @@ class PrefectBox:
         problems: list[str] = []
         for folder in journals.journal_folders(self.root):
             state = journals.read_state(folder, self.reader)
-            if state.get("done"):
+            if state.get("done") and state.get("linked"):
                 continue
             journal = journals.read_journal(folder, self.reader)
             if journal is None or journal.start.get("api") is None:
                 continue
             found.append(journal)
             with noting(problems):
-                self._deliver(journal)
+                if not journal.done:
+                    self._deliver(journal)
+                if not journal.state.get("linked"):
+                    self._link(journal)
         live = any(journal.alive for journal in found)
         return Outcome(live, any(journal.end and not journal.done for journal in found), problems)
 
@@ -94,6 +99,24 @@ class PrefectBox:
             self._known.pop(journal.folder.name, None)
         elif journal.fresh:
             journal.remember()
+
+    def _link(self, journal: Journal) -> None:
+        """Says on a stage's run what MLflow calls the run with its numbers, once that is known."""
+        mlflow, run = journals.read_state(journal.folder, "mlflow"), journal.state.get("run")
+        if run and (other := mlflow.get("run")):
+            client = self._client(journal.start["api"], journal.state.get("own", False))
+            self._known_of(client, journal)
+            page = tracking.page(self.root)
+            link = tracking.page_of_run(page, mlflow["experiment"], other) if page else ""
+            text = f"[the run with this stage's numbers]({link})" if link else f"MLflow's run `{other}`"
+            self._show(client, journal, "mlflow", "markdown", text)
+            with _refused():
+                client.update_flow_run_labels(uuid.UUID(run), {LABEL: other})
+        elif not mlflow.get("closed") and not (journal.done and not run):
+            return
+        journal.remember(linked=True)
+        if journal.done:
+            self._known.pop(journal.folder.name, None)
 
     def _client(self, address: str, own: bool) -> "SyncPrefectClient":
         """A client of that API, once it answers; `own` if it was this user's before, and must be so still.

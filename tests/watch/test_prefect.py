@@ -109,6 +109,45 @@ def test_stage_is_recorded(server, tmp_path):
     assert journal.journal_folders(tmp_path), "MLflow has not had it yet"
 
 
+@pytest.mark.parametrize("page", [None, "http://mlflow.example"])
+def test_a_stages_run_leads_to_mlflows_when_that_is_known(server, tmp_path, monkeypatch, page):
+    """MLflow may be slower, and be told after Prefect has heard of the end."""
+    if page:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", page)
+    name = f"linked-{len(page or '')}"
+    opened(tmp_path, name).close("FINISHED")
+    told(tmp_path)
+    (folder,) = journal.journal_folders(tmp_path)
+    closed = {"closed": True, "linked": True}
+    with client_of(server.address) as client:
+        (flow_run,) = runs_named(client, name)
+        assert not of_run(client, "artifacts", flow_run)
+        journal.write_state(folder, "mlflow", {"run": "0a1b", "experiment": "7", **closed})
+        postman.sweep(tmp_path)
+        assert folder.exists(), "Prefect does not know yet"
+        told(tmp_path)
+        (artifact,) = of_run(client, "artifacts", flow_run)
+        assert artifact["key"] == f"{name}-mlflow"
+        link = f"[the run with this stage's numbers]({page}/#/experiments/7/runs/0a1b)"
+        assert artifact["data"] == (link if page else "MLflow's run `0a1b`")
+        assert client.read_flow_run(flow_run.id).labels["fmcore.mlflow_run"] == "0a1b"
+    postman.sweep(tmp_path)
+    assert not folder.exists()
+
+
+def test_a_stage_without_a_run_in_mlflow_waits_for_no_link(server, tmp_path):
+    """As one that only looked around."""
+    opened(tmp_path, "looked").close("FINISHED")
+    (folder,) = journal.journal_folders(tmp_path)
+    journal.write_state(folder, "mlflow", {"done": True, "closed": True, "linked": True})
+    told(tmp_path)
+    with client_of(server.address) as client:
+        (flow_run,) = runs_named(client, "looked")
+        assert not of_run(client, "artifacts", flow_run)
+    postman.sweep(tmp_path)
+    assert not folder.exists()
+
+
 class Killed(BaseException):
     """Ends a postman as abruptly as a signal does."""
 
@@ -140,6 +179,8 @@ def test_a_postman_killed_after_any_call_doubles_nothing(server, tmp_path):
         root = tmp_path / str(lives)
         root.mkdir()
         play(root, stage=f"killed-{lives}")
+        (folder,) = journal.journal_folders(root)
+        journal.write_state(folder, "mlflow", {"run": "0a1b", "experiment": "1"})
         with contextlib.closing(PrefectBox(root)) as box:
             calls = mortal(box._client(server.address, own=True), lives)
             with contextlib.suppress(Killed):

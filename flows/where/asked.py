@@ -1,0 +1,208 @@
+"""What somebody may ask for, found: a file, a digest, a run, a registered version, an experiment."""
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flows.layout import MODELS
+from flows.watch.runs import STAGE
+from flows.watch.store import clean
+from flows.where.place import Kept, Out, Place
+from flows.where.records import OUT, Records
+
+VERSION = re.compile(r"(models:/)?(?P<name>[\w. -]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
+DIGEST = re.compile(r"[0-9a-f]{8,64}(\.dir)?")
+RUN = re.compile(r"[0-9a-f]{32}")
+FLOW_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+NAME = re.compile(r"[\w.-]+")
+PIPELINE = "pipeline"
+
+
+Way = Callable[[Place, Records, str, list[str]], "Found | None"]
+
+
+class Unknown(ValueError):
+    """Nothing is called that; the message says in a line what was looked for."""
+
+
+class Found(NamedTuple):
+    """What was asked for, as far as it is known by itself.
+
+    Main arguments:
+        outs: the outputs it is about; a whole pipeline's if `whole`.
+        file: the path that was asked for, an output or in one.
+        run: MLflow's run that made it.
+        pipeline: MLflow's run of the pipeline.
+        version: the registered version.
+        stage: that it is about, where no output says so.
+        flow_run: Prefect's run, if that was asked for, and what Prefect says of it.
+        experiment: DVC's experiment.
+    """
+
+    outs: tuple[Out, ...] = ()
+    file: str = ""
+    run: Any = None
+    pipeline: Any = None
+    version: Any = None
+    stage: str = ""
+    flow_run: tuple[str, dict[str, Any]] | None = None
+    experiment: Kept | None = None
+    whole: bool = False
+
+
+def find(place: Place, records: Records, thing: str) -> Found:
+    """What is called `thing`.
+
+    Raises:
+        Unknown: if nothing is.
+    """
+    looked: list[str] = []
+    ways: list[Way] = [_flow_run, _digest, _version, _experiment]
+    if not thing.startswith("models:/"):
+        ways.insert(0, _file)
+    for way in ways:
+        if found := way(place, records, thing, looked):
+            return found
+    if records.problem:
+        looked.append(f"MLflow ({records.problem})")
+    raise Unknown(f"{thing}: unknown; looked for {', '.join(looked)}")
+
+
+def _file(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+    """An output, or a file in one; a path is relative to where this runs, or to the checkout."""
+    looked.append(f"an output among the {len(place.outs)} of dvc.lock")
+    for path in (Path(os.path.abspath(thing)), place.root / thing):
+        if not path.is_relative_to(place.root):
+            continue
+        file = path.relative_to(place.root)
+        for part in (file, *file.parents):
+            if out := place.outs.get(str(part)):
+                run = next(iter(records.made(out.path, out.md5)), None)
+                return Found((out,), str(file), run, records.above(run) if run else None)
+        if path.exists() and path != place.root:
+            known = _listed(sorted(place.outs)) or "none yet"
+            raise Unknown(f"{thing}: no output of a stage; dvc.lock has {known}")
+    return None
+
+
+def _flow_run(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+    """A run of Prefect's, of a stage or of a pipeline."""
+    if not FLOW_RUN.fullmatch(thing):
+        return None
+    looked += ["an MLflow run that names this run of Prefect's", "the run in the Prefect API of this checkout"]
+    said = records.flow_run(thing)
+    if told := records.told(thing):
+        name, run = told
+        if name == PIPELINE:
+            return _whole(place, records, run)._replace(flow_run=(thing, said))
+        outs = tuple(out for out in _outs_of(place, run) if clean(out.stage) == name)
+        return Found(outs, "", run, records.above(run), stage=_real(place, name), flow_run=(thing, said))
+    if not said:
+        return None
+    kept = place.experiments.get(str(said.get("labels", {}).get("fmcore.experiment", "")))
+    if kept:
+        return _of_experiment(place, records, kept)._replace(flow_run=(thing, said))
+    stage = next((tag.removeprefix("dvc:") for tag in said.get("tags", []) if tag.startswith("dvc:")), "")
+    return Found(stage=stage, flow_run=(thing, said))
+
+
+def _digest(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+    """DVC's digest of an output, the SHA-256 in a manifest, or an MLflow run's id; its beginning will do."""
+    if not DIGEST.fullmatch(thing):
+        return None
+    looked.append("a digest in dvc.lock, its outputs' manifests, DVC's experiments, MLflow's runs and versions")
+    for out in place.outs.values():
+        if out.md5.startswith(thing):
+            return _file(place, records, out.path, looked)
+    if RUN.fullmatch(thing):
+        looked.append("an MLflow run")
+        if run := records.run(thing):
+            return _of_run(place, records, run)
+    if version := records.with_weights(thing):
+        return _of_version(place, records, version)
+    if told := records.with_digest(thing):
+        path, run = told
+        outs = tuple(out for out in _outs_of(place, run) if out.path == path)
+        return Found(outs, "", run, records.above(run))
+    for kept in place.experiments.values():
+        for out in place.outs_at(kept.commit).values():
+            if out.md5.startswith(thing):
+                return Found((out,), experiment=kept)
+    for out in place.outs.values():
+        if str(place.manifest(out.md5).get("sha256", "")).startswith(thing):
+            return _file(place, records, out.path, looked)
+    return None
+
+
+def _version(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+    """A registered version, by number or alias."""
+    wanted = VERSION.fullmatch(thing)
+    if wanted is None:
+        return None
+    looked.append("a version in MLflow's registry")
+    found = records.version(wanted["name"], wanted["number"] or "", wanted["alias"] or "")
+    return _of_version(place, records, found) if found else None
+
+
+def _experiment(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+    """A DVC experiment, also one that is removed but that MLflow remembers."""
+    if not NAME.fullmatch(thing):
+        return None
+    looked.append(f"a DVC experiment ({_listed(sorted(place.experiments)) or 'there is none'})")
+    if kept := place.experiments.get(thing):
+        return _of_experiment(place, records, kept)
+    run = records.pipeline_of(thing)
+    return _whole(place, records, run) if run else None
+
+
+def _of_experiment(place: Place, records: Records, kept: Kept) -> Found:
+    run = records.pipeline_of(kept.name)
+    outs = tuple(place.outs_at(kept.commit).values())
+    return Found(outs, run=run, pipeline=run, experiment=kept, whole=True)
+
+
+def _of_version(place: Place, records: Records, version: Any) -> Found:
+    """The model of a version, whose weights may have been made before its run's were."""
+    run = records.run(version.run_id) if version.run_id else None
+    path = str(MODELS / version.tags.get("fmcore.model", ""))
+    outs = tuple(out for out in _outs_of(place, run) if out.path == path) if run else ()
+    return Found(outs, "", run, records.above(run) if run else None, version, version.tags.get("fmcore.stage", ""))
+
+
+def _of_run(place: Place, records: Records, run: Any) -> Found:
+    if run.data.tags.get("fmcore.kind") == PIPELINE:
+        return _whole(place, records, run)
+    return Found(tuple(_outs_of(place, run)), "", run, records.above(run))
+
+
+def _whole(place: Place, records: Records, run: Any) -> Found:
+    """A whole pipeline, with what all of its models' runs say was made."""
+    outs = [out for each in (run, *records.below(run)) for out in _outs_of(place, each)]
+    kept = place.experiments.get(run.data.tags.get("dvc.exp", ""))
+    return Found(tuple(outs), "", run, run, experiment=kept, whole=True)
+
+
+def _outs_of(place: Place, run: Any) -> list[Out]:
+    """What the stages of a run made, models first; DVC's record here says which stage makes which path."""
+    made = {key.removeprefix(OUT): value for key, value in run.data.tags.items() if key.startswith(OUT)}
+    outs = []
+    for path, md5 in sorted(made.items(), key=lambda item: (not item[0].startswith(f"{MODELS}/"), item[0])):
+        known = place.outs.get(path)
+        stage = known.stage if known else ""
+        outs.append(known if known and known.md5 == md5 else Out(path, md5, stage))
+    stages = [key for key in run.data.tags if key.startswith(STAGE)]
+    if len(stages) == 1:  # then no other can have made them
+        outs = [out if out.stage else out._replace(stage=stages[0].removeprefix(STAGE)) for out in outs]
+    return outs
+
+
+def _real(place: Place, cleaned: str) -> str:
+    """A stage's name as DVC has it: MLflow's alphabet lacks the @ of `reflow@r1`."""
+    return next((out.stage for out in place.outs.values() if clean(out.stage) == cleaned), cleaned)
+
+
+def _listed(words: list[str], most: int = 12) -> str:
+    more = len(words) - most
+    return ", ".join(words[:most]) + (f" and {more} more" if more > 0 else "")
