@@ -16,8 +16,10 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from flows.local import private
+from flows.local.checkout import identity
 from flows.local.process import Process, redacted
 
+FOLDER = "folder"  # of the record: which one it was written in
 URL, AUTH = "PREFECT_API_URL", "PREFECT_API_AUTH_STRING"
 
 
@@ -36,7 +38,11 @@ class Api(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What `make ui` notes of the Prefect server it runs, and where MLflow's page is."""
+    """What `make ui` notes of the Prefect server it runs, and where MLflow's page is.
+
+    Where a team has the one and this checkout the other, `address` or `mlflow` is empty; `pid` is of the server
+    that runs here.
+    """
 
     address: str
     pid: int
@@ -57,7 +63,7 @@ def write_record(root: Path, record: Record) -> None:
     part = path.with_suffix(".part")
     part.unlink(missing_ok=True)
     with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(record._asdict(), file)
+        json.dump(record._asdict() | {FOLDER: identity(path.parent)}, file)
     part.replace(path)
 
 
@@ -67,9 +73,12 @@ def running(root: Path) -> Record | None:
     try:
         if not private.is_private(path):
             return None
-        record = Record(**json.loads(path.read_text()))
+        noted = json.loads(path.read_text())
+        if noted.pop(FOLDER, None) != identity(path.parent):  # a copy, of the checkout that the server is of
+            return None
+        record = Record(**noted)
         return record if Process(record.pid, record.started).alive() else None
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
@@ -80,7 +89,7 @@ def live_api(root: Path) -> Api | None:
         api = Api(given, login, own=_is_mine(login))
     elif given:
         api = Api(given, private.login(), own=True) if private.listener_is_mine(given) else Api(given)
-    elif record := running(root):
+    elif (record := running(root)) and record.address:
         api = Api(record.address, private.login() if record.login else None, own=True)
     else:
         return None
@@ -96,7 +105,7 @@ def address_of(root: Path) -> str | None:
     if given := os.environ.get(URL):
         return redacted(given)
     record = running(root)
-    return record.address if record else None
+    return record.address or None if record else None
 
 
 def mlflow_of(root: Path) -> str | None:

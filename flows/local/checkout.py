@@ -9,6 +9,12 @@ SHOWN = 5  # of the files that differ
 WRITTEN = "dvc.lock"  # by DVC, after each stage
 
 
+def identity(folder: Path) -> list[int]:
+    """Tells a folder from a copy of it; one that is moved on its disk stays the same."""
+    state = folder.stat()
+    return [state.st_dev, state.st_ino]
+
+
 class State(NamedTuple):
     """A commit, the branch, empty if there is none, and the tracked files that differ from the commit."""
 

@@ -2,10 +2,13 @@
 
 import os
 import re
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.local import tracking
+from flows.local.database import settle
 from flows.registry import MODEL
 
 if TYPE_CHECKING:
@@ -31,7 +34,10 @@ def load(model: str, device: str = "cpu", *, ema: float | None = None) -> "Model
     wanted = WANTED.fullmatch(model)
     if wanted is None:
         raise ValueError(f"model: expected models:/NAME@ALIAS or models:/NAME/VERSION, got {model!r}")
-    tracking.configure(Path(os.environ.get("DVC_ROOT", ".")).resolve())
+    root = Path(os.environ.get("DVC_ROOT", ".")).resolve()
+    if tracking.configure(root) == tracking.address(root) and (root / tracking.NAME).exists():
+        with suppress(sqlite3.Error):  # which MLflow tells in its own way
+            settle(root / tracking.NAME)
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
 

@@ -8,6 +8,7 @@ takes seconds, so a copy is kept, empty as it is, for other checkouts.
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from tempfile import mkdtemp, mkstemp
 from typing import IO
 
 from flows.local import private
+from flows.local.database import settle
 from flows.local.tracking import NAME
 
 BROKEN = re.compile(r"table \S+ already exists|no such (table|column)|malformed|not a database")
@@ -26,7 +28,7 @@ LOCKED = re.compile(r"database is locked|attempt to write a readonly database|un
 
 
 def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEVNULL) -> None:
-    """Makes the database if there is none, the caller holding the postman's lock.
+    """Makes the database if there is none, the caller holding the postman's lock; else settles it here.
 
     Raises:
         OSError: if something else stands there.
@@ -36,6 +38,7 @@ def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEV
     if database.exists() and not database.is_file():
         raise OSError(f"{NAME} is no file; expected MLflow's database: move it away")
     if database.exists() and database.stat().st_size:
+        _settle(database)
         return
     work.mkdir(exist_ok=True)
     for left in work.glob(f".{NAME}.*"):  # of a maker that was killed
@@ -48,10 +51,19 @@ def make(root: Path, env: Mapping[str, str], log: IO[str] | int = subprocess.DEV
             command, cwd=root, env=dict(env), stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=True
         )
         _keep(part)
+    _settle(part)
     with part.open("rb") as file:
         os.fsync(file.fileno())
+    for left in root.glob(f"{NAME}-*"):  # the log of one that was moved away, which SQLite would write into this
+        left.unlink()
     part.replace(database)
     shutil.rmtree(folder)
+
+
+def _settle(database: Path) -> None:
+    """Settles one that is there; what MLflow cannot use it says itself, with its cure."""
+    with suppress(sqlite3.Error):
+        settle(database)
 
 
 def _kept() -> Path:

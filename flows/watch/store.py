@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flows.local.database import ARTIFACTS
 from flows.local.tracking import address, configure
 from flows.watch import database
 
@@ -45,7 +46,7 @@ class Store:
         """The experiment's id."""
         found = self.client.get_experiment_by_name(EXPERIMENT)
         if not found:
-            artifacts = (self.root / "mlartifacts").as_uri() if self.uri.startswith("sqlite:") else None
+            artifacts = (self.root / ARTIFACTS).as_uri() if self.uri.startswith("sqlite:") else None
             return str(self.client.create_experiment(EXPERIMENT, artifact_location=artifacts, tags=TAGS))
         for key, value in TAGS.items():
             if key not in found.tags:  # it is of an older version
