@@ -69,8 +69,9 @@ bench: $(READY) ## speed of training, sampling and scores against other tools (l
 	python benchmarks/costs.py --threads 2 --out $$results/costs-2.md && \
 	python benchmarks/scores.py --out $$results/scores.md
 
-ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (LOGIN=off: for all on this machine)
-	python -m flows.pages $(if $(filter off,$(LOGIN)),--no-login)
+ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (PREFECT_PORT=, MLFLOW_PORT=; LOGIN=off: for all here)
+	python -m flows.pages $(if $(filter off,$(LOGIN)),--no-login) $(if $(PREFECT_PORT),--prefect-port '$(PREFECT_PORT)') \
+		$(if $(MLFLOW_PORT),--mlflow-port '$(MLFLOW_PORT)')
 
 timing: $(READY) ## where the last run's time went
 	@python -m flows.launch.timing

@@ -18,6 +18,7 @@ import hmac
 import os
 import socket
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -26,6 +27,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.pages.front import Front
+from flows.pages.report import Report
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -99,7 +101,7 @@ def mlflow_app() -> ASGIApp:
     login = os.environ[LOGIN]  # must be there: without, it would stand open
     from mlflow.server.fastapi_app import app
 
-    return _gated(Front(app), None if login == OFF else login)
+    return _gated(Report(Front(app), Path.cwd()), None if login == OFF else login)
 
 
 def prefect_app() -> ASGIApp:

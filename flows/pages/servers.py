@@ -23,8 +23,10 @@ from typing import IO, Any, NoReturn
 import psutil
 
 from flows.local import api, private, tracking
+from flows.local.checkout import identity
+from flows.local.database import ARTIFACTS
 from flows.local.process import Process, end_groups, stop
-from flows.pages import gate
+from flows.pages import addresses, gate
 from flows.watch import database
 from flows.watch.journal import journal_folders, lock_of_postman, start_postman
 
@@ -74,19 +76,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal may be closed
         signal.signal(number, _leave)
-    root = Path.cwd()
+    root, beside = Path.cwd(), addresses.team()
+    if beside.prefect and beside.mlflow:
+        print("\n".join([*beside.lines, "nothing is to be started"]))
+        return 0
     try:
         login = None if options.no_login else _login()
         with ExitStack() as stack:
             stack.enter_context(_alone(root))
             prefect, mlflow = (
-                [stack.enter_context(each) for each in _held(bind, port, name)]
-                for bind, port, name in (
-                    (gate.bound, options.prefect_port, "prefect"),
-                    (partial(gate.bound, one=True), options.mlflow_port, "mlflow"),
+                [stack.enter_context(each) for each in ([] if elsewhere else _held(bind, port, name))]
+                for bind, port, name, elsewhere in (
+                    (gate.bound, options.prefect_port, "prefect", beside.prefect),
+                    (partial(gate.bound, one=True), options.mlflow_port, "mlflow", beside.mlflow),
                 )
             )
-            _serve(root, prefect, mlflow[0], login)
+            _Servers(root, prefect, mlflow, login, beside).run()
     except KeyboardInterrupt:
         print("\nstopped")
         return 0
@@ -101,14 +106,15 @@ def _alone(root: Path) -> Iterator[None]:
     work = root / "work"
     try:
         work.mkdir(exist_ok=True)
-        lock = (work / "ui.lock").open("a")
+        lock = (work / "ui.lock").open("a+")
     except OSError as error:
         raise _StartError(f"{work} cannot be written: {error.strerror}") from None
     with lock:
         if not _locks(lock):
-            known = api.running(root)
-            where = f": {known.address.removesuffix('/api')}" if known else ""
-            raise _StartError(f"the pages of this checkout are up already{where}")
+            raise _StartError(addresses.up_already(root, lock))
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")
+        lock.flush()
         if left := end_groups(_left(root)):
             print(f"ended what an earlier start had left: {left} processes", flush=True)
         yield
@@ -117,8 +123,11 @@ def _alone(root: Path) -> Iterator[None]:
 
 def _left(root: Path) -> list[Process]:
     """The children that were noted by one who did not take the note away."""
-    with suppress(OSError, ValueError, TypeError):
-        return [Process(*each) for each in json.loads((root / "work" / CHILDREN).read_text())]
+    path = root / "work" / CHILDREN
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+        noted = json.loads(path.read_text())
+        # In a copy of a checkout, they are the original's.
+        return [Process(*each) for each in noted["children"]] if noted["folder"] == identity(path.parent) else []
     return []
 
 
@@ -144,75 +153,96 @@ def _leave(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _serve(
-    root: Path, sockets: Sequence[socket.socket], mlflow_socket: socket.socket, login: str | None
-) -> NoReturn:
-    env = environment(root, sockets[0].getsockname()[1], login)
-    address, pages = env[api.URL], f"http://127.0.0.1:{mlflow_socket.getsockname()[1]}"
-    logs = root / "work" / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    python = sys.executable
-    prefect = [python, "-m", "prefect"]
-    children: dict[str, subprocess.Popen[str]] = {}
+class _Servers:
+    """The servers and the worker of a checkout, but for those that a team has elsewhere."""
 
-    with ExitStack() as stack:
-        # In reverse, so that the runs a worker ends can still say so to the server.
-        stack.callback(_stop_reversed, children)
+    def __init__(
+        self,
+        root: Path,
+        prefect: Sequence[socket.socket],
+        mlflow: Sequence[socket.socket],
+        login: str | None,
+        beside: addresses.Team,
+    ) -> None:
+        self.root, self.sockets, self.mlflow_socket = root, prefect, next(iter(mlflow), None)
+        self.login, self.beside = login, beside
+        self.env = environment(root, prefect[0].getsockname()[1] if prefect else 0, login)
+        self.page = f"http://127.0.0.1:{mlflow[0].getsockname()[1]}" if mlflow else ""
+        self.logs = root / "work" / "logs"
+        self.children: dict[str, subprocess.Popen[str]] = {}
+        self.stack = ExitStack()
 
-        def start(
-            name: str, command: list[str], handles: Sequence[int] = (), stdin: int = subprocess.DEVNULL
-        ) -> None:
-            log = stack.enter_context((logs / f"{name}.log").open("w"))
-            # Behind a shell's & interrupts are ignored, and a worker that inherits this does not end when asked.
-            before = signal.signal(signal.SIGINT, signal.default_int_handler)
-            children[name] = subprocess.Popen(
-                command, cwd=root, env=env, stdin=stdin, stdout=log, stderr=log,
-                start_new_session=True, pass_fds=handles, text=True,
-            )  # fmt: skip
-            signal.signal(signal.SIGINT, before)
-            known = [Process.of(psutil.Process(child.pid)) for child in children.values()]
-            (root / "work" / CHILDREN).write_text(json.dumps(known))
+    def run(self) -> NoReturn:
+        """Starts them all, says where they are, and looks after them until it is interrupted."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        with self.stack as stack:
+            # In reverse, so that the runs a worker ends can still say so to the server.
+            stack.callback(_stop_reversed, self.children)
+            print(f"starting {' and '.join(self._names())} ...", flush=True)
+            if self.sockets:
+                handles = [each.fileno() for each in self.sockets]
+                self._start("prefect", ["flows.pages.gate", *map(str, handles)], handles)
+            if self.mlflow_socket:
+                _initialise(self.root, self.env, self.logs / "setup.log")
+                self._start("mlflow", self._mlflow(), stdin=self.mlflow_socket.fileno())
+            address = self.env[api.URL] if self.sockets else ""
+            if address:
+                _wait(self.children, self.logs, lambda: api.is_healthy(address))
+            self._note(address)
+            if address:
+                self._deploy(address)
+                worker = ["prefect", "worker", "start", "--pool", POOL, "--name", "local"]
+                self._start("worker", worker)
+            if self.page:
+                _wait(self.children, self.logs, lambda: api.asked(self.page, "/health")[0] in (200, 401))
+            logs = self.logs.relative_to(self.root)
+            addresses.say_where(address.removesuffix("/api"), self.page, self.login, logs, self.beside)
+            while True:
+                _check(self.children, self.logs)
+                time.sleep(0.5)
 
-        print("starting Prefect and MLflow ...", flush=True)
-        handles = [each.fileno() for each in sockets]
-        start("prefect", [python, "-m", "flows.pages.gate", *map(str, handles)], handles)
-        _initialise(root, env, logs / "setup.log")
-        # Its standard input is the socket: the one handle that MLflow passes on to its server.
-        start(
-            "mlflow",
-            [python, "-m", "mlflow", "server", "--uvicorn-opts", "--fd 0", "--workers", "1",
-             "--backend-store-uri", tracking.address(root), "--default-artifact-root", str(root / "mlartifacts"),
-             "--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS],
-            stdin=mlflow_socket.fileno(),
+    def _names(self) -> list[str]:
+        return ["Prefect"] * bool(self.sockets) + ["MLflow"] * bool(self.mlflow_socket)
+
+    def _start(
+        self, name: str, module: list[str], handles: Sequence[int] = (), stdin: int = subprocess.DEVNULL
+    ) -> None:
+        log = self.stack.enter_context((self.logs / f"{name}.log").open("w"))
+        # Behind a shell's & interrupts are ignored, and a worker that inherits this does not end when asked.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.children[name] = subprocess.Popen(
+            [sys.executable, "-m", *module], cwd=self.root, env=self.env, stdin=stdin, stdout=log, stderr=log,
+            start_new_session=True, pass_fds=handles, text=True,
         )  # fmt: skip
-        _wait(children, logs, lambda: api.is_healthy(address))
-        server = Process.of(psutil.Process(children["prefect"].pid))
-        api.write_record(root, api.Record(address, *server, login=login is not None, mlflow=pages))
-        stack.callback(api.record_file(root).unlink, missing_ok=True)
-        # Deploying again would drop the schedules that were made or switched on in the page.
-        found = api.asked(address, f"/deployments/name/{DEPLOYMENT}", login, seconds=30.0)
-        if not _is_deployed(root, *found):
-            for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
-                _call([*prefect, "--no-prompt", *step], root, env, logs / "setup.log")
-        start("worker", [*prefect, "worker", "start", "--pool", POOL, "--name", "local"])
-        _wait(children, logs, lambda: api.asked(pages, "/health")[0] in (200, 401))
-        _say_where(address, pages, login, logs.relative_to(root))
-        while True:
-            _check(children, logs)
-            time.sleep(0.5)
+        signal.signal(signal.SIGINT, before)
+        known = [Process.of(psutil.Process(child.pid)) for child in self.children.values()]
+        path = self.root / "work" / CHILDREN
+        path.write_text(json.dumps({"folder": identity(path.parent), "children": known}))
 
+    def _mlflow(self) -> list[str]:
+        """Its standard input is the socket: the one handle that MLflow passes on to its server."""
+        return [
+            *("mlflow", "server", "--uvicorn-opts", "--fd 0", "--workers", "1"),
+            *("--backend-store-uri", tracking.address(self.root)),
+            *("--default-artifact-root", str(self.root / ARTIFACTS)),
+            *("--app-name", "fmcore", "--allowed-hosts", MLFLOW_HOSTS),
+        ]
 
-def _say_where(address: str, pages: str, login: str | None, logs: Path) -> None:
-    print(f"runs:        {address.removesuffix('/api')}")
-    print(f"comparisons: {pages}")
-    if login is None:
-        print("no login: whoever is on this machine can run commands as you")
-    else:
-        # A file that this is sent to may be open to others; a terminal is not.
-        shown = login if sys.stdout.isatty() else "USER:PASSWORD"
-        print(f"login:       {shown} (in {private.login_file()}); each page asks once per browser")
-        print("             (Prefect for the whole text, MLflow for what is before and after the colon)")
-    print(f"logs are in {logs}/; Ctrl-C stops everything", flush=True)
+    def _note(self, address: str) -> None:
+        """Notes the servers for the stages of this checkout."""
+        first = self.children["prefect" if address else "mlflow"]
+        server = Process.of(psutil.Process(first.pid))
+        api.write_record(self.root, api.Record(address, *server, login=self.login is not None, mlflow=self.page))
+        self.stack.callback(api.record_file(self.root).unlink, missing_ok=True)
+
+    def _deploy(self, address: str) -> None:
+        """Deploys if it must; again would drop the schedules that were made or switched on in the page."""
+        found = api.asked(address, f"/deployments/name/{DEPLOYMENT}", self.login, seconds=30.0)
+        if _is_deployed(self.root, *found):
+            return
+        for step in (["work-pool", "create", POOL, "--type", "process", "--overwrite"], ["deploy", "--all"]):
+            command = [sys.executable, "-m", "prefect", "--no-prompt", *step]
+            _call(command, self.root, self.env, self.logs / "setup.log")
 
 
 def _stop_reversed(children: dict[str, subprocess.Popen[str]]) -> None:

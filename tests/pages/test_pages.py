@@ -196,12 +196,46 @@ def start_again(folder, prefect, mlflow):
 def test_a_second_start_says_what_stands_in_its_way(pages, tmp_path):
     done = start_again(pages.project, free_port(), free_port())
     assert done.returncode == 1
-    assert done.stderr.startswith("the pages of this checkout are up already")
+    assert done.stderr.splitlines() == [
+        f"the pages of this checkout are up already, in process {pages.process.pid} (to end them: kill "
+        f"{pages.process.pid})",
+        f"runs:        {pages.runs} (start one: {pages.runs}/deployments)",
+        f"comparisons: {pages.comparisons} (opens on the charts of the latest pipeline)",
+        f"report:      {pages.comparisons}/report/",
+    ]
     for ports in ((pages.ports[0], free_port()), (free_port(), pages.ports[1])):
         done = start_again(tmp_path, *ports)
         assert done.returncode == 1
         taken, option = (ports[0], "prefect") if ports[0] in pages.ports else (ports[1], "mlflow")
         assert done.stderr == f"port {taken} is in use; choose another with --{option}-port\n"
+
+
+def test_the_report_is_behind_the_same_login(pages):
+    (pages.project / "reports").mkdir()
+    (pages.project / "reports" / "index.html").write_text("<p>the report")
+    assert answer_to(f"{pages.comparisons}/report/", login=private.login()) == (200, b"<p>the report")
+    assert answer_to(f"{pages.comparisons}/report/")[0] == 401
+    shutil.rmtree(pages.project / "reports")
+    assert answer_to(f"{pages.comparisons}/report/", login=private.login())[0] == 404
+
+
+def test_beside_a_teams_prefect_only_mlflow_is_started(tmp_path, monkeypatch):
+    project, ports = project_in(tmp_path), [free_port(), free_port()]
+    monkeypatch.setenv(api.URL, "https://prefect.example/api")
+    page = start_ui(project, ports)
+    try:
+        said = (project / "ui.out").read_text().splitlines()
+        assert f"comparisons: http://127.0.0.1:{ports[1]} (opens on the charts of the latest pipeline)" in said
+        assert any(line.startswith("runs:        https://prefect.example (PREFECT_API_URL; ") for line in said)
+        assert answer_to(f"http://127.0.0.1:{ports[1]}", login=private.login())[0] == 200
+        with pytest.raises(OSError, match="refused"):
+            answer_to(f"http://127.0.0.1:{ports[0]}")
+        monkeypatch.delenv(api.URL)
+        assert api.live_api(project) is None, "no Prefect server is this checkout's"
+        assert api.mlflow_of(project) == f"http://127.0.0.1:{ports[1]}"
+    finally:
+        page.terminate()
+        page.wait(60)
 
 
 def test_the_page_deploys_runs_and_cancels(pages, tmp_path):
