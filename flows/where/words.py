@@ -40,8 +40,13 @@ def commands(place: Place, found: Found) -> list[Line]:
     return [
         *_code_again(place, found, tags),
         *_params_again(place, found, tags),
-        *((f"dvc checkout {out.path}", _bytes(place, out)) for out in found.outs if _is_current(place, out)),
+        *((f"dvc checkout {out.path}", _bytes(place, out)) for out in _single(found) if _is_current(place, out)),
     ]
+
+
+def _single(found: Found) -> tuple[Out, ...]:
+    """The outputs, but not a whole pipeline's, which are too many to tell more of."""
+    return () if found.whole else found.outs
 
 
 def _tags(found: Found) -> dict[str, str]:
@@ -113,7 +118,7 @@ def _artifact(place: Place, found: Found, out: Out) -> str:
     text = f"{out.path}, md5 {out.md5}" + (f", by {out.stage}" if len(_stages(found)) > 1 and out.stage else "")
     if not _is_current(place, out):
         other = place.outs.get(out.path)
-        return text + (f" (here is another: md5 {other.md5})" if other else " (not here)")
+        return text + (" (not here)" if other is None else f" (here is another: md5 {other.md5[:DIGITS]})")
     file = found.file if found.file and found.file != out.path else ""
     within = f"; in it {file.removeprefix(out.path).strip('/')}" if file else ""
     word = "" if found.whole else place.differs(out, file)
@@ -132,7 +137,7 @@ def _mlflow(records: Records, found: Found) -> Iterator[str]:
         link = records.page(run)
         yield f"{run.info.run_name}{above}, run {run.info.run_id}" + (f"\n{link}" if link else "")
     if not runs:
-        yield records.problem or ("no run has this digest" if found.outs else "no run is known")
+        yield records.problem or ("no run has this digest" if _single(found) else "no run is known")
 
 
 def _prefect(found: Found) -> Iterator[str]:
@@ -145,7 +150,7 @@ def _prefect(found: Found) -> Iterator[str]:
     if said and not any(url.endswith(said[0]) for url in pages.values()):
         yield f"{said[1].get('name', 'a run')}, run {said[0]}"
     elif not pages:
-        yield "no run is known: no Prefect API answered, or the run was not started from Prefect"
+        yield "no run is known: no Prefect API was told"
 
 
 def _versions(place: Place, records: Records, found: Found) -> Iterator[str]:
@@ -153,15 +158,15 @@ def _versions(place: Place, records: Records, found: Found) -> Iterator[str]:
     made = [found.version] if found.version is not None else []
     if found.whole and found.pipeline is not None:
         made = [records.version_of(run) for run in records.below(found.pipeline)]
-    elif not made and any(out.path.startswith("models/") for out in found.outs):
-        (out, *_) = [out for out in found.outs if out.path.startswith("models/")]
+    elif not made and (models := [out for out in _single(found) if out.path.startswith("models/")]):
+        (out, *_) = models
         made = [records.version_of(found.run, str(place.manifest(out.md5).get("sha256", "")))]
     for version in sorted(filter(None, made), key=lambda version: int(version.version)):
         aliases = ", ".join(records.aliases(version))
         weights = version.tags.get("fmcore.sha256", "")[:DIGITS]
         text = f"{version.name}/{version.version} ({version.tags.get('fmcore.model', 'model')}"
         yield text + (f", {aliases}" if aliases else "") + f"), weights {weights}"
-    if made and not any(made):
+    if made and not any(made) and not records.problem:
         yield "none: the registry does not have this model"
 
 
