@@ -64,10 +64,16 @@ def find(place: Place, records: Records, thing: str) -> Found:
         ways.insert(0, _file)
     for way in ways:
         if found := way(place, records, thing, looked):
-            return found
+            known = found.experiment or _experiment_of(place, found)
+            return found._replace(experiment=known)
     if records.problem:
         looked.append(f"MLflow ({records.problem})")
     raise Unknown(f"{thing}: unknown; looked for {', '.join(looked)}")
+
+
+def _experiment_of(place: Place, found: Found) -> Kept | None:
+    """The DVC experiment that made it, None if none did or if it is removed."""
+    return place.experiments.get(found.run.data.tags.get("dvc.exp", "")) if found.run is not None else None
 
 
 def _file(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
@@ -180,8 +186,7 @@ def _of_run(place: Place, records: Records, run: Any) -> Found:
 def _whole(place: Place, records: Records, run: Any) -> Found:
     """A whole pipeline, with what all of its models' runs say was made."""
     outs = [out for each in (run, *records.below(run)) for out in _outs_of(place, each)]
-    kept = place.experiments.get(run.data.tags.get("dvc.exp", ""))
-    return Found(tuple(outs), "", run, run, experiment=kept, whole=True)
+    return Found(tuple(outs), "", run, run, whole=True)
 
 
 def _outs_of(place: Place, run: Any) -> list[Out]:

@@ -219,7 +219,7 @@ def test_prefects_run_is_linked_when_it_is_known(root):
     page = "http://127.0.0.1:9/runs/flow-run/1"
     known = {"prefect.flow_run_id": "1", "prefect.flow_run_url": page}
     above = {"prefect.flow_run_id": "2", "prefect.flow_run_url": f"{page[:-1]}2"}
-    journal.write_state(folder, "prefect", {"tags": known, "above": above, "done": True})
+    journal.write_state(folder, "prefect", {"tags": known, "above": above, "done": True, "linked": True})
     drain(root)
     assert known.items() <= tags(root, "m %").items()
     assert above.items() <= tags(root, "pipeline 1").items(), "the run that the stage was a part of"
