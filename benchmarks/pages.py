@@ -127,6 +127,9 @@ def main() -> None:
             address = f"http://127.0.0.1:{ports[1]}"
             wait_until(lambda: api.asked(address, "/health")[0] == 200, 300)
             rows = [("until both pages are healthy", seconds(start))]
+            known = f"/deployments/name/{DEPLOYMENT}"
+            wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[0]}/api", known)[0] == 200, 300)
+            rows.append(("until the deployments are there, at a first start", seconds(start)))
             with client_of(f"http://127.0.0.1:{ports[0]}/api") as client:
                 deployment = client.read_deployment_by_name(DEPLOYMENT)
                 rows += cached(client, deployment, checkout, args.times) + click(client, deployment)

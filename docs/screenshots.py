@@ -24,6 +24,7 @@ from servers import client_of, free_port, wait_until
 
 PICTURES = Path(__file__).parent / "pictures"
 SECONDS = 1800.0
+DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
 CHARTS = '[...document.querySelectorAll(".js-plotly-plot")].some(plot => plot.data.length >= 2)'
 
 
@@ -36,6 +37,8 @@ def pages(checkout: Path) -> Iterator[tuple[str, str]]:
     with subprocess.Popen(command, cwd=checkout, start_new_session=True) as process:
         try:
             wait_until(lambda: process.poll() is not None or api.running(checkout), 300)
+            known = f"/deployments/name/{DEPLOYMENT}"
+            wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[0]}/api", known)[0] == 200, 300)
             wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[1]}", "/health")[0] == 200, 300)
             yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
         finally:
@@ -45,7 +48,7 @@ def pages(checkout: Path) -> Iterator[tuple[str, str]]:
 def run_from_the_page(prefect: str) -> tuple[str, str]:
     """Runs the pipeline as a click does; the run's id and the deployment's."""
     with client_of(f"{prefect}/api") as client:
-        deployment = client.read_deployment_by_name("reflow-pipeline/reflow-pipeline")
+        deployment = client.read_deployment_by_name(DEPLOYMENT)
         run = client.create_flow_run_from_deployment(deployment.id).id
         wait_until(lambda: (state := client.read_flow_run(run).state) and state.is_final(), SECONDS)
         return str(run), str(deployment.id)
