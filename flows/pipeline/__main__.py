@@ -74,7 +74,8 @@ def _start(given: dict[str, Any]) -> int:
     with temporary_settings({PREFECT_API_URL: server.address, PREFECT_API_AUTH_STRING: server.login}):
         from flows.pipeline.flow import reflow_pipeline
 
-        state = reflow_pipeline(**given, return_state=True)
+        said = {key: value for key, value in given.items() if value is not None}
+        state = reflow_pipeline(**said, return_state=True)
     if not state.is_completed():
         print(state.message, file=sys.stderr)
     return 0 if state.is_completed() else 1

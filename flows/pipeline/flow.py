@@ -38,41 +38,41 @@ PARENT_TASK, PARENT_FLOW = "FMCORE_PARENT_TASK_RUN", "FMCORE_PARENT_FLOW_RUN"
 )
 def reflow_pipeline(
     *,
-    preset: form.Preset | None = None,
-    stages: form.Stages | None = None,
-    rounds: form.Rounds | None = None,
-    nfe: form.Nfe | None = None,
-    seed: form.Seed | None = None,
-    overrides: form.Overrides | None = None,
-    experiment: form.Name | None = None,
+    preset: form.Preset = form.AS_IS,
+    stages: form.Stages = form.NOTHING,
+    rounds: form.Rounds = 0,
+    nfe: form.Nfe = form.NOTHING,
+    seed: form.Seed = -1,
+    overrides: form.Overrides = form.NOTHING,
+    experiment: form.Name = "",
     snapshot: bool = False,
     new_data: bool = False,
     force: bool = False,
     retries: form.Retries = 1,
-    hours: form.Hours | None = None,
+    hours: form.Hours = 0,
 ) -> State[Any]:
     """Reproduces stages with all they depend on; anything that differs from params.yaml makes it an experiment.
 
     Args:
-        preset: Parameters of presets/NAME.yaml instead of those of params.yaml.
+        preset: Parameters of presets/NAME.yaml, or those of params.yaml.
         stages: What to reproduce, with all it depends on; nothing chosen means every stage.
-        rounds: Number of reflow rounds; each further one is taught by the one before.
-        nfe: Network evaluations at which models are scored by Euler.
-        seed: Seed of training and sampling.
+        rounds: Number of reflow rounds; each further one is taught by the one before. 0: as they are.
+        nfe: Network evaluations at which models are scored by Euler; none: as they are.
+        seed: Seed of training and sampling; -1: as it is.
         overrides: Any other key of params.yaml, as {"couple.nfe": 8} or as lines couple.nfe=8.
         experiment: Name of the DVC experiment; made up if you leave it empty, numbered if it is taken.
         snapshot: An experiment takes uncommitted edits along; else it starts from the commit alone.
         new_data: Run nothing unless the data have changed.
         force: Run stages that have not changed, too.
         retries: How often a stage whose process was killed is started again; it goes on where it was.
-        hours: Longest time that a stage may take.
+        hours: Longest time that a stage may take; 0: as long as it needs.
     """
     # The form needs the words above in this form of docstring.
     try:
-        given = Variation(preset, rounds, tuple(nfe) if nfe else None, seed, parsed(overrides))
+        asked = (rounds or None, tuple(nfe) or None, None if seed < 0 else seed, parsed(overrides))
         wish = Wish(
-            tuple(stages) if stages else None, given, experiment, snapshot, new_data=new_data, force=force,
-            retries=retries, seconds=None if hours is None else 3600 * hours,
+            tuple(stages) or None, Variation(form.chosen(preset), *asked), experiment or None, snapshot,
+            new_data=new_data, force=force, retries=retries, seconds=form.limit(hours),
         )  # fmt: skip
         return _run(Path(Repo.find_root()), wish)
     except (CannotRun, ValueError, OSError) as error:
@@ -85,16 +85,16 @@ def reflow_pipeline(
     description="One stage of dvc.yaml in this checkout, without those it depends on.",
     task_runner=ThreadPoolTaskRunner(max_workers=1),  # type: ignore[arg-type]
 )
-def reflow_stage(*, stage: form.Stage, force: bool = True, hours: form.Hours | None = None) -> State[Any]:
+def reflow_stage(*, stage: form.Stage, force: bool = True, hours: form.Hours = 0) -> State[Any]:
     """Runs one stage.
 
     Args:
         stage: The stage; of several rounds all.
         force: Run it although nothing has changed.
-        hours: Longest time that it may take.
+        hours: Longest time that it may take; 0: as long as it needs.
     """
     try:
-        wish = Wish((stage,), alone=True, force=force, seconds=None if hours is None else 3600 * hours)
+        wish = Wish((stage,), alone=True, force=force, seconds=form.limit(hours))
         return _run(Path(Repo.find_root()), wish)
     except (CannotRun, ValueError, OSError) as error:
         return refused(error)
@@ -128,10 +128,11 @@ def _run(home: Path, wish: Wish) -> State[Any]:
             naming.label({naming.EXPERIMENT: job.experiment.name})
             log.info(f"kept as DVC experiment {job.experiment.name}; compare: dvc exp show")
     if broken is None:
-        ran = sum(outcome.end == "done" for outcome in outcomes)
-        if not ran:
+        ran = [outcome for outcome in outcomes if outcome.end == "done"]
+        # `look` runs every time; only if it saw something new has anything happened.
+        if not wish.force and not any(outcome.moved for outcome in ran):
             return Completed(name="Cached", message="nothing had changed")
-        return Completed(message=f"{ran} of {len(outcomes)} stages ran")
+        return Completed(message=f"{len(ran)} of {len(outcomes)} stages ran")
     return Failed(message=broken.text) if broken.end == "failed" else Cancelled(message=broken.text)
 
 

@@ -2,6 +2,8 @@
 
 The server refuses what is outside of them when a run is submitted or a schedule is saved. What a schema cannot say
 is checked when the run starts, before anything else, in the words of params.yaml.
+
+Each field has a value of its own that says nothing: the page would ask for the kind of one that may be null first.
 """
 
 from collections.abc import Iterable
@@ -46,20 +48,31 @@ DOTTED = rf"({_sections()})(\.[A-Za-z0-9_-]+)*"
 Key = Annotated[str, Field(pattern=rf"^\s*{DOTTED}\s*=", max_length=10_000)]
 Mapped = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"pattern": f"^{DOTTED}$"}})]
 
-Preset = Annotated[str, _choice(presets(Path()))]
+AS_IS, NOTHING = str(FILE), list[Any]()
+Preset = Annotated[str, _choice((AS_IS, *presets(Path())))]
 Stage = Annotated[str, _choice(_stages())]
-Stages = Annotated[list[Stage], Field(min_length=1, max_length=100)]
-Rounds = Annotated[int, Field(ge=1, le=9)]
+Stages = Annotated[list[Stage], Field(max_length=100)]
+Rounds = Annotated[int, Field(ge=0, le=9)]
 Nfe = Annotated[
     list[Annotated[int, Field(ge=1, le=1024)]],
-    Field(min_length=1, max_length=16, json_schema_extra={"uniqueItems": True}),
+    Field(max_length=16, json_schema_extra={"uniqueItems": True}),
 ]
-Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Overrides = Mapped | Annotated[list[Key], Field(max_length=200)]
-Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
+Seed = Annotated[int, Field(ge=-1, le=LARGEST_SEED)]
+Overrides = Annotated[list[Key], Field(max_length=200)] | Mapped
+Name = Annotated[str, Field(pattern=f"^({NAME.pattern})?$")]
 Retries = Annotated[int, Field(ge=0, le=5)]
-Hours = Annotated[float, Field(gt=0, le=1000)]
+Hours = Annotated[float, Field(ge=0, le=1000)]
 Grid = Annotated[
     dict[str, Annotated[list[Any], Field(min_length=1, max_length=64)]],
     Field(min_length=1, max_length=6, json_schema_extra={"propertyNames": {"pattern": f"^{DOTTED}$"}}),
 ]
+
+
+def chosen(preset: str) -> str | None:
+    """The preset, None for params.yaml."""
+    return None if preset == AS_IS else preset
+
+
+def limit(hours: float) -> float | None:
+    """The seconds that a stage may take, None for no limit."""
+    return 3600 * hours or None

@@ -25,7 +25,8 @@ def run_name() -> str:
     given = run.parameters if run else {}
     by = run.created_by if run else None
     asked = given.get("experiment") or (by.display_value if by and by.type == "SCHEDULE" else None) or ""
-    words = [given.get("preset") or _data(), asked, str(_number())]
+    preset = given.get("preset")
+    words = [preset if preset not in (None, str(FILE)) else _data(), asked, str(_number())]
     return " ".join(str(word) for word in words if word)
 
 

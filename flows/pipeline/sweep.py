@@ -56,16 +56,16 @@ def points(grid: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
 def reflow_sweep(
     *,
     grid: form.Grid,
-    preset: form.Preset | None = None,
-    stages: form.Stages | None = None,
-    experiment: form.Name | None = None,
+    preset: form.Preset = form.AS_IS,
+    stages: form.Stages = form.NOTHING,
+    experiment: form.Name = "",
     snapshot: bool = False,
 ) -> State[Any]:
     """Runs the pipeline once for each combination of values.
 
     Args:
         grid: Values by key of params.yaml, as {"couple.nfe": [4, 8, 16], "seed": [0, 1]}.
-        preset: Parameters of presets/NAME.yaml to start from, instead of those of params.yaml.
+        preset: Parameters of presets/NAME.yaml to start from, or those of params.yaml.
         stages: What to reproduce, with all it depends on; nothing chosen means every stage.
         experiment: Beginning of the experiments' names.
         snapshot: The experiments take uncommitted edits along; else they start from the commit alone.
@@ -74,7 +74,7 @@ def reflow_sweep(
     try:
         wanted = points(grid)
         for point in wanted:  # all of them, before the first one runs
-            experiments.params_of(home, Variation(preset, overrides=point), snapshot=snapshot)
+            experiments.params_of(home, Variation(form.chosen(preset), overrides=point), snapshot=snapshot)
     except (CannotRun, ValueError, OSError) as error:
         return refused(error)
     prefix = (experiment or naming.experiment_name())[:56]

@@ -11,6 +11,8 @@ import psutil
 import pytest
 from prefect.exceptions import PrefectHTTPStatusError
 
+from browser import CHROMIUM
+from devtools import browsing
 from repository import ROOT
 from servers import PYTHON, QUIET, Server, client_of, prefect_home, wait_until
 from small_pipelines import git, make, ran
@@ -85,12 +87,12 @@ def own_files(project):
 @pytest.mark.parametrize(
     ("field", "value", "reason"),
     [
-        ("preset", "smok", "'smok' is not one of ['digits',"),
+        ("preset", "smok", "'smok' is not one of ['params.yaml', 'digits',"),
         ("stages", ["bas"], "'bas' is not one of ['look', 'base', 'couple', 'report']"),
-        ("rounds", 0, "0 is less than the minimum of 1"),
+        ("rounds", -1, "-1 is less than the minimum of 0"),
         ("nfe", [1, 0], "0 is less than the minimum of 1"),
         ("nfe", [1, 1], "[1, 1] has non-unique elements"),
-        ("seed", -1, "-1 is less than the minimum of 0"),
+        ("seed", -2, "-2 is less than the minimum of -1"),
         ("overrides", ["cuple.nfe=8"], "'cuple.nfe=8' does not match"),
         ("overrides", {"cuple.nfe": 8}, "{'cuple.nfe': 8} is not valid"),
         ("experiment", "../x", "'../x' does not match"),
@@ -102,6 +104,25 @@ def test_the_form_refuses_at_once_what_cannot_be(page, field, value, reason):
     assert caught.value.response.status_code == 409
     assert f"Validation failed for field '{field}" in caught.value.response.json()["detail"]
     assert reason in caught.value.response.json()["detail"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (apt-get install chromium)")
+def test_the_form_can_be_submitted_as_it_opens(page, tmp_path):
+    deployment = page.client.read_deployment_by_name(NAME)
+    known = {run.id for run in page.client.read_flow_runs()}
+    with browsing(tmp_path, 1400, 1000) as tab:
+        origin = page.server.address.removesuffix("/api")
+        tab.open(origin)
+        tab.wait_for("document.readyState === 'complete'")
+        tab.value(f"localStorage.setItem('prefect-password', btoa({json.dumps(page.server.login)}))")
+        tab.open(f"{origin}/deployments/deployment/{deployment.id}/run")
+        submit_button = "[...document.querySelectorAll('button')].find(b => b.innerText.trim() === 'Submit')"
+        tab.wait_for(f"document.body.innerText.includes('Number of reflow rounds') && !!{submit_button}")
+        assert "Property is type" not in tab.value("document.body.innerText"), "a kind need not be chosen first"
+        tab.value(f"{submit_button}.click()")
+        (run,) = wait_until(lambda: [r for r in page.client.read_flow_runs() if r.id not in known], 60)
+    assert run.parameters["preset"] == "params.yaml"
+    assert ended(page, run.id).is_completed()
 
 
 def test_a_mistake_that_only_the_rules_know_ends_the_run_in_one_line(page):
@@ -163,6 +184,9 @@ def test_the_other_deployments_do_what_their_names_say(page):
     project = page.project
     assert ended(page, submit(page)).is_completed()
     ran(project)
+    again = ended(page, submit(page))
+    assert (again.name, again.message) == ("Cached", "nothing had changed")
+    assert ran(project) == ["look"]
 
     assert ended(page, submit(page, "reflow-pipeline/retrain", new_data=True)).is_completed()
     assert ran(project) == ["look"]
