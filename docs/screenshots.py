@@ -51,7 +51,9 @@ def run_from_the_page(prefect: str) -> tuple[str, str, str]:
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         run = client.create_flow_run_from_deployment(deployment.id).id
         wait_until(lambda: (state := client.read_flow_run(run).state) and state.is_final(), SECONDS)
-        (own,) = [found.id for found in client.read_artifacts() if found.flow_run_id == run and found.key == "pipeline"]
+        (own,) = [
+            found.id for found in client.read_artifacts() if found.flow_run_id == run and found.key == "pipeline"
+        ]
         return str(run), str(own), str(deployment.id)
 
 

@@ -22,6 +22,7 @@ TAG = "mlflow.sharedViewState."
 LATEST = "latest"  # the view of the latest pipeline, of whatever data
 # Distances, which are never negative and span decades: these are drawn on two logarithmic axes.
 DISTANCES = ("fd_", "fid_", "sliced_wasserstein", "energy_distance")
+RECENT = 20  # pipelines of which the latest is looked for
 SAMPLES = "samples"
 SECTIONS = ("quality", SAMPLES, "training", "flow", "solvers", "couplings", "cost", "bends")
 UNFOLDED = SECTIONS[:4]
@@ -159,11 +160,17 @@ class Views:
                 self._set[name] = text
 
     def _latest(self, **tags: str) -> tuple[Any, list[Any]] | None:
-        """The pipeline that started last and has runs of models, and these; None if none of the last has any."""
-        for pipeline in self.store.runs(kind="pipeline", newest=5, **tags):
+        """The pipeline that started last of those with scores, and its models' runs; a stopped one has none.
+
+        Before there is any, that which started last and has runs of models; None if none of the last has one.
+        """
+        unscored = None
+        for pipeline in self.store.runs(kind="pipeline", newest=RECENT, **tags):
             if runs := self.store.runs(kind="model", pipeline=pipeline.data.tags["fmcore.pipeline"]):
-                return pipeline, runs
-        return None
+                if any(key.startswith("quality/") for run in runs for key in run.data.metrics):
+                    return pipeline, runs
+                unscored = unscored or (pipeline, runs)
+        return unscored
 
     def _pipelines(self, data: str) -> dict[str, Any]:
         """The view of all pipelines, a table of the numbers they are compared by."""

@@ -6,8 +6,10 @@ import zlib
 
 import pytest
 
+from flows.events import trained
+from flows.local import process
 from flows.watch import views
-from mlflow_records import drain, make_root, play_pipeline, query
+from mlflow_records import drain, make_root, play_pipeline, play_stage, query
 
 
 @pytest.fixture
@@ -65,6 +67,18 @@ def test_an_older_pipeline_that_arrives_late_is_not_the_latest(root):
     play_pipeline(root, 1_000_000_000, run=())
     drain(root)
     assert kept(root)["latest"] == before
+
+
+def test_a_pipeline_without_scores_is_shown_only_until_there_are_some(root, monkeypatch):
+    def training(started):
+        monkeypatch.setenv(process.PIPELINE, f"4194304-{started:.2f}")
+        play_stage(root, "base", "base", [trained(64, 0.5, 1.0, 1e-3)], data="digits")
+        drain(root)
+        return kept(root)["latest"][1]["searchFilter"]
+
+    assert "4194304-1000000000.00" in training(1_000_000_000)
+    play_pipeline(root, 1_000_003_600)
+    assert "4194304-1000003600.00" in training(1_000_007_200), "it may be stopped, and then nothing would be drawn"
 
 
 @pytest.mark.parametrize(
