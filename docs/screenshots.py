@@ -45,16 +45,13 @@ def pages(checkout: Path) -> Iterator[tuple[str, str]]:
             process.send_signal(signal.SIGINT)
 
 
-def run_from_the_page(prefect: str) -> tuple[str, str, str]:
-    """Runs the pipeline as a click does; the ids of the run, of its own page and of the deployment."""
+def run_from_the_page(prefect: str) -> tuple[str, str]:
+    """Runs the pipeline as a click does; the ids of the run and of the deployment."""
     with client_of(f"{prefect}/api") as client:
         deployment = client.read_deployment_by_name(DEPLOYMENT)
         run = client.create_flow_run_from_deployment(deployment.id).id
         wait_until(lambda: (state := client.read_flow_run(run).state) and state.is_final(), SECONDS)
-        (own,) = [
-            found.id for found in client.read_artifacts() if found.flow_run_id == run and found.key == "pipeline"
-        ]
-        return str(run), str(own), str(deployment.id)
+        return str(run), str(deployment.id)
 
 
 def shoot(tab: Tab, name: str, address: str, ready: str) -> None:
@@ -81,13 +78,12 @@ def main() -> None:
         sys.exit(f"{report} is missing: run `make repro` first")
     os.environ.pop("PREFECT_API_URL", None)
     with tempfile.TemporaryDirectory() as made, pages(checkout) as (prefect, mlflow):
-        run, own, deployment = run_from_the_page(prefect)
+        run, deployment = run_from_the_page(prefect)
         page = Path(made) / "report.html"
         shutil.copyfile(report, page)
         with browsing(Path(made), 1400, 1000) as tab:
             shoot(tab, "mlflow-page", mlflow, CHARTS)
             shoot(tab, "prefect-page", f"{prefect}/runs/flow-run/{run}", says("Task Runs"))
-            shoot(tab, "prefect-run", f"{prefect}/artifacts/artifact/{own}", says("evaluations"))
             shoot(tab, "prefect-form", f"{prefect}/deployments/deployment/{deployment}/run", says("preset"))
             shoot(tab, "report-page", page.as_uri(), "document.readyState === 'complete'")
 
