@@ -50,6 +50,16 @@ class Progress:
         self._bar.close()
 
 
+def pace(done: float, seconds: float, left: float, unit: str) -> str:
+    """The rate of what was done, and the time that what is left takes at it.
+
+    >>> pace(12_345, 10, 987_655, "images")
+    '1.23k images/s, 13:20 left'
+    """
+    rate = done / seconds
+    return f"{tqdm.format_sizeof(rate)} {unit}/s, {tqdm.format_interval(left / rate)} left"
+
+
 class _Nowhere:
     def write(self, text: str) -> None: ...
 

@@ -52,7 +52,7 @@ def params(tmp_path, monkeypatch):
 def test_the_preset_runs_from_data_to_scores(params):
     assert params.network.attention
     assert params.network.dropout == 0.1
-    stages = ("check", "intake", "features", "base", "couple@r1", "reflow@r1", "distill")
+    stages = ("check", "look", "intake", "features", "base", "couple@r1", "reflow@r1", "distill")
     for stage in (*stages, "evaluate_base", "evaluate@r1", "evaluate_student"):
         list(started(params, stage_at(stage)))
     curve = pd.read_csv("curves/base.csv")

@@ -69,8 +69,9 @@ def _places(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Path]]
 
 def changed(data: Mapping[str, Any]) -> str:
     """Which files that `data` names changed since their digest was written, in words; empty if none did."""
+    before = json.loads(layout.SEEN.read_text())
     try:
-        if digest(data) == json.loads(layout.SEEN.read_text()):
+        if digest(data) == before:
             return ""
     except FileNotFoundError as error:
         return str(error)

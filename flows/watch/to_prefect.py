@@ -12,9 +12,11 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from flows.local import tracking
 from flows.local.api import Api, api_at, is_healthy
@@ -22,6 +24,7 @@ from flows.local.private import is_loopback
 from flows.watch import journal as journals
 from flows.watch.journal import Journal, Record
 from flows.watch.letterbox import Outcome, noting
+from flows.watch.progress import curve, pace, thinned
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -31,19 +34,26 @@ LOG_SECONDS = 10.0  # between two log lines of one kind of metrics
 INLINE_BYTES = 300_000  # base64 adds a third, and the page keeps all of it in memory
 PAGE = 200  # the most that a filter of the API returns
 LONGEST = 20_000  # characters of a line of the log
+LOSS = "training/loss"
 LABEL = "fmcore.mlflow_run"  # of a run of Prefect's
 LATER = (401, 403, 408, 409, 429)  # a token that expired, a database that was busy
 
 log = logging.getLogger("flows.watch.to_prefect")
 
 
-class Known(NamedTuple):
-    """What of a run the server has: lines of its log, artifacts by key, and when metrics were last logged."""
+@dataclass
+class Known:
+    """What of a run the server has: lines of its log, artifacts by key, and when metrics were last logged.
+
+    Besides what progress is told by: the first record of each work that this process saw, and the losses.
+    """
 
     lines: set[tuple[str, str]]
     artifacts: dict[str, str]
-    logged: dict[str, float]
-    held: dict[str, Record]
+    logged: dict[str, float] = field(default_factory=dict)
+    held: dict[str, Record] = field(default_factory=dict)
+    first: dict[str, Record] = field(default_factory=dict)
+    losses: list[tuple[float, float]] = field(default_factory=list)
 
 
 class PrefectBox:
@@ -163,15 +173,20 @@ class PrefectBox:
             artifacts = {
                 found["key"]: found["id"] for found in _pages(client, "/artifacts/filter", {"artifacts": of_run})
             }
-            self._known[journal.folder.name] = Known(lines, artifacts, {}, {})
+            self._known[journal.folder.name] = Known(lines, artifacts)
         return self._known[journal.folder.name]
 
     def _send(self, client: "SyncPrefectClient", journal: Journal, known: Known) -> None:
         """Sends the fresh records: progress, of which the last counts, pictures and tables, then the log."""
         progress = {record.of["what"]: record for record in journal.fresh if record.kind == "progress"}
+        for record in journal.fresh:
+            if record.kind == "progress":
+                known.first.setdefault(record.of["what"], record)
         for what, record in progress.items():
             done, total = record.of["done"], record.of["total"]
-            self._show(client, journal, what, "progress", 100.0 * done / total if total else 100.0)
+            told = pace(known.first[what], record)
+            self._show(client, journal, what, "progress", 100.0 * done / total if total else 100.0, told)
+        self._draw(client, journal, known)
         lines: list[tuple[float, str]] = []
         for record in journal.fresh:
             match record.kind:
@@ -201,17 +216,40 @@ class PrefectBox:
                 )
             known.lines.update(part)
 
+    def _draw(self, client: "SyncPrefectClient", journal: Journal, known: Known) -> None:
+        """Shows the loss as a curve, anew every ten seconds and at the end."""
+        fresh = [
+            (float(record.of["step"]), float(record.of["values"][LOSS]))
+            for record in journal.fresh
+            if record.kind == "metrics" and LOSS in record.of["values"] and not record.of.get("of")
+        ]
+        if not fresh:
+            return
+        known.losses = thinned(known.losses + [(step, loss) for step, loss in fresh if isfinite(loss)])
+        now = journal.fresh[-1].time
+        if len(known.losses) > 1 and (journal.end or now - known.logged.get(LOSS, 0.0) > LOG_SECONDS):
+            known.logged[LOSS] = now
+            self._show(client, journal, "loss", "markdown", curve(known.losses, "loss"))
+
     def _show(
-        self, client: "SyncPrefectClient", journal: Journal, name: str, kind: str, data: str | float
+        self,
+        client: "SyncPrefectClient",
+        journal: Journal,
+        name: str,
+        kind: str,
+        data: str | float,
+        more: str = "",
     ) -> None:
-        """Makes an artifact of the run, or changes the one that is there."""
+        """Makes an artifact of the run, or changes the one that is there; `more` is told beside its name."""
         stage, known = journal.start["stage"], self._known[journal.folder.name].artifacts
         key = re.sub(r"[^a-z0-9]+", "-", f"{stage}-{name}".lower()).strip("-")
         # The client's own create_artifact also emits an event over a websocket.
-        body = {"key": key, "type": kind, "data": data, "description": f"{name} of stage {stage}"}
+        about = f"{name} of stage {stage}" + (f": {more}" if more else "")
+        body = {"key": key, "type": kind, "data": data, "description": about}
         with _refused():
             if key in known:
-                client.request("PATCH", "/artifacts/{id}", path_params={"id": known[key]}, json={"data": data})
+                new = {"data": data} | ({"description": about} if more else {})
+                client.request("PATCH", "/artifacts/{id}", path_params={"id": known[key]}, json=new)
             else:
                 answer = client.request("POST", "/artifacts/", json=body | {"flow_run_id": journal.state["run"]})
                 known[key] = answer.json()["id"]

@@ -3,12 +3,13 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import time
 
 import pytest
 
-from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table
+from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, trained
 from flows.watch import journal, postman
 from flows.watch.to_prefect import PrefectBox, _pages
 from repository import ROOT
@@ -107,6 +108,21 @@ def test_stage_is_recorded(server, tmp_path):
         assert {"a note", model, "step 0: loss 2", "step 7: loss 0.5"} <= set(text)
     postman.sweep(tmp_path)
     assert journal.journal_folders(tmp_path), "MLflow has not had it yet"
+
+
+def test_rate_time_left_and_the_loss_are_shown(server, tmp_path):
+    with opened(tmp_path, "paced") as run:
+        run(Progress("train", 0, 100))
+        for step in range(5):
+            run(trained(64 * step, 1 / (1 + step), 1.0, 1e-3))
+        time.sleep(0.2)
+        run(Progress("train", 100, 100))
+    told(tmp_path)
+    with client_of(server.address) as client:
+        (flow_run,) = runs_named(client, "paced")
+        shown = {found["key"]: found for found in of_run(client, "artifacts", flow_run)}
+    assert re.fullmatch(r"train of stage paced: [\d.k]+ images/s, 00:00 left", shown["paced-train"]["description"])
+    assert shown["paced-loss"]["data"].startswith("![loss](data:image/svg+xml;base64,")
 
 
 @pytest.mark.parametrize("page", [None, "http://mlflow.example"])
