@@ -12,51 +12,20 @@ import pytest
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, trained
 from flows.watch import journal, postman
 from flows.watch.to_prefect import PrefectBox, _pages
+from prefect_fixtures import _server, by_hand, home, project, server
 from repository import ROOT
 from servers import (
     PYTHON,
     QUIET,
     child_environment,
     client_of,
-    make_project,
     opened,
-    prefect_home,
-    running_server,
     runs_named,
     told,
     wait_until,
 )
 
-pytestmark = QUIET
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory):
-    with prefect_home(tmp_path_factory.mktemp("prefect-home")):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def by_hand(monkeypatch):
-    """The postman works when a test tells it to, but for those that start processes."""
-    monkeypatch.setattr(journal, "start_postman", lambda root: None)
-
-
-@pytest.fixture(scope="module")
-def _server(tmp_path_factory):
-    with running_server(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(_server, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_URL", _server.address)
-    return _server
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path)
+pytestmark = [*QUIET, pytest.mark.usefixtures("home", "by_hand")]
 
 
 def of_run(client, what, flow_run):

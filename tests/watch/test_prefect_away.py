@@ -11,35 +11,15 @@ from flows.local.api import is_healthy
 from flows.watch import journal, postman, waiting
 from flows.watch.letterbox import Outcome
 from flows.watch.to_prefect import PrefectBox
+from prefect_fixtures import by_hand, dead_address, home
 from repository import ROOT
 from servers import (
     PYTHON,
     QUIET,
-    free_port,
     opened,
-    prefect_home,
 )
 
-pytestmark = QUIET
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory):
-    with prefect_home(tmp_path_factory.mktemp("prefect-home")):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def by_hand(monkeypatch):
-    """The postman works when a test tells it to, but for those that start processes."""
-    monkeypatch.setattr(journal, "start_postman", lambda root: None)
-
-
-@pytest.fixture
-def dead_address(monkeypatch):
-    address = f"http://user:secret@127.0.0.1:{free_port()}/api"
-    monkeypatch.setenv("PREFECT_API_URL", address)
-    return address
+pytestmark = [*QUIET, pytest.mark.usefixtures("home", "by_hand")]
 
 
 def test_a_stage_asks_no_server(dead_address, tmp_path):

@@ -6,58 +6,18 @@ import subprocess
 import psutil
 import pytest
 
-from flows.watch import journal
+from prefect_fixtures import _server, by_hand, dead_address, home, project, server
 from servers import (
     PYTHON,
     QUIET,
     child_environment,
     client_of,
-    free_port,
-    make_project,
     pipeline,
-    prefect_home,
-    running_server,
     runs_named,
     wait_until,
 )
 
-pytestmark = QUIET
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _home(tmp_path_factory):
-    with prefect_home(tmp_path_factory.mktemp("prefect-home")):
-        yield
-
-
-@pytest.fixture(autouse=True)
-def by_hand(monkeypatch):
-    """The postman works when a test tells it to, but for those that start processes."""
-    monkeypatch.setattr(journal, "start_postman", lambda root: None)
-
-
-@pytest.fixture(scope="module")
-def _server(tmp_path_factory):
-    with running_server(tmp_path_factory.mktemp("server")) as server:
-        yield server
-
-
-@pytest.fixture
-def server(_server, monkeypatch):
-    monkeypatch.setenv("PREFECT_API_URL", _server.address)
-    return _server
-
-
-@pytest.fixture
-def project(tmp_path):
-    return make_project(tmp_path)
-
-
-@pytest.fixture
-def dead_address(monkeypatch):
-    address = f"http://user:secret@127.0.0.1:{free_port()}/api"
-    monkeypatch.setenv("PREFECT_API_URL", address)
-    return address
+pytestmark = [*QUIET, pytest.mark.usefixtures("home", "by_hand")]
 
 
 def test_schedules_make_runs(server):
