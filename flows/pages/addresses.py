@@ -74,7 +74,8 @@ def up_already(root: Path, lock: IO[str]) -> str:
     """What a second start from a checkout says: which process has the pages, and where they are."""
     lock.seek(0)
     pid = lock.read(20).strip()
-    lines = [f"the pages of this checkout are up already, in process {pid or 'unknown'} (to end them: kill {pid})"]
+    how = f", in process {pid} (to end them: kill {pid})" if pid else ""
+    lines = [f"the pages of this checkout are up already{how}"]
     if record := api.running(root):
         lines += _own(record.address.removesuffix("/api"), record.mlflow)
     else:

@@ -3,7 +3,8 @@
 The server refuses what is outside of them when a run is submitted or a schedule is saved. What a schema cannot say
 is checked when the run starts, before anything else, in the words of params.yaml.
 
-Each field has a value of its own that says nothing: the page would ask for the kind of one that may be null first.
+No field may be null: for one that may, the page asks for its type first. So each has a default that changes
+nothing.
 """
 
 from collections.abc import Iterable

@@ -13,6 +13,7 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import PrefectException
 
 from flows.params.files import FILE, ParamsError, load_yaml
+from flows.pipeline.form import AS_IS, chosen
 
 FLOW = "reflow-pipeline"
 EXPERIMENT = "fmcore.experiment"  # of labels
@@ -25,8 +26,7 @@ def run_name() -> str:
     given = run.parameters if run else {}
     by = run.created_by if run else None
     asked = given.get("experiment") or (by.display_value if by and by.type == "SCHEDULE" else None) or ""
-    preset = given.get("preset")
-    words = [preset if preset not in (None, str(FILE)) else _data(), asked, str(_number())]
+    words = [chosen(given.get("preset", AS_IS)) or _data(), asked, str(_number())]
     return " ".join(str(word) for word in words if word)
 
 

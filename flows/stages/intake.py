@@ -52,8 +52,8 @@ def _told(params: Params, data: Dataset) -> Generator[Event, None, Dataset]:
 def _read(params: Params, scratch: Path) -> Generator[Event, None, Dataset]:
     """The data, of latents their images, with a bar; its files must be those that `look` saw."""
     scratch.mkdir(exist_ok=True)
-    of_latents = isinstance(params.data, Latents)
-    steps = loading(params.data.images if isinstance(params.data, Latents) else params.data, scratch)
+    source = params.data
+    key, steps = "data.", loading(source.images if isinstance(source, Latents) else source, scratch)
     while True:
         try:
             yield Progress("read", *next(steps), of="data")
@@ -61,12 +61,14 @@ def _read(params: Params, scratch: Path) -> Generator[Event, None, Dataset]:
             data: Dataset = end.value
             break
         except DataError as error:
-            raise DataError(str(error).replace("data.", "data.images.", 1) if of_latents else str(error)) from None
+            if isinstance(source, Latents) and str(error).startswith(key):
+                raise DataError(f"data.images.{str(error).removeprefix(key)}") from None
+            raise
     if names := changed(params.model_dump(mode="json")["data"]):
         shutil.rmtree(scratch)  # so that nothing of it is taken up again
         raise DataError(
-            f"data.root: files changed while they were read, which may have left a mixture ({names}); run again "
-            "once they stay as they are"
+            f"data: files changed while they were read, so what was read may be a mixture ({names}); run again "
+            "once they no longer change"
         )
     return data
 

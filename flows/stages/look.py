@@ -19,12 +19,12 @@ from ruamel.yaml.error import YAMLError
 from flows import layout
 from flows.workshop.place import BESIDE, bring
 
-NAMED = 8
-
 if TYPE_CHECKING:
     from flows.events import Events
     from flows.params.schema import Params
     from flows.workshop.entry import Stage
+
+NAMED = 8  # of the files that changed
 
 
 def look(params: "Params", stage: "Stage") -> "Events":

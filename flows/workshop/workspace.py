@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 from flows.layout import CHECKED, CHECKED_FEATURES, WORK
 from flows.params.schema import Params
-from flows.workshop.entry import Stage, digest_of, entry_of
+from flows.workshop.entry import Entry, Stage, digest_of, entry_of
 from flows.workshop.place import root
 from fmcore.disk.files import read_json, write_file
 
@@ -63,13 +63,21 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
         for part in folder.rglob(".*.part"):  # what a killed writer left
             part.unlink()
         yield folder
-        if wanted.exists() and all(out.exists() for out in entry.outs):
-            part = kept.with_suffix(".part")
-            for out in entry.outs:
-                _put(out, part / out)
-            part.rename(kept)
-            wanted.unlink()
+        if wanted.exists():
+            _hand_over(entry, kept, wanted)
         shutil.rmtree(folder)
+
+
+def _hand_over(entry: Entry, kept: Path, wanted: Path) -> None:
+    """Keeps a stage's outputs for those who wait for them."""
+    if not all(out.exists() for out in entry.outs):
+        return
+    part = kept.with_suffix(".part")
+    for out in entry.outs:
+        _put(out, part / out)
+    shutil.rmtree(kept, ignore_errors=True)  # of the same digest, so with the same in it
+    part.rename(kept)
+    wanted.unlink()
 
 
 def _put(source: Path, place: Path) -> None:
@@ -110,7 +118,7 @@ def _take(lock: TextIO, stage: str, wanted: Path) -> bool:
     """Locks, waiting a little: a stage whose caller was killed takes a moment to notice and end.
 
     In an experiment it waits for as long as it takes: another of a queue may do the same stage at the same time,
-    and learns from the file `wanted` that its outputs are waited for. Returns whether it did that.
+    and learns from the file `wanted` that its outputs are waited for. Returns whether an experiment had to wait.
     """
     deadline, said, waited = time.monotonic() + BUSY_SECONDS, False, False
     while True:

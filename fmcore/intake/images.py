@@ -35,8 +35,6 @@ class Images(Pictures):
         super().__post_init__()
         if self.group is not None and self.group < 1:
             raise ValueError(f"group is a level of folders, 1 for those at the top, or null, got {self.group}")
-        if self.group is not None and not self.held_out:
-            raise ValueError("group is for the split, so held_out must be above 0, got 0")
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
         """The data set, by and by."""
@@ -45,9 +43,13 @@ class Images(Pictures):
         if part.held_out and not self.held_out:
             files = part.images + part.held_out
             held = torch.arange(len(files)) >= len(part.images)
-            told = [f"{len(part.held_out)} of {len(files)} are held out: those in other parts"]
+            others = ", ".join(f"{name}/" for name in part.left_out if name)
+            told = [f"{len(part.held_out)} of {len(files)} are held out: those in {others}"]
             part = replace(part, left_out={name: n for name, n in part.left_out.items() if not name})
-            _need_files(part)
+            try:
+                _refuse_others(part)
+            except DataError as error:
+                raise DataError(f"data.root: {error}") from None
         else:
             files, (held, told) = part.images, held_out(self.held_out, len(part.images), *self._groups(part))
         read = yield from self.decoded(files, held, part.base, scratch)
@@ -90,14 +92,14 @@ def images_in(root: str | Path) -> Part:
         raise DataError(f"{shown(str(root))} cannot be listed: {error.strerror}") from None
     except FolderError as error:
         raise DataError(str(error)) from None
-    _need_files(part)
+    _refuse_others(part)
     if not part.images:
         there = f" ({'; '.join(notes)})" if (notes := found_notes(part)) else ""
         raise DataError(f"no image in {str(root)!r}{there}; expected files ending in {', '.join(SUFFIXES)}")
     return part
 
 
-def _need_files(part: Part) -> None:
+def _refuse_others(part: Part) -> None:
     """Refuses what has the name of an image but is none, unless it is left out anyway."""
     left_out = tuple(f"{name}/" for name in part.left_out if name)
     if bad := [line for line in part.found.refused if not line.startswith(left_out)]:

@@ -59,6 +59,8 @@ class Pictures:
             raise ValueError(f"levels must be auto or a value in [1, {DEEP}] that is white, got {self.levels}")
         if not 0 <= self.held_out < 1:
             raise ValueError(f"held_out must lie in [0, 1), got {self.held_out}")
+        if getattr(self, "group", None) is not None and not self.held_out:
+            raise ValueError("group is for the split, so held_out must be above 0, got 0")
         try:
             ImageColor.getrgb(self.background)
         except ValueError:

@@ -39,8 +39,10 @@ class Tally:
         """What a file is called: a path is seen from the folder."""
         if not isinstance(file, Path):
             return file.name
-        base = self.base if self.base in file.parents or self.base is None else self.base.parent
-        return shown(str(file.relative_to(base) if base else file))  # beside the base lie other parts of a split
+        if self.base is None:
+            return shown(str(file))
+        # Beside the base lie other parts of a split.
+        return shown(str(file.relative_to(self.base if self.base in file.parents else self.base.parent)))
 
     def add(self, path: ImageFile, read: Read) -> None:
         """One more image."""
@@ -90,7 +92,8 @@ def found_notes(part: Part) -> list[str]:
     found, lines = part.found, []
     if part.base != found.root:
         left = [f"{name or 'beside it'}{'/' if name else ''} ({n} images)" for name, n in part.left_out.items()]
-        lines.append(f"{shown(part.base.name)}/ is taken; left out: {', '.join(left) or 'nothing'}")
+        more = f"; left out: {', '.join(left)}" if left else ""
+        lines.append(f"{shown(part.base.name)}/ is trained on{more}")
     kinds: dict[str, Sequence[str]] = {
         "left out, as hidden or left by programs": _counted(found.hidden),
         "left out, as no images by their suffix": _counted(

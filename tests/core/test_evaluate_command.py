@@ -303,7 +303,7 @@ def test_a_folder_is_read_as_the_data_was(tmp_path):
         order = {path: i for i, path in enumerate(found(tmp_path / "train").images)}
         assert torch.equal(read, data.x1[[order[path] for path in folder.files]])
         said = [line.partition(": ")[2] for line in folder.notes(reader)]
-        part = "train/ is taken; left out: test/ (6 images)"
+        part = "train/ is trained on; left out: test/ (6 images)"
         assert {*said} == {*data.notes, part} - {"classes: 0 (15), 1 (15)"}
 
 

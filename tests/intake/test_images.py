@@ -244,11 +244,11 @@ def test_a_split_is_said(tmp_path):
         picture(tmp_path / name)
     data = Images(root=str(tmp_path), size=8).load()
     assert (data.names, data.label.tolist()) == (("a", "b"), [0, 1])
-    assert data.notes[:2] == ("train/ is taken; left out: nothing", "2 of 4 are held out: those in other parts")
+    assert data.notes[:2] == ("train/ is trained on", "2 of 4 are held out: those in test/")
     assert (data.about["part"], data.about["held_out"], data.beside["left_out"]) == ("train", 2, {})
     assert data.held_out.shape == (2, 3, 8, 8)
     data = Images(root=str(tmp_path), size=8, held_out=0.5).load()
-    assert data.notes[:2] == ("train/ is taken; left out: test/ (2 images)", "1 of 2 are held out")
+    assert data.notes[:2] == ("train/ is trained on; left out: test/ (2 images)", "1 of 2 are held out")
     assert (len(data.x1), len(data.held_out), data.beside["left_out"]) == (1, 1, {"test": 2})
 
 
@@ -260,7 +260,7 @@ def test_a_broken_image_in_a_part_that_is_left_out_stops_nothing(tmp_path):
     with pytest.raises(DataError, match=r"1 of 4 images cannot be read: .*test/3\.png"):
         Images(root=str(tmp_path), size=8).load()
     os.mkfifo(tmp_path / "test/2.png")
-    with pytest.raises(DataError, match=r"1 in .* cannot be read: test/2\.png: no file, but a pipe"):
+    with pytest.raises(DataError, match=r"^data\.root: 1 in .* cannot be read: test/2\.png: no file, but a pipe"):
         Images(root=str(tmp_path), size=8).load()
     assert len(Images(root=str(tmp_path), size=8, held_out=0.5).load().x1) == 1
 

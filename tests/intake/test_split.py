@@ -8,6 +8,7 @@ from PIL import Image
 
 from flows import layout
 from fmcore.disk.dataset import DataError, load_dataset
+from fmcore.intake.huggingface import HuggingFace
 from fmcore.intake.images import Images
 from fmcore.intake.split import held_out
 from fmcore.score.extractors import load_extractor
@@ -67,6 +68,11 @@ def test_what_cannot_be_split(tmp_path, case):
     options, reason = REFUSED[case]
     with pytest.raises(ValueError, match=reason):
         Images(str(tmp_path), size=8, **options)
+
+
+def test_groups_of_rows_need_a_split_too():
+    with pytest.raises(ValueError, match="group is for the split, so held_out must be above 0, got 0"):
+        HuggingFace("pets", size=8, group="owner")
 
 
 def test_too_few_groups_and_images_outside_of_them(slides):
