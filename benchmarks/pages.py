@@ -7,7 +7,6 @@ runs `base` once more, as an experiment with another seed, and stops it as soon 
 
 import argparse
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -22,11 +21,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from benchmarks import machine
-from flows.local import api
-from servers import client_of, free_port, wait_until
+from flows.pages.servers import DEPLOYMENT
+from servers import client_of, running_pages, wait_until
 
 IDLE_SECONDS = 60.0
-DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
 Row = tuple[str, str]
 
 
@@ -55,7 +53,7 @@ def cached(client: Any, deployment: Any, checkout: Path, times: int) -> list[Row
 def click(client: Any, deployment: Any) -> list[Row]:
     """From the click until the process of a stage is there, and from the cancellation until all has ended."""
     start, before = time.monotonic(), time.time()
-    given = {"seed": 990 + int(before) % 9, "stages": ["base"]}
+    given = {"seed": 1000 + int(before) % 1_000_000, "stages": ["base"]}  # one that nothing is cached of
     run = client.create_flow_run_from_deployment(deployment.id, parameters=given).id
     wait_until(lambda: trainings(before), 600)
     rows = [("from the click to the process of `base`, in an experiment", seconds(start))]
@@ -118,24 +116,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args, checkout = parser.parse_args(), Path.cwd()
     os.environ.pop("PREFECT_API_URL", None)
-    ports = [str(free_port()) for _ in range(2)]
-    command = [sys.executable, "-m", "flows.pages", "--no-login"]
-    start = time.monotonic()
-    with subprocess.Popen([*command, "--prefect-port", ports[0], "--mlflow-port", ports[1]]) as pages:
-        try:
-            wait_until(lambda: api.running(checkout), 300)
-            address = f"http://127.0.0.1:{ports[1]}"
-            wait_until(lambda: api.asked(address, "/health")[0] == 200, 300)
-            rows = [("until both pages are healthy", seconds(start))]
-            known = f"/deployments/name/{DEPLOYMENT}"
-            wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[0]}/api", known)[0] == 200, 300)
-            rows.append(("until the deployments are there, at a first start", seconds(start)))
-            with client_of(f"http://127.0.0.1:{ports[0]}/api") as client:
-                deployment = client.read_deployment_by_name(DEPLOYMENT)
-                rows += cached(client, deployment, checkout, args.times) + click(client, deployment)
-            rows += idle(psutil.Process(pages.pid).children())
-        finally:
-            pages.send_signal(signal.SIGINT)
+    with running_pages(checkout) as pages:
+        rows = [("until both pages are healthy", f"{pages.healthy:.1f} s")]
+        with client_of(f"{pages.prefect}/api") as client:
+            deployment = client.read_deployment_by_name(DEPLOYMENT)
+            rows += cached(client, deployment, checkout, args.times) + click(client, deployment)
+        rows += idle(psutil.Process(pages.process.pid).children())
     text = "\n".join(
         ["| | |", "| --- | --- |", *(f"| {what} | {value} |" for what, value in rows), "", machine.kind()]
     )

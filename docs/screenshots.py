@@ -7,42 +7,20 @@ Chromium look. The pictures go to docs/pictures; look at them before you commit 
 import argparse
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from devtools import Tab, browsing
-from flows.local import api
-from servers import client_of, free_port, wait_until
+from flows.pages.servers import DEPLOYMENT
+from servers import client_of, running_pages, wait_until
 
 PICTURES = Path(__file__).parent / "pictures"
 SECONDS = 1800.0
-DEPLOYMENT = "reflow-pipeline/reflow-pipeline"
 CHARTS = '[...document.querySelectorAll(".js-plotly-plot")].some(plot => plot.data.length >= 2)'
-
-
-@contextmanager
-def pages(checkout: Path) -> Iterator[tuple[str, str]]:
-    """The addresses of Prefect's and MLflow's page, without a login."""
-    ports = [str(free_port()) for _ in range(2)]
-    command = [sys.executable, "-m", "flows.pages", "--no-login"]
-    command += ["--prefect-port", ports[0], "--mlflow-port", ports[1]]
-    with subprocess.Popen(command, cwd=checkout, start_new_session=True) as process:
-        try:
-            wait_until(lambda: process.poll() is not None or api.running(checkout), 300)
-            known = f"/deployments/name/{DEPLOYMENT}"
-            wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[0]}/api", known)[0] == 200, 300)
-            wait_until(lambda: api.asked(f"http://127.0.0.1:{ports[1]}", "/health")[0] == 200, 300)
-            yield f"http://127.0.0.1:{ports[0]}", f"http://127.0.0.1:{ports[1]}"
-        finally:
-            process.send_signal(signal.SIGINT)
 
 
 def run_from_the_page(prefect: str) -> tuple[str, str]:
@@ -77,14 +55,14 @@ def main() -> None:
     if not report.exists():
         sys.exit(f"{report} is missing: run `make repro` first")
     os.environ.pop("PREFECT_API_URL", None)
-    with tempfile.TemporaryDirectory() as made, pages(checkout) as (prefect, mlflow):
-        run, deployment = run_from_the_page(prefect)
+    with tempfile.TemporaryDirectory() as made, running_pages(checkout) as pages:
+        run, deployment = run_from_the_page(pages.prefect)
         page = Path(made) / "report.html"
         shutil.copyfile(report, page)
         with browsing(Path(made), 1400, 1000) as tab:
-            shoot(tab, "mlflow-page", mlflow, CHARTS)
-            shoot(tab, "prefect-page", f"{prefect}/runs/flow-run/{run}", says("Task Runs"))
-            shoot(tab, "prefect-form", f"{prefect}/deployments/deployment/{deployment}/run", says("preset"))
+            shoot(tab, "mlflow-page", pages.mlflow, CHARTS)
+            shoot(tab, "prefect-page", f"{pages.prefect}/runs/flow-run/{run}", says("Task Runs"))
+            shoot(tab, "prefect-form", f"{pages.prefect}/deployments/deployment/{deployment}/run", says("preset"))
             shoot(tab, "report-page", page.as_uri(), "document.readyState === 'complete'")
 
 

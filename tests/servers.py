@@ -13,13 +13,14 @@ import urllib.error
 import urllib.request
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flows.local import private
-from flows.local.api import is_healthy
+from flows.local.api import asked, is_healthy
 from flows.pages.gate import bound
-from flows.pages.servers import environment
+from flows.pages.servers import DEPLOYMENT, environment
 from flows.watch.journal import open_journal
 from flows.watch.to_prefect import PrefectBox
 from repository import ROOT
@@ -177,6 +178,25 @@ def running_server(folder):
         yield server
     finally:
         server.kill()
+
+
+@contextlib.contextmanager
+def running_pages(checkout):
+    """The pages of a checkout, without a login: the process, both addresses, seconds until they were healthy."""
+    ports = [str(free_port()) for _ in range(2)]
+    command = [PYTHON, "-m", "flows.pages", "--no-login", "--prefect-port", ports[0], "--mlflow-port", ports[1]]
+    prefect, mlflow = (f"http://127.0.0.1:{port}" for port in ports)
+    start = time.monotonic()
+    with subprocess.Popen(command, cwd=checkout, start_new_session=True) as process:
+        try:
+            wait_until(lambda: process.poll() is not None or asked(f"{prefect}/api", "/health")[0] == 200, 300)
+            wait_until(lambda: process.poll() is not None or asked(mlflow, "/health")[0] == 200, 300)
+            healthy = time.monotonic() - start
+            known = f"/deployments/name/{DEPLOYMENT}"
+            wait_until(lambda: process.poll() is not None or asked(f"{prefect}/api", known)[0] == 200, 300)
+            yield SimpleNamespace(process=process, prefect=prefect, mlflow=mlflow, healthy=healthy)
+        finally:
+            process.send_signal(signal.SIGINT)
 
 
 def opened(root, stage="base", **params):
