@@ -40,6 +40,11 @@ class HuggingFace(Pictures):
     group: str | None = None
     name: Literal["hf"] = "hf"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group is not None and not self.held_out:
+            raise ValueError("group is for the split, so held_out must be above 0, got 0")
+
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
         """The data set, by and by."""
         found = self._opened()

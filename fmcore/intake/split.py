@@ -21,13 +21,15 @@ def held_out(
         named: what names the groups, for the error.
 
     Raises:
-        DataError: if there are too few groups to hold some out and train on others.
+        DataError: if there are too few samples or groups to hold some out and train on others.
     """
     import numpy as np
 
     g, held = generator(0, "data/held-out"), np.zeros(count, dtype=bool)
     if groups is None:
         wanted = round(share * count)
+        if share and not 0 < wanted < count:
+            raise DataError(f"data.held_out: {share} of {count} samples leaves too few on one side")
         held[torch.randperm(count, generator=g)[:wanted].numpy()] = True
         return torch.from_numpy(held), [f"{wanted} of {count} are held out"] if wanted else []
     names, of = np.unique(np.asarray(groups), return_inverse=True)

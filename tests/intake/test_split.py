@@ -92,6 +92,17 @@ def test_a_split_is_the_same_each_time_and_of_the_size_asked_for():
     assert not held_out(0.0, 10)[0].any()
 
 
+@pytest.mark.parametrize("share", [0.96, 0.04])
+def test_a_share_that_leaves_one_side_empty(share):
+    with pytest.raises(DataError, match=rf"data.held_out: {share} of 10 samples leaves too few on one side"):
+        held_out(share, 10)
+
+
+def test_a_group_of_a_stored_set_without_a_split(tmp_path):
+    with pytest.raises(ValueError, match="group is for the split, so held_out must be above 0, got 0"):
+        HuggingFace(str(tmp_path), size=8, group="patient")
+
+
 def test_the_distance_to_images_that_nothing_was_trained_on(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
