@@ -33,7 +33,8 @@ def bring(params: Mapping[str, Any]) -> None:
 def _beside(data: object) -> Iterator[str]:
     """Files beside the data, where a name may also be that of a column."""
     if isinstance(data, Mapping):
-        yield from (data[key] for key in BESIDE if isinstance(data.get(key), str))
+        named = [data[key] for key in BESIDE if isinstance(data.get(key), str)]
+        yield from (name for name in named if (root() / name).is_file())  # a column may be called `dataset`
         yield from _beside(data.get("images"))  # which latents are of
 
 

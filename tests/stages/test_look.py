@@ -124,6 +124,17 @@ def test_only_what_params_name_and_the_copy_lacks_is_brought(project, monkeypatc
     assert Path("here").read_text() == "the copy's"
 
 
+def test_a_column_called_as_a_folder_of_the_project_is_not_brought(project, monkeypatch):
+    (project / "dataset").mkdir()
+    (project / "patients.csv").write_text("patient\n1\n")
+    copy = project / "copy"
+    copy.mkdir()
+    monkeypatch.chdir(copy)
+    monkeypatch.setenv("DVC_ROOT", str(project))
+    bring({"data": {"name": "arrays", "labels": "dataset", "group": "patients.csv"}})
+    assert [path.name for path in copy.iterdir()] == ["patients.csv"]
+
+
 def test_it_imports_no_torch_and_takes_little(project):
     """All that runs where nothing changed, so it must cost next to nothing."""
     code = (
