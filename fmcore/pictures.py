@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from fmcore.disk.files import write_file
 from fmcore.flow.pixels import quantise
 
 INK = "#1f5fbf"
@@ -194,8 +195,7 @@ def quick_picture(samples: UInt8[Tensor, "N C H W"] | Float[Tensor, "N *D"]) -> 
 def image_grid(samples: Float[Tensor, "N C H W"], path: Path, columns: int = 8, side: int = 48) -> None:
     """Writes images in [-1, 1] as a PNG grid; small ones are enlarged to about `side` pixels, unblurred."""
     sheet = tile(visible(quantise(samples)), columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(enlarged(sheet, max(1, side // samples.shape[-1]))))
+    write_file(path, png(enlarged(sheet, max(1, side // samples.shape[-1]))))
 
 
 def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:
@@ -205,8 +205,9 @@ def scatter(points: Float[Tensor, "N 2"], path: Path) -> None:
     figure = Figure(figsize=(4, 4), dpi=120, layout="constrained")
     axes = figure.add_subplot(aspect="equal")
     axes.scatter(points[:, 0], points[:, 1], s=2, linewidths=0, color=INK, alpha=0.5)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png", metadata={"Software": None})
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", metadata={"Software": None})
+    write_file(path, drawn.getvalue())
 
 
 def sample_picture(samples: Float[Tensor, "N *D"], path: Path) -> None:
@@ -216,5 +217,4 @@ def sample_picture(samples: Float[Tensor, "N *D"], path: Path) -> None:
     elif samples.ndim == 2 and samples.shape[1] == 2:
         scatter(samples, path)
     else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(enlarged(on_white(plotted(samples, 240, INK)), 2)))
+        write_file(path, png(enlarged(on_white(plotted(samples, 240, INK)), 2)))

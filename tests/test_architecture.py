@@ -28,7 +28,7 @@ FMCORE = {
     "score": {"flow", "disk"},
     "verdict": {"score"},
     "analytic": {"flow"},
-    "pictures": {"flow"},
+    "pictures": {"flow", "disk"},
     "progress": set(),
     "export": {"flow", "ode", "disk", "models", "model", "pictures"},
     "cli": {"flow", "ode", "disk", "intake", "model", "score", "pictures", "progress", "export"},

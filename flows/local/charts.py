@@ -7,6 +7,8 @@ charts stay blank. `vl-convert-python` packs the library into one script. DVC ta
 import sys
 from pathlib import Path
 
+from dvc.exceptions import DvcException
+
 TEMPLATE = "charts.html"  # in .dvc
 PAGE = """<!DOCTYPE html>
 <html>
@@ -39,6 +41,8 @@ def write(root: Path) -> bool:
     from dvc.config import Config
 
     folder = root / ".dvc"
+    if not folder.is_dir():
+        raise OSError(f"no folder .dvc in {root}: run it in the project's folder")
     # In an own scope its names cannot meet those of DVC's scripts; what ends a script must not stand in one.
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed").replace("</script", "<\\/script")
     (folder / TEMPLATE).write_text(PAGE.format(script=script), encoding="utf-8")
@@ -47,5 +51,13 @@ def write(root: Path) -> bool:
     return True
 
 
+def main() -> int | str:
+    """Writes the template; a line where that cannot be."""
+    try:
+        return 0 if write(Path.cwd()) else "charts: pip install vl-convert-python"
+    except (OSError, DvcException) as error:
+        return f"charts: {error}"
+
+
 if __name__ == "__main__":
-    sys.exit(0 if write(Path.cwd()) else "charts: pip install vl-convert-python")
+    sys.exit(main())

@@ -14,7 +14,7 @@ from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of
 from flows.workshop.workspace import publish, workspace
 from fmcore.disk.dataset import DataError, Dataset, save_dataset
-from fmcore.disk.files import mapped, read_json, write_json
+from fmcore.disk.files import ArtifactError, flush, is_mapped, mapped, read_json, write_json
 from fmcore.intake.latents import Latents, as_latents, encoded
 from fmcore.intake.sets import loading
 from fmcore.models.autoencoder import FOLDER, Autoencoder, copy_autoencoder
@@ -78,12 +78,24 @@ def _encoded(
 ) -> Generator[Event, None, Dataset]:
     """The data set of the images' latents, with a bar; they lie in files, and one who was killed goes on there."""
     count, kept = len(images.x1), scratch / ENCODED
+    done = _encoded_so_far(scratch, (count, *shape))
     raw, latents = (mapped(scratch / name, (count, *shape), torch.float32) for name in ("raw", "latents"))
-    done = read_json(kept)["done"] if kept.exists() else 0
     yield Progress("encode", done, count, of="data")
     for part in encoded(autoencoder, images.x1[done:]):
         raw[done : done + len(part)] = part
         done += len(part)
+        flush(scratch / "raw")  # first: the count must never be ahead of the latents on the disk
         write_json(kept, {"done": done})
         yield Progress("encode", done, count, of="data")
     return as_latents(images, raw, autoencoder, latents)
+
+
+def _encoded_so_far(scratch: Path, shape: tuple[int, ...]) -> int:
+    """How many images were encoded before a kill; none if their latents are not all there."""
+    if not (scratch / ENCODED).exists() or not is_mapped(scratch / "raw", shape, torch.float32):
+        return 0
+    try:
+        done = int(read_json(scratch / ENCODED)["done"])
+    except (ArtifactError, KeyError, TypeError, ValueError):
+        return 0
+    return done if 0 <= done <= shape[0] else 0

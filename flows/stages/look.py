@@ -69,7 +69,10 @@ def _places(data: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Path]]
 
 def changed(data: Mapping[str, Any]) -> str:
     """Which files that `data` names changed since their digest was written, in words; empty if none did."""
-    before = json.loads(layout.SEEN.read_text())
+    try:
+        before = json.loads(layout.SEEN.read_text())
+    except ValueError as error:
+        raise ValueError(f"{layout.SEEN} is not JSON: {error}; run: dvc repro -f -s look") from None
     try:
         if digest(data) == before:
             return ""

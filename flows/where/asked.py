@@ -87,10 +87,17 @@ def _file(place: Place, records: Records, thing: str, looked: list[str]) -> Foun
             if out := place.outs.get(str(part)):
                 run = next(iter(records.made(out.path, out.md5)), None)
                 return Found((out,), str(file), run, records.above(run) if run else None)
-        if path.exists() and path != place.root:
+        if _exists(path) and path != place.root:
             known = _listed(sorted(place.outs)) or "none yet"
             raise Unknown(f"{thing}: no output of a stage; dvc.lock has {known}")
     return None
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that no file can have
+        return False
 
 
 def _flow_run(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:

@@ -103,6 +103,17 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype).view(shape)
 
 
+def is_mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
+    """Whether a file is there that `mapped` made for such a tensor, whole."""
+    return path.is_file() and path.stat().st_size == prod(shape) * dtype.itemsize
+
+
+def flush(path: Path) -> None:
+    """Waits until what was written into a mapped file is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a safetensors file; an `ArtifactError` names it if it is missing or damaged."""
     try:

@@ -150,8 +150,10 @@ def units_of(latents: Float[Tensor, "N c h w"]) -> tuple[Units, list[int]]:
 def _lost(decoder: Decoder, latents: Tensor, pixels: Tensor) -> tuple[dict[str, Any], str]:
     """How far images that are decoded again are from what they were, as data and in words."""
     rows = torch.randperm(len(pixels), generator=generator(0, "data/decoded"))[:DECODED]
-    made = torch.cat([quantise(decoder(part, "fp32")).cpu() for part in torch.split(latents[rows], TOGETHER)])
-    off = made.float() - pixels[rows].float()
+    decoded = torch.cat([decoder(part, "fp32").cpu() for part in torch.split(latents[rows], TOGETHER)])
+    if bad := int((~decoded.isfinite().flatten(1).all(1)).sum()):
+        raise DataError(f"data.autoencoder: {bad} of {len(rows)} images are not finite when decoded again")
+    off = quantise(decoded).float() - pixels[rows].float()
     levels, square = float(off.abs().mean()), float(off.square().mean())
     psnr = 10 * log10(255**2 / max(square, ROUNDING))
     lost = {"images": len(rows), "grey_levels": float(f"{levels:.4g}"), "psnr": float(f"{psnr:.4g}")}

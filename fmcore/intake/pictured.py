@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.disk.files import mapped, read_json, write_json
+from fmcore.disk.files import ArtifactError, flush, is_mapped, mapped, read_json, write_json
 from fmcore.intake.decoding import Levels, read_images
 from fmcore.intake.planes import DEEP, ImageFile, UnreadableError
 from fmcore.intake.reading import Fit, How
@@ -102,11 +102,11 @@ class Pictures:
             DataError: that lists those that cannot be read.
         """
         how = How(self.channels, self.sides, self.fit, self.background)
-        x1, kept = self._room("x1", int((~held).sum()), scratch), self._room("held_out", int(held.sum()), scratch)
+        shapes = {"x1": (int((~held).sum()), *self.shape), "held_out": (int(held.sum()), *self.shape)}
+        so_far = _SoFar.found(scratch, shapes, len(files), base, None if self.levels == "auto" else self.levels)
+        x1, kept = (_room(name, shape, scratch) for name, shape in shapes.items())
         places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).numpy()
         is_held, trained, tested = held.numpy(), x1.numpy(), kept.numpy()
-        so_far = _SoFar(Tally(base), None if self.levels == "auto" else self.levels)
-        so_far.take_up(scratch)
         levels = Levels(files, how, so_far.white)
         first, saved = so_far.tally.count + len(so_far.bad), time.monotonic()
         yield first, len(files)
@@ -119,7 +119,7 @@ class Pictures:
             if (i + 1) % TOLD == 0:
                 so_far.white = levels.white
                 if scratch and time.monotonic() > saved + SAVED_SECONDS:
-                    so_far.save(scratch)
+                    so_far.save(scratch, shapes)
                     saved = time.monotonic()
                 yield i + 1, len(files)
         if bad := so_far.bad:
@@ -129,12 +129,6 @@ class Pictures:
         yield len(files), len(files)
         about = so_far.tally.about(how, levels.white) | ({"held_out": len(kept)} if len(kept) else {})
         return Decoded(x1, kept if len(kept) else None, about, so_far.tally.notes(how, levels.white))
-
-    def _room(self, name: str, count: int, scratch: Path | None) -> Tensor:
-        shape = (count, *self.shape)
-        if scratch is None or not count:
-            return torch.empty(shape, dtype=torch.uint8)
-        return mapped(scratch / name, shape, torch.uint8)
 
 
 class Decoded(NamedTuple):
@@ -168,6 +162,13 @@ class Decoded(NamedTuple):
         )
 
 
+def _room(name: str, shape: tuple[int, ...], scratch: Path | None) -> Tensor:
+    """Where images go: into memory, or into a file."""
+    if scratch is None or not shape[0]:
+        return torch.empty(shape, dtype=torch.uint8)
+    return mapped(scratch / name, shape, torch.uint8)
+
+
 @dataclass
 class _SoFar:
     """What is known of the images that were read."""
@@ -176,19 +177,41 @@ class _SoFar:
     white: int | None
     bad: list[str] = field(default_factory=list)
 
-    def save(self, scratch: Path) -> None:
+    def save(self, scratch: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, shape in shapes.items():
+            if shape[0]:
+                flush(scratch / name)  # first: a count must never be ahead of the images on the disk
         write_json(scratch / READ, {"bad": self.bad, "tally": self.tally.kept(), "white": self.white})
 
     def forget(self, scratch: Path | None) -> None:
         if scratch:
             (scratch / READ).unlink(missing_ok=True)
 
-    def take_up(self, scratch: Path | None) -> None:
-        """Knows what was saved, if anything was."""
-        if scratch and (scratch / READ).exists():
+    @classmethod
+    def found(
+        cls,
+        scratch: Path | None,
+        shapes: Mapping[str, tuple[int, ...]],
+        total: int,
+        base: Path | None,
+        white: int | None,
+    ) -> "_SoFar":
+        """What was saved, if the images are there with it; else nothing, so that all are read again."""
+        found = cls(Tally(base), white)
+        if scratch is None or not (scratch / READ).exists():
+            return found
+        if not all(is_mapped(scratch / name, shape, torch.uint8) for name, shape in shapes.items() if shape[0]):
+            return found
+        try:
             kept = read_json(scratch / READ)
-            self.tally.take_up(kept["tally"])
-            self.bad, self.white = kept["bad"], kept["white"]
+            found.tally.take_up(kept["tally"])
+            found.bad, found.white = list(map(str, kept["bad"])), kept["white"]
+            fits = 0 <= found.tally.count <= total - len(found.bad)
+            if fits and (found.white is None or 1 <= int(found.white) <= DEEP):
+                return found
+        except (ArtifactError, KeyError, TypeError, ValueError):
+            pass
+        return cls(Tally(base), white)
 
 
 def ended(steps: Steps[T]) -> T:
@@ -209,6 +232,8 @@ def with_classes(data: Dataset, label: Tensor, names: Sequence[str]) -> Dataset:
     """A data set with its classes, how many of each there are, and a line that says so."""
     counts = torch.bincount(label, minlength=len(names)).tolist()
     line = listed([f"{name} ({n})" for name, n in zip(names, counts, strict=True)])
+    if empty := [name for name, n in zip(names, counts, strict=True) if not n]:
+        line += f"; nothing is trained on {listed(empty)}, all of which is held out"
     return data._replace(
         label=label,
         num_classes=len(names),

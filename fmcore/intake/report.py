@@ -31,9 +31,11 @@ class Tally:
         return {key: value for key, value in vars(self).items() if key != "base"}
 
     def take_up(self, kept: Mapping[str, Any]) -> None:
-        """Counts on from what `kept` returned."""
-        vars(self).update(kept)
-        self.done = Counter(kept["done"])
+        """Counts on from what `kept` returned; a KeyError, TypeError or ValueError for anything else."""
+        done = Counter({str(key): int(count) for key, count in dict(kept["done"]).items()})
+        count, misfits, worst, name = kept["count"], kept["misfits"], kept["worst"], kept["worst_name"]
+        self.done, self.count, self.misfits, self.worst = done, int(count), int(misfits), float(worst)
+        self.worst_name = str(name)
 
     def name(self, file: ImageFile) -> str:
         """What a file is called: a path is seen from the folder."""

@@ -1,5 +1,8 @@
 """Data read by and by: into files instead of memory, and from where one who was stopped was."""
 
+import json
+import os
+
 import numpy as np
 import pytest
 import safetensors.torch
@@ -51,6 +54,49 @@ def test_one_who_was_stopped_goes_on_to_the_same_end(folder, tmp_path, monkeypat
     steps = data.loading(scratch)
     assert next(steps) == (stop, 40)
     assert of(ended(steps)) == wanted
+
+
+def spoilt(scratch, how):
+    """What a power cut, a full disk or a curious user may leave."""
+    read = scratch / "read.json"
+    kept = json.loads(read.read_text())
+    match how:
+        case "images gone":
+            (scratch / "x1").unlink()
+        case "images cut":
+            os.truncate(scratch / "x1", 100)
+        case "held out gone":
+            (scratch / "held_out").unlink()
+        case "too many":
+            read.write_text(json.dumps(kept | {"tally": kept["tally"] | {"count": 41}}))
+        case "negative":
+            read.write_text(json.dumps(kept | {"tally": kept["tally"] | {"count": -3}}))
+        case "no tally":
+            read.write_text("{}")
+        case "torn":
+            read.write_text(read.read_text()[:20])
+        case "text":
+            read.write_text(json.dumps(kept | {"tally": "all"}))
+
+
+CASES = ("images gone", "images cut", "held out gone", "too many", "negative", "no tally", "torn", "text")
+
+
+@pytest.mark.parametrize("how", CASES)
+def test_what_does_not_fit_is_read_again(folder, tmp_path, monkeypatch, how):
+    every_image(monkeypatch)
+    data, scratch = Images(str(folder), size=8, held_out=0.2), tmp_path / "scratch"
+    scratch.mkdir()
+    wanted = data.load()
+    for done, _ in data.loading(scratch):
+        if done == 20:
+            break
+    spoilt(scratch, how)
+    steps = data.loading(scratch)
+    assert next(steps) == (0, 40)
+    found = ended(steps)
+    assert of(found) == of(wanted)
+    assert torch.equal(found.held_out, wanted.held_out)
 
 
 def test_what_could_not_be_read_is_tried_again(folder, tmp_path, monkeypatch):

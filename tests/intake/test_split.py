@@ -123,3 +123,13 @@ def test_the_distance_to_images_that_nothing_was_trained_on(tmp_path, monkeypatc
     seen, other = (scores[scores.metric == key].value for key in (name, f"{name}_held_out"))
     assert len(seen) == len(other)
     assert not np.allclose(seen, other)
+
+
+def test_a_class_that_is_held_out_whole_is_said(tmp_path):
+    for name in "abc":
+        for i in range(4):
+            grey(tmp_path / name / "one" / f"{i}.png", 20)
+    data = Images(str(tmp_path), size=8, channels=1, held_out=0.3, group=2).load()
+    (line,) = [line for line in data.notes if line.startswith("classes: ")]
+    empty = [name for name in "abc" if f"{name} (0)" in line]
+    assert line.endswith(f"; nothing is trained on {empty[0]}, all of which is held out")

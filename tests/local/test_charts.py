@@ -1,11 +1,13 @@
 """The page of `dvc plots` draws its charts without the web."""
 
+import os
 import subprocess
 
 import pytest
 
 from browser import CHROMIUM, FLAGS
 from flows.local import charts
+from repository import ROOT
 from servers import PYTHON
 from small_pipelines import dvc, git
 
@@ -44,3 +46,12 @@ def test_without_the_library_nothing_is_changed(tmp_path):
     assert done.returncode == 1
     assert "pip install vl-convert-python" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_outside_of_a_project_it_is_one_line(tmp_path):
+    pytest.importorskip("vl_convert")
+    command = [PYTHON, "-m", "flows.local.charts"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert done.stderr.startswith("charts: no folder .dvc in ")
