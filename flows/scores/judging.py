@@ -17,7 +17,7 @@ from fmcore.score.reference import HELD_OUT, Reference, load_reference
 from fmcore.score.scoring import ImageScorer, PointScorer, Scorer
 
 
-class Eyes(NamedTuple):
+class ImageJudge(NamedTuple):
     """What images are compared by: an extractor, the data's features, and those of images held out, if any are."""
 
     extractor: Extractor
@@ -25,8 +25,8 @@ class Eyes(NamedTuple):
     held_out: Reference | None = None
 
 
-Judge = Eyes | Tensor
-View = Callable[[Tensor], Tensor]
+Judge = ImageJudge | Tensor
+Decoding = Callable[[Tensor], Tensor]
 
 
 def judge_of(params: Params, device: torch.device) -> Judge:
@@ -38,7 +38,7 @@ def judge_of(params: Params, device: torch.device) -> Judge:
     extractor = load_extractor(layout.FEATURES, device, section.weights, function)
     unseen = layout.FEATURES / HELD_OUT
     held_out = load_reference(unseen, extractor.dims) if unseen.exists() else None
-    return Eyes(extractor, load_reference(file, extractor.dims), held_out)
+    return ImageJudge(extractor, load_reference(file, extractor.dims), held_out)
 
 
 def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
@@ -49,7 +49,7 @@ def scorer_of(judge: Judge, params: Params, count: int) -> Scorer:
     return ImageScorer(count, judge.extractor, judge.reference, metrics, params.seed, judge.held_out)
 
 
-def view_of(params: Params, device: torch.device) -> View:
+def decoding_of(params: Params, device: torch.device) -> Decoding:
     """What makes of samples what is compared and shown: 8-bit images, of latents decoded ones, or the numbers.
 
     Raises:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flows.events import Progress
 from flows.params.schema import Params
-from flows.scores.judging import View
+from flows.scores.judging import Decoding
 from flows.scores.sweep import Batch
 from fmcore.disk.dataset import Dataset
 from fmcore.flow import speed
@@ -56,8 +56,8 @@ class Bends(NamedTuple):
 class Look:
     """Gathers, batch by batch, what the probes need of the paths and samples."""
 
-    def __init__(self, params: Params, how: Sampling, view: View) -> None:
-        self.params, self.how, self.view = params, how, view
+    def __init__(self, params: Params, how: Sampling, decode: Decoding) -> None:
+        self.params, self.how, self.decode = params, how, decode
         self.tensors: dict[str, Tensor] = {}
         self.first: list[Batch] = []  # the first samples, on the CPU, for `looked_up` and `rebuilt`
         self.bent: list[Tensor] = []
@@ -73,7 +73,7 @@ class Look:
                 chosen = torch.linspace(0, len(knots) - 1, min(FRAMES, len(knots))).round().long().tolist()
                 shown = shown_of(self.params)
                 frames = torch.stack([batch.points[i][:shown] for i in chosen])
-                seen = self.view(frames.flatten(0, 1)).cpu()
+                seen = self.decode(frames.flatten(0, 1)).cpu()
                 self.tensors["frames"] = seen.view(*frames.shape[:2], *seen.shape[1:])
                 self.tensors["frame_times"] = knots[chosen]
                 if len(self.params.data.shape) == 1 and self.params.data.shape[0] > 1:
@@ -134,7 +134,7 @@ def looked_up(
     """
     if not reference.complete:
         return [], {}
-    made = torch.cat([look.view(part.x1).cpu() for part in look.first])
+    made = torch.cat([look.decode(part.x1).cpu() for part in look.first])
     features = torch.cat([extractor(part).cpu() for part in torch.split(made, 500)])
     distance, index = nearest(features[:SHOWN_IMAGES], reference.features)
     images = data.reference[index]
@@ -159,7 +159,7 @@ def strips(model: Trained, look: Look, labels: Tensor | None) -> Tensor:
     of_strip = None if label is None else label[:STRIPS].repeat_interleave(STRIP_CELLS).to(model.device)
     x = x0.flatten(0, 1).to(model.device)
     x1 = integrate(model.field(params.precision), x, how.knots(), SOLVERS["euler"], of_strip)
-    seen = look.view(x1).cpu()
+    seen = look.decode(x1).cpu()
     return seen.view(*x0.shape[:2], *seen.shape[1:])
 
 

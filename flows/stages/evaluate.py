@@ -11,7 +11,7 @@ from torch import Tensor
 from flows import layout
 from flows.events import Event, Events, Metrics, Progress, Table, samples_at, scored
 from flows.params.schema import Params
-from flows.scores.judging import Judge, View, judge_of, scorer_of, view_of
+from flows.scores.judging import Decoding, Judge, decoding_of, judge_of, scorer_of
 from flows.scores.probes import (
     Bends,
     Look,
@@ -48,7 +48,7 @@ class Scoring(NamedTuple):
     model: Trained
     data: Dataset
     judge: Judge
-    view: View
+    decode: Decoding
     noise: Noise
     best: Sampling
 
@@ -79,8 +79,8 @@ def evaluate(params: Params, stage: Stage) -> Events:
     labels = data.label if model.num_classes is not None else None
     noise, judge = noise_of(model, params, labels), judge_of(params, device)
     with workspace(stage, params) as work:
-        view = view_of(params, device)
-        of = Scoring(params, stage.name, work, model, data, judge, view, noise, finest(samplings))
+        decode = decoding_of(params, device)
+        of = Scoring(params, stage.name, work, model, data, judge, decode, noise, finest(samplings))
         total = section.repeats * sum(map(of.cost, samplings))
         yield set_up(params, model, total)
         # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
@@ -111,7 +111,7 @@ def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, N
     for repeat in range(params.evaluate.repeats):
         if of.kept(how, repeat).exists():
             continue
-        look = Look(params, how, of.view) if how == of.best and repeat == 0 else None
+        look = Look(params, how, of.decode) if how == of.best and repeat == 0 else None
         bends = look is not None and model.k is None
         batches = sampled(model.field(params.precision), params, how, repeat, of.noise, bends=bends)
         for part in _score(of, batches, look, of.kept(how, repeat)):
@@ -130,7 +130,7 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
     for batch in batches:
         x1 = batch.x1
         finite &= torch.isfinite(x1).all()  # read after the loop, so that nothing here waits for the device
-        seen = of.view(x1)
+        seen = of.decode(x1)
         scorer.add(seen)
         missing = shown_of(params) - sum(map(len, shown))
         if missing > 0:

@@ -10,7 +10,7 @@ import torch
 from flows import layout
 from flows.events import Events, Metrics, Progress, Table
 from flows.params.schema import Params
-from flows.scores.judging import judge_of, scorer_of, view_of
+from flows.scores.judging import decoding_of, judge_of, scorer_of
 from flows.scores.table import rows_of, write_scores
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of
@@ -33,9 +33,9 @@ def evaluate_pairs(params: Params, stage: Stage) -> Events:
     scoring = partial(Progress, "score", total=count, unit="pairs", of=f"couplings {name}")
     with workspace(stage, params) as work:
         yield scoring(done=0)
-        stored, view, done = Sharded(parts), view_of(params, device), 0
+        stored, decode, done = Sharded(parts), decoding_of(params, device), 0
         for rows in torch.split(torch.arange(count), section.batch):
-            scorer.add(view(floats(stored.at(rows).x1).to(device)))
+            scorer.add(decode(floats(stored.at(rows).x1).to(device)))
             done += len(rows)
             yield scoring(done=done)
         found = rows_of(

@@ -4,6 +4,7 @@ import re
 import time
 from pathlib import Path
 
+OUT, DEP = "dvc.out.", "dvc.dep."  # before the path, in tags of MLflow's runs
 CODE = ("flows/", "fmcore/")  # which the commit tells
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 STILL_SECONDS = 1.0  # DVC writes dvc.lock in pieces, some tenths of a second long
@@ -24,9 +25,9 @@ def dvc_digests(root: Path, stage: str, *, since: float, over: bool = False) -> 
             return None
         entry = YAML(typ="safe").load(lock)["stages"][stage]
         found = {
-            f"dvc.{kind}.{item['path']}": item["md5"]
-            for kind in ("out", "dep")
-            for item in entry.get(f"{kind}s", [])
+            f"{tag}{item['path']}": item["md5"]
+            for tag, section in ((OUT, "outs"), (DEP, "deps"))
+            for item in entry.get(section, [])
             if "md5" in item and not item["path"].startswith(CODE)
         }
     except (OSError, YAMLError, TypeError, KeyError, AttributeError):  # none yet, or what a kill has left of it

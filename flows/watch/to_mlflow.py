@@ -20,6 +20,7 @@ from flows.registry import versions
 from flows.registry.card import VERSION
 from flows.watch import digests, pictures, views
 from flows.watch import journal as journals
+from flows.watch.digests import DEP
 from flows.watch.journal import Journal
 from flows.watch.letterbox import Outcome, noting
 from flows.watch.monitors import Monitors
@@ -128,7 +129,7 @@ class Sender:
         self.store.set_tags(run, digests)
         context = [InputTag("mlflow.data.context", "evaluation" if kind.startswith("evaluate") else "training")]
         inputs = []
-        for path, digest in ((key.removeprefix("dvc.dep."), value) for key, value in digests.items()):
+        for path, digest in ((key.removeprefix(DEP), value) for key, value in digests.items()):
             if path.startswith(DATA):
                 name = journal.start["tags"].get("fmcore.data", path) if path == DATA[0] else path
                 source = json.dumps({"path": path, "md5": digest, "checkout": str(self.store.root)})

@@ -10,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.where.asked import Unknown, find
-from flows.where.place import Place, root_above
+from flows.where.chain import Line, commands, lines
+from flows.where.checkout import Checkout, root_above
+from flows.where.finding import Unknown, find
 from flows.where.records import Records
-from flows.where.words import Line, commands, lines
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,16 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if root is None:
         print("no dvc.yaml here or above: run it in the project's folder", file=sys.stderr)
         return 1
-    place, records = Place(root), Records(root)
+    checkout, records = Checkout(root), Records(root)
     try:
-        found = find(place, records, thing)
+        found = find(checkout, records, thing)
     except Unknown as error:
         print(error, file=sys.stderr)
         return 1
     print(thing)
-    _print(lines(place, records, found), ":")
+    _print(lines(checkout, records, found), ":")
     print("again:")
-    for command, note in commands(place, found):
+    for command, note in commands(checkout, found):
         print(f"  {command}" + (f"  # {note}" if note else ""))
     return 0
 

@@ -13,10 +13,10 @@ from typing import Any
 from flows.local import api, tracking
 from flows.local.process import redacted
 from flows.registry.card import SHA, VERSION
+from flows.watch.digests import OUT
 from flows.watch.naming import PAGE
 from flows.watch.store import EXPERIMENT, Store, clean
 
-OUT = "dvc.out."  # of tags: an output's digest
 RUNS_PER_CALL = 200
 
 

@@ -16,7 +16,7 @@ from flows.events import Metrics, ModelReady
 from flows.params.files import PRESETS, load_yaml
 from flows.watch import journal
 from flows.where import __main__ as where
-from flows.where import place, words
+from flows.where import chain, checkout
 from mlflow_records import drain, make_root, query
 from repository import ROOT
 from small_pipelines import dvc, git
@@ -64,7 +64,7 @@ def made(tmp_path_factory):
         commit = git(root, "rev-parse", "HEAD").strip()
         _tell(root, commit, "no")
         patch.chdir(root)
-        lock = place.Place(root).outs
+        lock = checkout.Checkout(root).outs
         run, pipeline = (
             query(root, f"select run_uuid from tags where key = 'fmcore.kind' and value = '{kind}'")[0][0]
             for kind in ("model", "pipeline")
@@ -210,7 +210,7 @@ def test_the_commands_make_it_again(made, asked, tmp_path):
         program, *arguments = shlex.split(line, comments=True)
         {"git": git, "dvc": dvc}[program](clone, *arguments)
     assert (clone / "models/r1/model.safetensors").read_text() == "weights"
-    assert place.Place(clone).outs == made.lock
+    assert checkout.Checkout(clone).outs == made.lock
 
 
 @pytest.mark.parametrize(
@@ -262,9 +262,9 @@ def test_parameters_that_no_commit_has_are_given_again(made):
     tags |= {"mlflow.source.git.commit": made.commit}
     params = {"couple.nfe": "7", "base.path": "it's", "seed": "0"}
     pipeline = SimpleNamespace(data=SimpleNamespace(tags=tags, params=params))
-    found = words.Found((made.lock["models/r1"],), pipeline=pipeline)
-    checkout, again, _ = words.commands(place.Place(made.root), found)
-    assert checkout == (f"git checkout {made.commit}", "lacks what was not committed: params.yaml")
+    found = chain.Found((made.lock["models/r1"],), pipeline=pipeline)
+    commit, again, _ = chain.commands(checkout.Checkout(made.root), found)
+    assert commit == (f"git checkout {made.commit}", "lacks what was not committed: params.yaml")
     assert shlex.split(again[0]) == [
         *("python", "-m", "flows.pipeline", "reflow@r1", "--preset", "digits"),
         *("--set", "couple.nfe=7", "--set", "base.path=it's"),
@@ -272,7 +272,7 @@ def test_parameters_that_no_commit_has_are_given_again(made):
     assert again[1] == "the parameters were not committed; no seed"
 
 
-@pytest.mark.parametrize("module", [place, words])
+@pytest.mark.parametrize("module", [chain, checkout])
 def test_examples_of_the_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted
@@ -281,7 +281,7 @@ def test_examples_of_the_docstrings(module):
 
 def test_a_torn_lock_tells_nothing(made):
     text = (made.root / "dvc.lock").read_text()
-    assert set(place.locked(text)) == {"dataset", "models/r1", "curves/r1.csv"}
+    assert set(checkout.locked(text)) == {"dataset", "models/r1", "curves/r1.csv"}
     for cut in range(0, len(text), 7):
-        assert set(place.locked(text[:cut])) <= set(place.locked(text)) | {"models/r", "curves/r1.cs"}
-    assert json.dumps(place.locked("[1]")) == "{}"
+        assert set(checkout.locked(text[:cut])) <= set(checkout.locked(text)) | {"models/r", "curves/r1.cs"}
+    assert json.dumps(checkout.locked("[1]")) == "{}"

@@ -9,7 +9,7 @@ import pytest
 from flows.local import tracking
 from flows.watch.journal import journal_folders
 from flows.where import __main__ as where
-from flows.where.place import Place
+from flows.where.checkout import Checkout
 from mlflow_records import query
 from repository import ROOT
 from servers import wait_until
@@ -45,11 +45,13 @@ def shipped(root):
 
 
 def test_an_experiment_and_what_it_made_lead_to_each_other(project, capsys):
-    kept = Place(project).experiments["three"]
-    md5 = Place(project).outs_at(kept.commit)["base.txt"].md5
-    assert md5 != Place(project).outs["base.txt"].md5
+    kept = Checkout(project).experiments["three"]
+    md5 = Checkout(project).outs_at(kept.commit)["base.txt"].md5
+    assert md5 != Checkout(project).outs["base.txt"].md5
     found = query(project, "select value from tags where key = 'dvc.out.base.txt' order by value")
-    assert {value for (value,) in found} == {md5, Place(project).outs["base.txt"].md5}, "each by its own dvc.lock"
+    assert {value for (value,) in found} == {md5, Checkout(project).outs["base.txt"].md5}, (
+        "each by its own dvc.lock"
+    )
 
     def asked(thing):
         assert where.main([thing]) == 0

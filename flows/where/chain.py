@@ -7,40 +7,46 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
+from flows.registry.card import DIGITS, SHA
+from flows.watch.digests import DEP, OUT
 from flows.watch.naming import PAGE
 from flows.watch.runs import STAGE
 from flows.watch.store import clean
-from flows.where.asked import PIPELINE, Found
-from flows.where.place import DIGITS, Out, Place
+from flows.where.checkout import Checkout, Out
+from flows.where.finding import PIPELINE, Found
 from flows.where.records import Records
 
 Line = tuple[str, str]
 DATASET = "dataset"
 
 
-def lines(place: Place, records: Records, found: Found) -> list[Line]:
+def lines(checkout: Checkout, records: Records, found: Found) -> list[Line]:
     """What is known, each line with its name, from the data to the registered version."""
     tags = _tags(found)
     return [
         ("data", _data(found, tags)),
         *(("reads", f"{path}, md5 {md5}") for path, md5 in _inputs(found)),
-        ("code", _code(place, found, tags)),
+        ("code", _code(checkout, found, tags)),
         ("params", _params(found, tags)),
         ("stage", _stage(found, tags)),
-        *(("artifact", _artifact(place, found, out)) for out in found.outs),
+        *(("artifact", _artifact(checkout, found, out)) for out in found.outs),
         *(("MLflow", text) for text in _mlflow(records, found)),
         *(("Prefect", text) for text in _prefect(found)),
-        *(("version", text) for text in _versions(place, records, found)),
+        *(("version", text) for text in _versions(checkout, records, found)),
     ]
 
 
-def commands(place: Place, found: Found) -> list[Line]:
+def commands(checkout: Checkout, found: Found) -> list[Line]:
     """What makes it again: commands, each with what there is to know of it."""
     tags = _tags(found)
     return [
-        *_code_again(place, found, tags),
-        *_params_again(place, found, tags),
-        *((f"dvc checkout {out.path}", _bytes(place, out)) for out in _single(found) if _is_current(place, out)),
+        *_code_again(checkout, found, tags),
+        *_params_again(checkout, found, tags),
+        *(
+            (f"dvc checkout {out.path}", _bytes(checkout, out))
+            for out in _single(found)
+            if _is_current(checkout, out)
+        ),
     ]
 
 
@@ -57,7 +63,7 @@ def _tags(found: Found) -> dict[str, str]:
 
 def _data(found: Found, tags: dict[str, str]) -> str:
     digest = next((md5 for path, md5 in _read(found) if path == DATASET), "")
-    digest = digest or tags.get(f"dvc.dep.{DATASET}", "") or tags.get(f"dvc.out.{DATASET}", "")
+    digest = digest or tags.get(f"{DEP}{DATASET}", "") or tags.get(f"{OUT}{DATASET}", "")
     named = tags.get("fmcore.data", "")
     if not named and not digest:
         return "not recorded"
@@ -73,7 +79,7 @@ def _inputs(found: Found) -> list[tuple[str, str]]:
     return [] if found.whole or len(found.outs) != 1 else [item for item in _read(found) if item[0] != DATASET]
 
 
-def _code(place: Place, found: Found, tags: dict[str, str]) -> str:
+def _code(checkout: Checkout, found: Found, tags: dict[str, str]) -> str:
     if commit := tags.get("mlflow.source.git.commit"):
         branch, dirty = tags.get("mlflow.source.git.branch", ""), tags.get("fmcore.dirty", "no")
         edits = "nothing uncommitted" if dirty == "no" else f"with uncommitted edits of {dirty}"
@@ -81,7 +87,7 @@ def _code(place: Place, found: Found, tags: dict[str, str]) -> str:
     if found.experiment:
         return f"commit {found.experiment.baseline}, and what experiment {found.experiment.name} changes in it"
     for out in found.outs[:1]:
-        if since := place.since(out.md5):
+        if since := checkout.since(out.md5):
             return f"dvc.lock has this digest since commit {since}; no run says more"
     return "not recorded: no run of MLflow's is known"
 
@@ -114,19 +120,19 @@ def _ended(told: str) -> str:
     return f" ({status.lower()}, begun {datetime.fromisoformat(began):%Y-%m-%d %H:%M} UTC)" if began else ""
 
 
-def _artifact(place: Place, found: Found, out: Out) -> str:
+def _artifact(checkout: Checkout, found: Found, out: Out) -> str:
     text = f"{out.path}, md5 {out.md5}" + (f", by {out.stage}" if len(_stages(found)) > 1 and out.stage else "")
-    if not _is_current(place, out):
-        other = place.outs.get(out.path)
+    if not _is_current(checkout, out):
+        other = checkout.outs.get(out.path)
         return text + (" (not here)" if other is None else f" (here is another: md5 {other.md5[:DIGITS]})")
     file = found.file if found.file and found.file != out.path else ""
     within = f"; in it {file.removeprefix(out.path).strip('/')}" if file else ""
-    word = "" if found.whole else place.differs(out, file)
+    word = "" if found.whole else checkout.differs(out, file)
     return text + within + (f" ({word})" if word else "")
 
 
-def _is_current(place: Place, out: Out) -> bool:
-    known = place.outs.get(out.path)
+def _is_current(checkout: Checkout, out: Out) -> bool:
+    known = checkout.outs.get(out.path)
     return known is not None and known.md5 == out.md5
 
 
@@ -153,34 +159,34 @@ def _prefect(found: Found) -> Iterator[str]:
         yield "no run is known: no Prefect API was told"
 
 
-def _versions(place: Place, records: Records, found: Found) -> Iterator[str]:
+def _versions(checkout: Checkout, records: Records, found: Found) -> Iterator[str]:
     """The registered version of a model; of a whole pipeline, those of all its models."""
     made = [found.version] if found.version is not None else []
     if found.whole and found.pipeline is not None:
         made = [records.version_of(run) for run in records.below(found.pipeline)]
     elif not made and (models := [out for out in _single(found) if out.path.startswith("models/")]):
         (out, *_) = models
-        made = [records.version_of(found.run, str(place.manifest(out.md5).get("sha256", "")))]
+        made = [records.version_of(found.run, str(checkout.manifest(out.md5).get("sha256", "")))]
     for version in sorted(filter(None, made), key=lambda version: int(version.version)):
         aliases = ", ".join(records.aliases(version))
-        weights = version.tags.get("fmcore.sha256", "")[:DIGITS]
+        weights = version.tags.get(SHA, "")[:DIGITS]
         text = f"{version.name}/{version.version} ({version.tags.get('fmcore.model', 'model')}"
         yield text + (f", {aliases}" if aliases else "") + f"), weights {weights}"
     if made and not any(made) and not records.problem:
         yield "none: the registry does not have this model"
 
 
-def _code_again(place: Place, found: Found, tags: dict[str, str]) -> Iterator[Line]:
+def _code_again(checkout: Checkout, found: Found, tags: dict[str, str]) -> Iterator[Line]:
     commit = found.experiment.baseline if found.experiment else tags.get("mlflow.source.git.commit", "")
     if not commit:
         return
     dirty = tags.get("fmcore.dirty", "no")
     lacks = "" if dirty == "no" or found.experiment else f"lacks what was not committed: {dirty}"
-    if place.state is None or place.state.commit != commit or lacks:
+    if checkout.state is None or checkout.state.commit != commit or lacks:
         yield f"git checkout {commit}", lacks
 
 
-def _params_again(place: Place, found: Found, tags: dict[str, str]) -> Iterator[Line]:
+def _params_again(checkout: Checkout, found: Found, tags: dict[str, str]) -> Iterator[Line]:
     """An experiment is applied; parameters that no commit has are given again; else DVC knows the stage."""
     stages = "" if found.whole else " ".join(["", *_stages(found)])
     name = tags.get("dvc.exp", "")
@@ -216,5 +222,7 @@ def _yaml(text: str) -> str:
         return text
 
 
-def _bytes(place: Place, out: Out) -> str:
-    return "its bytes, from DVC's cache" if place.cached(out.md5).exists() else "DVC's cache here lacks its bytes"
+def _bytes(checkout: Checkout, out: Out) -> str:
+    return (
+        "its bytes, from DVC's cache" if checkout.cached(out.md5).exists() else "DVC's cache here lacks its bytes"
+    )

@@ -12,7 +12,6 @@ from flows.local.lockfile import LOCK_FILE
 
 CODE = ("flows/", "fmcore/")
 GIT_SECONDS = 60
-DIGITS = 12  # of digests, in what people read
 
 
 class Out(NamedTuple):
@@ -27,7 +26,7 @@ class Out(NamedTuple):
     inputs: tuple[tuple[str, str], ...] = ()
 
 
-class Kept(NamedTuple):
+class Experiment(NamedTuple):
     """A DVC experiment: its name, its own commit and the one it starts from."""
 
     name: str
@@ -35,7 +34,7 @@ class Kept(NamedTuple):
     baseline: str
 
 
-class Place:
+class Checkout:
     """A checkout, read and never written."""
 
     def __init__(self, root: Path) -> None:
@@ -53,15 +52,15 @@ class Place:
         return locked(path.read_text()) if path.exists() else {}
 
     @cached_property
-    def experiments(self) -> dict[str, Kept]:
+    def experiments(self) -> dict[str, Experiment]:
         """DVC's experiments by name, of the newest commit where a name is there twice."""
-        found: dict[str, Kept] = {}
+        found: dict[str, Experiment] = {}
         listed = self.git("for-each-ref", "--sort=creatordate", "--format=%(objectname) %(refname)", "refs/exps")
         for line in listed.splitlines():
             commit, ref = line.split(" ", 1)
             parts = ref.split("/")
             if len(parts) == 5 and len(parts[2]) == 2:  # refs/exps/BA/SELINE.../NAME; others are of DVC's queue
-                found[parts[4]] = Kept(parts[4], commit, parts[2] + parts[3])
+                found[parts[4]] = Experiment(parts[4], commit, parts[2] + parts[3])
         return found
 
     def outs_at(self, revision: str) -> dict[str, Out]:
@@ -135,7 +134,7 @@ class Place:
 
 def root_above(folder: Path) -> Path | None:
     """The checkout that a folder is in: the nearest one with a dvc.yaml, None if there is none."""
-    return next((place for place in (folder, *folder.parents) if (place / "dvc.yaml").is_file()), None)
+    return next((path for path in (folder, *folder.parents) if (path / "dvc.yaml").is_file()), None)
 
 
 def locked(text: str) -> dict[str, Out]:

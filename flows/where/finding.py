@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.layout import MODELS
+from flows.watch.digests import OUT
 from flows.watch.runs import STAGE
 from flows.watch.store import clean
-from flows.where.place import Kept, Out, Place
-from flows.where.records import OUT, Records
+from flows.where.checkout import Checkout, Experiment, Out
+from flows.where.records import Records
 
 VERSION = re.compile(r"(models:/)?(?P<name>[\w. -]+)(/(?P<number>\d+)|@(?P<alias>[\w.-]+))")
 DIGEST = re.compile(r"[0-9a-f]{8,64}(\.dir)?")
@@ -20,7 +21,7 @@ NAME = re.compile(r"[\w.-]+")
 PIPELINE = "pipeline"
 
 
-Way = Callable[[Place, Records, str, list[str]], "Found | None"]
+Way = Callable[[Checkout, Records, str, list[str]], "Found | None"]
 
 
 class Unknown(ValueError):
@@ -48,11 +49,11 @@ class Found(NamedTuple):
     version: Any = None
     stage: str = ""
     flow_run: tuple[str, dict[str, Any]] | None = None
-    experiment: Kept | None = None
+    experiment: Experiment | None = None
     whole: bool = False
 
 
-def find(place: Place, records: Records, thing: str) -> Found:
+def find(checkout: Checkout, records: Records, thing: str) -> Found:
     """What is called `thing`.
 
     Raises:
@@ -63,32 +64,32 @@ def find(place: Place, records: Records, thing: str) -> Found:
     if not thing.startswith("models:/"):
         ways.insert(0, _file)
     for way in ways:
-        if found := way(place, records, thing, looked):
-            known = found.experiment or _experiment_of(place, found)
+        if found := way(checkout, records, thing, looked):
+            known = found.experiment or _experiment_of(checkout, found)
             return found._replace(experiment=known)
     if records.problem:
         looked.append(f"MLflow ({records.problem})")
     raise Unknown(f"{thing}: unknown; looked for {', '.join(looked)}")
 
 
-def _experiment_of(place: Place, found: Found) -> Kept | None:
+def _experiment_of(checkout: Checkout, found: Found) -> Experiment | None:
     """The DVC experiment that made it, None if none did or if it is removed."""
-    return place.experiments.get(found.run.data.tags.get("dvc.exp", "")) if found.run is not None else None
+    return checkout.experiments.get(found.run.data.tags.get("dvc.exp", "")) if found.run is not None else None
 
 
-def _file(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+def _file(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """An output, or a file in one; a path is relative to where this runs, or to the checkout."""
-    looked.append(f"an output among the {len(place.outs)} of dvc.lock")
-    for path in (Path(os.path.abspath(thing)), place.root / thing):
-        if not path.is_relative_to(place.root):
+    looked.append(f"an output among the {len(checkout.outs)} of dvc.lock")
+    for path in (Path(os.path.abspath(thing)), checkout.root / thing):
+        if not path.is_relative_to(checkout.root):
             continue
-        file = path.relative_to(place.root)
+        file = path.relative_to(checkout.root)
         for part in (file, *file.parents):
-            if out := place.outs.get(str(part)):
+            if out := checkout.outs.get(str(part)):
                 run = next(iter(records.made(out.path, out.md5)), None)
                 return Found((out,), str(file), run, records.above(run) if run else None)
-        if _exists(path) and path != place.root:
-            known = _listed(sorted(place.outs)) or "none yet"
+        if _exists(path) and path != checkout.root:
+            known = _listed(sorted(checkout.outs)) or "none yet"
             raise Unknown(f"{thing}: no output of a stage; dvc.lock has {known}")
     return None
 
@@ -100,7 +101,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _flow_run(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+def _flow_run(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """A run of Prefect's, of a stage or of a pipeline."""
     if not FLOW_RUN.fullmatch(thing):
         return None
@@ -109,99 +110,99 @@ def _flow_run(place: Place, records: Records, thing: str, looked: list[str]) -> 
     if told := records.told(thing):
         name, run = told
         if name == PIPELINE:
-            return _whole(place, records, run)._replace(flow_run=(thing, said))
-        outs = tuple(out for out in _outs_of(place, run) if clean(out.stage) == name)
-        return Found(outs, "", run, records.above(run), stage=_real(place, name), flow_run=(thing, said))
+            return _whole(checkout, records, run)._replace(flow_run=(thing, said))
+        outs = tuple(out for out in _outs_of(checkout, run) if clean(out.stage) == name)
+        return Found(outs, "", run, records.above(run), stage=_real(checkout, name), flow_run=(thing, said))
     if not said:
         return None
-    kept = place.experiments.get(str(said.get("labels", {}).get("fmcore.experiment", "")))
-    if kept:
-        return _of_experiment(place, records, kept)._replace(flow_run=(thing, said))
+    experiment = checkout.experiments.get(str(said.get("labels", {}).get("fmcore.experiment", "")))
+    if experiment:
+        return _of_experiment(checkout, records, experiment)._replace(flow_run=(thing, said))
     stage = next((tag.removeprefix("dvc:") for tag in said.get("tags", []) if tag.startswith("dvc:")), "")
     return Found(stage=stage, flow_run=(thing, said))
 
 
-def _digest(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+def _digest(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """DVC's digest of an output, the SHA-256 in a manifest, or an MLflow run's id; its beginning will do."""
     if not DIGEST.fullmatch(thing):
         return None
     looked.append("a digest in dvc.lock, its outputs' manifests, DVC's experiments, MLflow's runs and versions")
-    for out in place.outs.values():
+    for out in checkout.outs.values():
         if out.md5.startswith(thing):
-            return _file(place, records, out.path, looked)
+            return _file(checkout, records, out.path, looked)
     if RUN.fullmatch(thing):
         looked.append("an MLflow run")
         if run := records.run(thing):
-            return _of_run(place, records, run)
+            return _of_run(checkout, records, run)
     if version := records.with_weights(thing):
-        return _of_version(place, records, version)
+        return _of_version(checkout, records, version)
     if told := records.with_digest(thing):
         path, run = told
-        outs = tuple(out for out in _outs_of(place, run) if out.path == path)
+        outs = tuple(out for out in _outs_of(checkout, run) if out.path == path)
         return Found(outs, "", run, records.above(run))
-    for kept in place.experiments.values():
-        for out in place.outs_at(kept.commit).values():
+    for experiment in checkout.experiments.values():
+        for out in checkout.outs_at(experiment.commit).values():
             if out.md5.startswith(thing):
-                return Found((out,), experiment=kept)
-    for out in place.outs.values():
-        if str(place.manifest(out.md5).get("sha256", "")).startswith(thing):
-            return _file(place, records, out.path, looked)
+                return Found((out,), experiment=experiment)
+    for out in checkout.outs.values():
+        if str(checkout.manifest(out.md5).get("sha256", "")).startswith(thing):
+            return _file(checkout, records, out.path, looked)
     return None
 
 
-def _version(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+def _version(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """A registered version, by number or alias."""
     wanted = VERSION.fullmatch(thing)
     if wanted is None:
         return None
     looked.append("a version in MLflow's registry")
     found = records.version(wanted["name"], wanted["number"] or "", wanted["alias"] or "")
-    return _of_version(place, records, found) if found else None
+    return _of_version(checkout, records, found) if found else None
 
 
-def _experiment(place: Place, records: Records, thing: str, looked: list[str]) -> Found | None:
+def _experiment(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """A DVC experiment, also one that is removed but that MLflow remembers."""
     if not NAME.fullmatch(thing):
         return None
-    looked.append(f"a DVC experiment ({_listed(sorted(place.experiments)) or 'there is none'})")
-    if kept := place.experiments.get(thing):
-        return _of_experiment(place, records, kept)
+    looked.append(f"a DVC experiment ({_listed(sorted(checkout.experiments)) or 'there is none'})")
+    if experiment := checkout.experiments.get(thing):
+        return _of_experiment(checkout, records, experiment)
     run = records.pipeline_of(thing)
-    return _whole(place, records, run) if run else None
+    return _whole(checkout, records, run) if run else None
 
 
-def _of_experiment(place: Place, records: Records, kept: Kept) -> Found:
-    run = records.pipeline_of(kept.name)
-    outs = tuple(place.outs_at(kept.commit).values())
-    return Found(outs, run=run, pipeline=run, experiment=kept, whole=True)
+def _of_experiment(checkout: Checkout, records: Records, experiment: Experiment) -> Found:
+    run = records.pipeline_of(experiment.name)
+    outs = tuple(checkout.outs_at(experiment.commit).values())
+    return Found(outs, run=run, pipeline=run, experiment=experiment, whole=True)
 
 
-def _of_version(place: Place, records: Records, version: Any) -> Found:
+def _of_version(checkout: Checkout, records: Records, version: Any) -> Found:
     """The model of a version, whose weights may have been made before its run's were."""
     run = records.run(version.run_id) if version.run_id else None
     path = str(MODELS / version.tags.get("fmcore.model", ""))
-    outs = tuple(out for out in _outs_of(place, run) if out.path == path) if run else ()
+    outs = tuple(out for out in _outs_of(checkout, run) if out.path == path) if run else ()
     return Found(outs, "", run, records.above(run) if run else None, version, version.tags.get("fmcore.stage", ""))
 
 
-def _of_run(place: Place, records: Records, run: Any) -> Found:
+def _of_run(checkout: Checkout, records: Records, run: Any) -> Found:
     if run.data.tags.get("fmcore.kind") == PIPELINE:
-        return _whole(place, records, run)
-    return Found(tuple(_outs_of(place, run)), "", run, records.above(run))
+        return _whole(checkout, records, run)
+    return Found(tuple(_outs_of(checkout, run)), "", run, records.above(run))
 
 
-def _whole(place: Place, records: Records, run: Any) -> Found:
+def _whole(checkout: Checkout, records: Records, run: Any) -> Found:
     """A whole pipeline, with what all of its models' runs say was made."""
-    outs = [out for each in (run, *records.below(run)) for out in _outs_of(place, each)]
+    outs = [out for each in (run, *records.below(run)) for out in _outs_of(checkout, each)]
     return Found(tuple(outs), "", run, run, whole=True)
 
 
-def _outs_of(place: Place, run: Any) -> list[Out]:
+def _outs_of(checkout: Checkout, run: Any) -> list[Out]:
     """What the stages of a run made, models first; DVC's record here says which stage makes which path."""
     made = {key.removeprefix(OUT): value for key, value in run.data.tags.items() if key.startswith(OUT)}
     outs = []
     for path, md5 in sorted(made.items(), key=lambda item: (not item[0].startswith(f"{MODELS}/"), item[0])):
-        known = place.outs.get(path)
+        known = checkout.outs.get(path)
         stage = known.stage if known else ""
         outs.append(known if known and known.md5 == md5 else Out(path, md5, stage))
     stages = [key for key in run.data.tags if key.startswith(STAGE)]
@@ -210,9 +211,9 @@ def _outs_of(place: Place, run: Any) -> list[Out]:
     return outs
 
 
-def _real(place: Place, cleaned: str) -> str:
+def _real(checkout: Checkout, cleaned: str) -> str:
     """A stage's name as DVC has it: MLflow's alphabet lacks the @ of `reflow@r1`."""
-    return next((out.stage for out in place.outs.values() if clean(out.stage) == cleaned), cleaned)
+    return next((out.stage for out in checkout.outs.values() if clean(out.stage) == cleaned), cleaned)
 
 
 def _listed(words: list[str], most: int = 12) -> str:
