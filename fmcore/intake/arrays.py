@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 LARGE = 10.0  # a mean or deviation from which on raw values are likely to be a mistake
 MOST_CLASSES = 1000  # more are likely to be a column of something else
+LARGEST = torch.finfo(torch.float32).max
 BYTES = 2**25  # converted at a time
 NAMED = 8
 
@@ -188,6 +189,11 @@ class Arrays:
                 f"data.root: {len(bad)} of {len(values)} rows of {source.name} hold a missing or infinite value, "
                 f"the first is row {bad[0]}"
             )
+        if (most := _largest(values)) > LARGEST:
+            raise DataError(
+                f"data.root: {source.name} holds values up to {most:.3g}, and float32 ends at {LARGEST:.3g}: "
+                "scale them"
+            )
 
     def _warnings(self, source: Source, x1: Tensor) -> list[str]:
         """Lines about values that are likely to train badly."""
@@ -227,6 +233,12 @@ def _unfinite(values: "Values") -> list[int]:
     fine = [np.isfinite(values[part]).reshape(-1, prod(values.shape[1:])).all(1) for part in _parts(values)]
     found: list[int] = (~np.concatenate(fine)).nonzero()[0].tolist()
     return found
+
+
+def _largest(values: "Values") -> float:
+    """The largest absolute value."""
+    ends = [(float(values[part].max()), -float(values[part].min())) for part in _parts(values)]
+    return max(max(pair) for pair in ends)
 
 
 def _moments(values: "Values", trained: "Values") -> tuple[tuple[float, ...], tuple[float, ...]]:

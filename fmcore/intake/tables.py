@@ -54,9 +54,25 @@ class Source:
             raise DataError(
                 f"data.{key}: expected one value for each of {count} samples, {name} has {found.shape}"
             )
-        if found.dtype == object and any(value is None or value != value for value in found[:, 0].tolist()):
-            raise DataError(f"data.{key}: {name} has rows without a value")
+        if found.dtype.kind not in "biufUSO":
+            raise DataError(f"data.{key}: {name} holds {found.dtype}, expected whole numbers or names")
+        if empty := _missing(found[:, 0]):
+            raise DataError(
+                f"data.{key}: {len(empty)} of {count} rows of {name} have no value, the first is row {empty[0]}"
+            )
         return found[:, 0]
+
+
+def _missing(values: "Values") -> list[int]:
+    """The rows that say nothing: None, an empty text, a number that is none."""
+    import numpy as np
+
+    if values.dtype.kind == "f":
+        return [int(row) for row in (~np.isfinite(values)).nonzero()[0]]
+    if values.dtype.kind in "biu":
+        return []
+    told = enumerate(values.tolist())
+    return [row for row, value in told if value is None or value != value or value in ("", b"")]
 
 
 def opened(path: Path, array: str | None, leaving: Sequence[str | None] = (), key: str = "root") -> Source:

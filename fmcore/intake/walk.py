@@ -272,7 +272,9 @@ def natural(name: str) -> tuple[object, ...]:
     ['09', '9a', '9b', '10']
     """
     parts = re.split(r"([0-9]+)", name)
-    return tuple(int(part) if i % 2 else part for i, part in enumerate(parts)), name
+    parts[1::2] = [part.lstrip("0") for part in parts[1::2]]
+    # By length, then by digits: int() refuses thousands of them.
+    return tuple((len(part), part) if i % 2 else part for i, part in enumerate(parts)), name
 
 
 def _parents(name: str) -> list[str]:

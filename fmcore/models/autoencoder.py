@@ -21,9 +21,12 @@ from fmcore.models.foreign import WEIGHTS, fill, need_files
 
 KIND = "AutoencoderKL"
 FOLDER = "autoencoder"  # the copy of one beside data or weights
-PIXELS = (
-    2**19
-)  # of images that are encoded or decoded together: that of Stable Diffusion needs about 4 kB for each
+PIXELS = 2**19  # of images encoded or decoded together; Stable Diffusion's needs about 4 kB for each
+MOST_BLOCKS = 16
+SIZES = {  # keys of a config, and the largest number that makes sense
+    **dict.fromkeys(("in_channels", "out_channels", "latent_channels", "block_out_channels"), 2**14),
+    **{"layers_per_block": 64, "norm_num_groups": 2**14},
+}
 
 
 class Form(NamedTuple):
@@ -70,7 +73,12 @@ def form_of(folder: str | Path) -> Form:
         network = _built(config)
     fill(network, read_forms(weights), weights)
     known = network.config
-    return Form(known.in_channels, known.latent_channels, 2 ** (len(known.block_out_channels) - 1))
+    return Form(known.in_channels, known.latent_channels, _factor(known))
+
+
+def _factor(config: Any) -> int:
+    """Each block but the last halves the sides."""
+    return int(2 ** (len(config.block_out_channels) - 1))
 
 
 def _built(path: Path) -> Any:
@@ -78,16 +86,26 @@ def _built(path: Path) -> Any:
     config = read_json(path)
     if config.get("_class_name") != KIND:
         raise ArtifactError(f"{path}: expected an {KIND}, got {config.get('_class_name')}")
+    _check_sizes(path, config)
     from diffusers import AutoencoderKL
 
     try:
         network = AutoencoderKL.from_config(config)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ArtifactError(f"{path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # of a config from anywhere: diffusers raises what it meets
+        raise ArtifactError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
     if network.config.in_channels != network.config.out_channels:
         made = f"{network.config.in_channels} and {network.config.out_channels}"
         raise ArtifactError(f"{path}: expected as many out_channels as in_channels, got {made}")
     return network.eval().requires_grad_(False)
+
+
+def _check_sizes(path: Path, config: dict[str, Any]) -> None:
+    """Refuses numbers that no network has, before one of that size is built."""
+    for key, most in SIZES.items():
+        found = config.get(key, 1)
+        values = found if isinstance(found, list) else [found]
+        if len(values) > MOST_BLOCKS or not all(type(n) is int and 0 < n <= most for n in values):
+            raise ArtifactError(f"{path}: expected for {key} whole numbers from 1 to {most}, got {found!r}")
 
 
 @dataclass(frozen=True)
@@ -105,7 +123,7 @@ class Autoencoder:
     @property
     def factor(self) -> int:
         """How many times the sides of an image are those of its latent."""
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))
+        return _factor(self.network.config)
 
     @torch.no_grad()
     def encoded(self, images: Float[Tensor, "N C H W"]) -> Float[Tensor, "N c h w"]:

@@ -184,6 +184,17 @@ REFUSED = {
     "no label": ({"root": "hole.csv", "labels": "species"}, r"data\.labels: 'species' is neither a file"),
     "one class": ({"root": "two.npz", "array": "x", "labels": "y"}, r"data\.labels: y names 1 classes"),
     "fractions": ({"root": "f.npz", "array": "x", "labels": "y"}, r"data\.labels: y holds fractions"),
+    "unnamed": (
+        {"root": "unnamed.csv", "shape": (1,), "labels": "kind"},
+        r"data\.labels: 2 of 3 rows of kind have no value, the first is row 1",
+    ),
+    "infinite": (
+        {"root": "f.npz", "array": "x", "labels": "far"},
+        r"data\.labels: 1 of 4 rows of far have no value, the first is row 2",
+    ),
+    "days": ({"root": "f.npz", "array": "x", "labels": "days"}, r"data\.labels: days holds datetime64\[D\], exp"),
+    "large": ({"root": "large.npy"}, r"data\.root: large\.npy holds values up to 1e\+39, and float32 ends at"),
+    "small": ({"root": "large.npy", "values": "raw"}, r"data\.root: large\.npy holds values up to 1e\+39"),
     "too few": (
         {"root": "f.npz", "array": "x", "labels": "short"},
         r"data\.labels: expected one value for each of 4",
@@ -205,7 +216,11 @@ def test_what_does_not_fit_is_named(name, tmp_path):
     (tmp_path / "t.csv").write_text("a,kind\n1,cat\n2,dog\n")
     (tmp_path / "hole.csv").write_text("a,b\n1,2\n3,4\n,6\n7,8\n")
     np.savez(tmp_path / "two.npz", x=four, y=np.ones(4))
-    np.savez(tmp_path / "f.npz", x=four, y=np.arange(4) / 2, short=np.arange(3))
+    days = np.array(["2026-01-01"] * 4, dtype="datetime64[D]")
+    far = np.array([0, 1, np.inf, 1])
+    np.savez(tmp_path / "f.npz", x=four, y=np.arange(4) / 2, short=np.arange(3), days=days, far=far)
+    (tmp_path / "unnamed.csv").write_text("a,kind\n1,cat\n2,\n3,\n")
+    np.save(tmp_path / "large.npy", np.array([[0.0, 1.0], [-1e39, 1.0]]))
     options = {"shape": (2,), "held_out": 0.0, **changes, "root": str(tmp_path / changes["root"])}
     with pytest.raises(DataError, match=message):
         Arrays(**options).load()

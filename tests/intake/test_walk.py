@@ -65,6 +65,7 @@ def test_natural_is_an_order_of_any_names(texts):
     ordered = sorted(texts, key=natural)
     assert sorted(reversed(texts), key=natural) == ordered
     assert sorted(map(str, range(200)), key=natural) == [str(i) for i in range(200)]
+    assert sorted(["2" * 5000, "1" * 5000, "3"], key=natural)[0] == "3"
 
 
 def test_folders_without_an_image_are_told(tmp_path):

@@ -106,6 +106,11 @@ MISTAKES = {
     ),
     "other channels": (lambda folder: changed(folder, latent_channels=3), "is not of this network"),
     "no blocks": (lambda folder: changed(folder, down_block_types=["Nonsense"]), "config.json: .*Nonsense"),
+    "no channels": (lambda folder: changed(folder, block_out_channels=[0, 8]), "for block_out_channels whole"),
+    "endless": (lambda folder: changed(folder, layers_per_block=10**9), "layers_per_block whole numbers from 1"),
+    "a fraction": (lambda folder: changed(folder, latent_channels=2.5), "for latent_channels whole numbers"),
+    "groups": (lambda folder: changed(folder, norm_num_groups=7), "config.json: ValueError: num_channels"),
+    "activation": (lambda folder: changed(folder, act_fn=[1]), "config.json: "),
     "more out": (lambda folder: changed(folder, out_channels=2), "as many out_channels as in_channels"),
 }
 
