@@ -2,8 +2,9 @@
 
     python benchmarks/extractors.py FOLDER [--size 32] [--images 100000] [--extractors views,rotation] [--out FILE]
 
-FOLDER holds images, at least 20,000, best in class folders. Each extractor is fitted on all of them by the recipe
-of the preset images, but for `--images` images. Then 5,000 of them are compared with 5,000 others, damaged.
+FOLDER holds images, at least 20,000, best in class folders. An extractor that must be fitted is fitted on all of
+them, by the recipe of the preset images but for `--images` images. Then 5,000 of them are compared with 5,000
+others, damaged.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from fmcore.disk.dataset import Dataset
 from fmcore.flow.training import TrainConfig, new_state, take_average, train
 from fmcore.intake.images import Images
 from fmcore.progress import Progress
-from fmcore.score.extractors import Extractor, load_extractor, save_extractor
+from fmcore.score.extractors import FITTED, Extractor, adopt, load_extractor, save_extractor
 from fmcore.score.feature_net import fitting
 from fmcore.score.frechet import frechet_distance, stats
 
@@ -66,7 +67,10 @@ DAMAGES: dict[str, Damage] = {
 
 
 def fitted(kind: str, data: Dataset, config: TrainConfig) -> Extractor:
-    """The extractor as the pipeline fits it."""
+    """The extractor as the pipeline fits or adopts it."""
+    if kind not in FITTED:
+        with tempfile.TemporaryDirectory() as folder:
+            return adopt(kind, Path(folder), tuple(data.shape), torch.split(data.x1, 500))
     made = fitting(kind, data.x1, data.label, data.num_classes, batch_size=config.batch_size, seed=0)
     state, bar = new_state(made.network, config), Progress(f"fit {kind}", config.images, "images")
     for record in train(state, made.objective, config, seed=0, every=50):
@@ -107,7 +111,7 @@ def main() -> None:
     parser.add_argument("folder")
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--images", type=int, default=100_000)
-    parser.add_argument("--extractors", default="classifier,rotation,views")
+    parser.add_argument("--extractors", default="classifier,rotation,views,efficientnet-lite0")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     data = Images(args.folder, size=args.size).load()

@@ -57,8 +57,9 @@ def parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--extractor",
-        help="what images are compared by: inception-v3-compat (default), pixels, random, or a function of yours, "
-        "MODULE:FUNCTION; a folder `features` says so itself, but a function's name must be repeated here",
+        help="what images are compared by: inception-v3-compat (default), efficientnet-lite0, pixels, random, or "
+        "a function of yours, MODULE:FUNCTION; a folder `features` says so itself, but a function must be "
+        "named here again",
     )
     evaluate.add_argument("--weights", help="file of Inception weights (default: the one in torch's cache)")
     evaluate.add_argument("--metrics", default="", help="besides, e.g. kid,precision_recall,density_coverage")

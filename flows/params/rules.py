@@ -20,6 +20,7 @@ from fmcore.flow.times import TIMES, KGrid
 from fmcore.intake.latents import Latents
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, cost, steps_for
+from fmcore.score.efficientnet import EFFICIENTNET
 from fmcore.score.estimates import GROUPS, group_sizes
 from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
 from fmcore.score.scoring import METRICS, METRICS_OF_POINTS
@@ -304,5 +305,7 @@ def _data_rules(params: Params) -> Iterator[str]:
     elif kind == "rotation" and params.sample_shape[1] != params.sample_shape[2]:
         sides = f"{params.sample_shape[1]}x{params.sample_shape[2]}"
         yield f"features.extractor: rotation turns images and needs square ones, got {sides}; expected views"
+    elif kind == EFFICIENTNET and params.sample_shape[0] not in (1, 3):
+        yield f"features.extractor: {kind} takes images of 1 or 3 channels, got {params.sample_shape[0]}"
     if kind != "inception-v3-compat" and (params.features.weights is not None or params.features.download):
         yield f"features: expected weights null and download false for {kind}, only inception-v3-compat has a file"

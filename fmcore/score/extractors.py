@@ -1,6 +1,8 @@
 """Feature extractors for Frechet distances: NCHW uint8 -> (N, D) float32.
 
     classifier, rotation, views   a small network fitted on the training split (`fmcore.score.feature_net`)
+    efficientnet-lite0      ImageNet features from a package, along the data's leading directions
+                            (`fmcore.score.efficientnet`): for colour photographs
     inception-v3-compat     FID proper (`fmcore.score.inception`): made for colour photographs, slow without a GPU
     pixels                  the pixels themselves, for tests and closed forms
     random                  the small network, unfitted: nearly blind to missing modes, so use it beside another
@@ -40,13 +42,24 @@ from fmcore.disk.files import (
 )
 from fmcore.flow.pixels import dequantise
 from fmcore.flow.rng import generator
+from fmcore.score.efficientnet import (
+    EFFICIENTNET,
+    EFFICIENTNET_DIMS,
+    PROJECTED,
+    directions,
+    find_efficientnet,
+    load_efficientnet,
+    projected,
+)
 from fmcore.score.feature_net import FIT_DIMS, FeatureNet, Fitting, Views, network_of
 from fmcore.score.frechet import stats
 from fmcore.score.inception import INCEPTION_DIMS, INCEPTION_SHA, find_inception, load_inception
 
-FITTED, UNFITTED = ("classifier", "rotation", "views"), ("inception-v3-compat", "pixels", "random")
+FITTED = ("classifier", "rotation", "views")
+UNFITTED = ("inception-v3-compat", EFFICIENTNET, "pixels", "random")
 EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they are
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
+PROJECTION = "projection.safetensors"
 MOST = 100_000  # classes, features or pixels a side that a manifest, which may be a stranger's, can claim
 AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
 _NETS = {"classifier": "cnn", "rotation": "rot", "views": "views", "random": "random"}  # and the dimensions
@@ -86,19 +99,23 @@ def dims_of(name: str, shape: tuple[int, ...]) -> int | None:
     """How many features an extractor makes of images of that shape; None for a function: only a call tells."""
     if FUNCTION.fullmatch(name):
         return None
-    return {"inception-v3-compat": INCEPTION_DIMS, "pixels": prod(shape)}.get(name, FIT_DIMS)
+    known = {"inception-v3-compat": INCEPTION_DIMS, EFFICIENTNET: EFFICIENTNET_DIMS, "pixels": prod(shape)}
+    return known.get(name, FIT_DIMS)
 
 
 def digest_of(
     kind: str, weights: str | None, download: bool, shape: tuple[int, ...], device: torch.device | str = "cpu"
 ) -> str | None:
-    """SHA-256 of the file an extractor is made from: Inception's weights, a function's source; else None.
+    """SHA-256 of the file an extractor is made from: a network's weights, a function's source; else None.
 
     Raises:
-        ValueError: as `find_inception`, and if a function makes no features of two images of that shape.
+        ValueError: as `find_inception` and `find_efficientnet`, and if a function makes no features of two images
+            of that shape.
     """
     if kind == "inception-v3-compat":
         return sha256(find_inception(weights, download))
+    if kind == EFFICIENTNET:
+        return sha256(find_efficientnet())
     return _tried(kind, shape, device).digest if FUNCTION.fullmatch(kind) else None
 
 
@@ -151,7 +168,7 @@ def adopt(
 
     Main arguments:
         shape: (C, H, W) of the images.
-        data: batches of the data's images; only `random` looks at them, to set its scale.
+        data: batches of the data's images; `random` takes its scale from them, efficientnet-lite0 its directions.
         weights, download: see `find_inception`.
 
     Raises:
@@ -164,6 +181,10 @@ def adopt(
         made = _inception(path, sha256(path), device)
     elif kind == "pixels":
         made = _pixels(shape, device)
+    elif kind == EFFICIENTNET:
+        write_tensors(folder / PROJECTION, directions(load_efficientnet(device), data))
+        _record(folder, kind, sha256(folder / PROJECTION), shape, {})
+        return load_extractor(folder, device)
     elif kind == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -212,6 +233,9 @@ def load_extractor(
             path = find_inception(weights)
             _check_digest(path, digest, AFTER_A_CHANGE)
             return _inception(path, digest, device)
+        if kind == EFFICIENTNET:
+            _check_digest(folder / PROJECTION, digest)
+            return _efficientnet(folder / PROJECTION, digest, device)
         if kind not in _NETS:
             raise ArtifactError(f"{file}: expected one of {', '.join(FITTED + UNFITTED)}, got {kind!r}")
         path = folder / "extractor.safetensors"
@@ -246,6 +270,13 @@ def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor
     published = digest.startswith(INCEPTION_SHA)
     name, distance = ("inception", "fid") if published else (f"inception_{digest[:8]}", "fd")
     return Extractor(name, INCEPTION_DIMS, digest, *load_inception(path, device), distance=distance)
+
+
+def _efficientnet(path: Path, digest: str, device: torch.device | str) -> Extractor:
+    along = read_tensors(path)
+    check_kinds(path, along, PROJECTED)
+    features = projected(load_efficientnet(device), along, device)
+    return Extractor(f"efficientnet{EFFICIENTNET_DIMS}", EFFICIENTNET_DIMS, digest, features)
 
 
 def _pixels(shape: tuple[int, ...], device: torch.device | str) -> Extractor:

@@ -240,8 +240,14 @@ def test_the_help_says_which_classes_and_how_many(capsys):
 
 
 WRONG = {
-    "unknown": ("clip", "expected one of inception-v3-compat, pixels, random or MODULE:FUNCTION, got 'clip'"),
-    "must be fitted": ("classifier", "expected one of inception-v3-compat, pixels, random or MODULE"),
+    "unknown": (
+        "clip",
+        "efficientnet-lite0, pixels, random or MODULE:FUNCTION, got 'clip'",
+    ),
+    "must be fitted": (
+        "classifier",
+        "expected one of inception-v3-compat, efficientnet-lite0, pixels",
+    ),
     "no module": ("no_nets:corners", "no module 'no_nets'"),
     "no function": ("nets_beside:edges", "expected a function 'edges'"),
 }
