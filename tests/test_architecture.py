@@ -26,6 +26,7 @@ FMCORE = {
     "intake": {"flow", "disk", "models"},
     "model": {"flow", "ode", "models"},
     "score": {"flow", "disk"},
+    "fitting": {"flow", "models", "model", "progress"},
     "verdict": {"score"},
     "analytic": {"flow"},
     "pictures": {"flow", "disk"},

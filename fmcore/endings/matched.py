@@ -97,7 +97,8 @@ class Matched:
             groups = (slice(len(at_noise.x0)), slice(len(at_noise.x0), None))
             return total + self.weight * target.distances(ends, label, [g for g in groups if len(ends[g])], real)
 
-        return Objective(draw, loss, coupling.slow or (target is not None and target.data.slow))
+        slow = coupling.slow or (target is not None and target.data.slow)
+        return Objective(draw, loss, slow, batch_size)
 
 
 class Batch(NamedTuple):

@@ -151,7 +151,11 @@ def apart(
 
 
 def spread(a: Features, label: Tensor | None, class_cost: float) -> Float[Tensor, ""]:
-    """The mean distance between two different rows."""
+    """The mean distance between two different rows; a ValueError for fewer than two."""
+    if len(a) < 2:
+        raise ValueError(
+            f"an energy distance needs at least 2 samples, got {len(a)}: raise batch_size or lower accumulate"
+        )
     lengths = apart(a, a, label, label, class_cost)
     return (lengths.sum() - lengths.diagonal().sum()) / (len(a) * (len(a) - 1))
 

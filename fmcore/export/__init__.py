@@ -1,1 +1,7 @@
 """How results leave the project: samples as files of images, models for diffusers, ONNX and plain torch."""
+
+from pkgutil import iter_modules
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=[m.name for m in iter_modules(__path__)])

@@ -8,10 +8,11 @@ the same training on another coupling (Liu et al., arXiv:2209.03003).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import floor, pi
+from math import floor, pi, prod
 from random import Random
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
@@ -57,11 +58,26 @@ class Independent:
 
     Data may be kept as 8-bit pixels, in a quarter of the memory; training sees float32 either way. Data kept on
     the host because the GPU has no room is `slow`.
+
+    Other arguments:
+        source: samples that x_0 is drawn from, with replacement, instead of noise: a flow between two data sets.
     """
 
     x1: Float[Tensor, "N *D"] | UInt8[Tensor, "N *D"]
     label: Int64[Tensor, " N"] | None = None
     slow: bool = False
+    source: Float[Tensor, "M *D"] | None = None
+
+    def __post_init__(self) -> None:
+        for name, x in (("x1", self.x1), ("source", self.source)):
+            if x is not None and not (x.is_floating_point() or x.dtype == torch.uint8):
+                raise TypeError(
+                    f"{name}: expected floats, or 8-bit pixels as torch.uint8, got {x.dtype}; if these are pixels "
+                    "from 0 to 255: x.to(torch.uint8)"
+                )
+        if self.source is not None and self.source.shape[1:] != self.x1.shape[1:]:
+            there = tuple(self.x1.shape[1:])
+            raise ValueError(f"source: expected samples of shape {there}, got {tuple(self.source.shape[1:])}")
 
     def __len__(self) -> int:
         return len(self.x1)
@@ -69,8 +85,36 @@ class Independent:
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
         index = moved(rows(len(self), count, generator), self.x1.device)
         x1 = floats(moved(self.x1[index], generator.device))
-        x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
+        if self.source is None:
+            x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
+        else:
+            drawn = moved(rows(len(self.source), count, generator), self.source.device)
+            x0 = floats(moved(self.source[drawn], generator.device))
         return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """As `Independent`, of the items of a torch Dataset, x, (x,) or (x, label), read when they are drawn."""
+
+    items: Any
+    slow = True
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
+        read = [self.items[i] for i in rows(len(self), count, generator).tolist()]
+        inside = isinstance(read[0], list | tuple)
+        try:
+            x1 = torch.stack([torch.as_tensor(item[0] if inside else item) for item in read])
+            label = torch.tensor([int(item[1]) for item in read]) if inside and len(read[0]) > 1 else None
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise TypeError(f"items: expected tensors x or pairs (x, label) of equal shapes: {reason}") from None
+        x1 = floats(moved(x1, generator.device))
+        x0 = torch.randn(x1.shape, generator=generator, device=x1.device)
+        return Pairs(x0, x1, None if label is None else moved(label, generator.device))
 
 
 @dataclass(frozen=True)
@@ -154,15 +198,47 @@ class MinibatchOT:
         return len(self.fresh)
 
     def __call__(self, count: int, generator: Generator, progress: float = 0.0) -> Pairs:
-        from lap import lapjvx
-
         x0, x1, label = self.fresh(count, generator, progress)
-        # |a - b|^2 up to terms that no permutation changes.
-        cost = -(x1.flatten(1) @ x0.flatten(1).T)
-        if label is not None:
-            cost.masked_fill_(label[:, None] != label, torch.inf)
-        _, order = lapjvx(cost.cpu().numpy(), return_cost=False)
-        return Pairs(x0[moved(torch.from_numpy(order), x0.device)], x1, label)
+        simplex = prod(x1.shape[1:]) < MANY_DIMENSIONS and count >= LARGE_BATCH
+        order = (_by_simplex if simplex else _by_assignment)(x0.flatten(1), x1.flatten(1), label)
+        return Pairs(x0[moved(order, x0.device)], x1, label)
+
+
+# In few dimensions shortest augmenting paths are long, and the network simplex is several times as fast; in many
+# it is the slower one (docs/LOG.md).
+MANY_DIMENSIONS, LARGE_BATCH = 16, 128
+PIVOTS = 10**8
+
+
+def _by_assignment(x0: Tensor, x1: Tensor, label: Tensor | None) -> Int64[Tensor, " count"]:
+    """For each x1 its x0, by shortest augmenting paths (Jonker and Volgenant, 1987)."""
+    from lap import lapjvx
+
+    # |a - b|^2 up to terms that no permutation changes.
+    cost = -(x1 @ x0.T)
+    if label is not None:
+        cost.masked_fill_(label[:, None] != label, torch.inf)
+    _, order = lapjvx(cost.cpu().numpy(), return_cost=False)
+    return torch.from_numpy(order).long()
+
+
+def _by_simplex(x0: Tensor, x1: Tensor, label: Tensor | None) -> Int64[Tensor, " count"]:
+    """For each x1 its x0, by the network simplex, class by class."""
+    import ot
+
+    a, b = x1.cpu().double(), x0.cpu().double()
+    classes = torch.zeros(len(a), dtype=torch.int64) if label is None else label.cpu()
+    order = torch.empty(len(a), dtype=torch.int64)
+    for one in sorted(set(classes.tolist())):
+        (rows_of,) = torch.where(classes == one)
+        cost = (a[rows_of, None] - b[None, rows_of]).square().sum(2)
+        even = np.full(len(rows_of), 1 / len(rows_of))
+        plan = ot.emd(even, even, cost.numpy(), numItermax=PIVOTS, center_dual=False, check_marginals=False)
+        found = torch.from_numpy(plan).argmax(1)
+        if len(set(found.tolist())) < len(found):  # an optimum between permutations: several are as good
+            found = _by_assignment(b[rows_of], a[rows_of], None)
+        order[rows_of] = rows_of[found]
+    return order
 
 
 # Couplings of data with fresh noise, by their names in params.yaml.

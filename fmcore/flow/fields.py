@@ -4,9 +4,12 @@ A velocity field maps x (B, *D), t (B,) and a class (B,) or None to dx/dt (B, *D
 t = 1 data. Networks of another convention are converted here.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from fmcore.flow.paths import LINEAR, Prediction, ProbPath, coefficients, ends, expand, half_log_snr, prediction
 
 VelocityField = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+Field = VelocityField | Callable[[Tensor, Tensor], Tensor]  # of (x, t, label), or of (x, t)
 PRECISIONS = ("auto", "fp32", "bf16")
 # To turn predicted noise into data one divides by a, and data into noise by s. Beyond |log(a / s)| = 10 that loses
 # too much in float32.
@@ -32,17 +36,60 @@ class Convention:
 OURS = Convention()
 
 
+def as_field(field: Field | nn.Module) -> VelocityField:
+    """The field, or network, as one of (x, t, label); one of (x, t) takes no labels.
+
+    Raises:
+        TypeError: for what cannot be called so, or whose arguments are called t and x in this order.
+    """
+    if not callable(field):
+        raise TypeError(f"expected a field of (x, t) or (x, t, label), got {type(field).__name__}")
+    inner = getattr(field, "_orig_mod", field)  # of a network that torch.compile has wrapped
+    names = _arguments(type(inner).forward, 1) if isinstance(inner, nn.Module) else _arguments(inner, 0)
+    if names is None or len(names) >= 3:
+        return cast(VelocityField, field)
+    if len(names) < 2:
+        raise TypeError(f"expected a field of (x, t) or (x, t, label), got one of ({', '.join(names)})")
+
+    def without_label(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        if label is not None:
+            raise ValueError("labels were given to a field of (x, t), which takes none")
+        return cast(Callable[[Tensor, Tensor], Tensor], field)(x, t)
+
+    return without_label
+
+
+@lru_cache(maxsize=256)
+def _arguments(function: Callable[..., Any], skipped: int) -> tuple[str, ...] | None:
+    """The names of what a function takes by position, `skipped` left out; None where that is open or unknown."""
+    try:
+        found = list(inspect.signature(function).parameters.values())[skipped:]
+    except (TypeError, ValueError):  # built-in
+        return None
+    if any(one.kind is one.VAR_POSITIONAL for one in found):
+        return None
+    names = tuple(one.name for one in found if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD))
+    if names[1:2] and names[1].lower() == "x" and names[0].lower() in ("t", "time"):
+        raise TypeError(f"expected a field of (x, t, ...), x first, got one of ({', '.join(names)})")
+    return names
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype networks compute in, None for plain float32.
 
     `auto` takes bfloat16 where the processor has instructions for it; elsewhere it is emulated, and slower.
     The choice depends on the kind of machine alone, never on a timing, so a resumed run makes the same one.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    check_precision(precision)
     if precision == "bf16" or (precision == "auto" and has_bfloat16(device)):
         return torch.bfloat16
     return None
+
+
+def check_precision(precision: str) -> None:
+    """A ValueError for an unknown one."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
 
 
 def has_bfloat16(device: torch.device) -> bool:
@@ -61,11 +108,11 @@ def network_field(
     steps there are 0.004), so t enters the network, and is embedded, as float32.
     """
     device = next(network.parameters()).device
-    dtype = autocast_dtype(precision, device)
+    dtype, call = autocast_dtype(precision, device), as_field(network)
 
     def field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            v: Tensor = network(x.float(), t.float(), label)
+            v: Tensor = call(x.float(), t.float(), label)
         return v.to(x.dtype)
 
     def normalised(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:

@@ -203,6 +203,7 @@ def _half_log_snrs(alphas_cumprod: tuple[float, ...], device: torch.device) -> T
 
 ContinuousPath = Linear | Cosine | Polynomial | VP | VE
 ProbPath = ContinuousPath | Discrete
+CONTINUOUS_PATHS: dict[str, type[ContinuousPath]] = {path.name: path for path in get_args(ContinuousPath)}
 LINEAR = Linear()
 PATHS: dict[str, type[ProbPath]] = {path.name: path for path in get_args(ProbPath)}
 
@@ -284,5 +285,7 @@ def convert(
         >>> convert(Cosine(), x, t, torch.zeros(1, 1), source="velocity", target="score").item()
         -2.0
     """
+    if source == target:  # also where there is no way through x_0 and x_1
+        return value
     c = coefficients(path, t, x)
     return prediction(target, c, *ends(source, c, x, value))

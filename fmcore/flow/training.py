@@ -17,10 +17,11 @@ from torch.utils._pytree import tree_map
 
 from fmcore.flow import ema, rng
 from fmcore.flow.couplings import Coupling, Pairs
-from fmcore.flow.fields import Convention, network_field
-from fmcore.flow.losses import WEIGHTINGS, Distance, flow_matching_loss
-from fmcore.flow.paths import ProbPath
-from fmcore.flow.times import TimeSampler
+from fmcore.flow.fields import Convention, check_precision, network_field
+from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Distance, flow_matching_loss
+from fmcore.flow.named import named
+from fmcore.flow.paths import CONTINUOUS_PATHS, ProbPath
+from fmcore.flow.times import TIMES, TimeSampler
 
 
 class Objective(NamedTuple):
@@ -31,11 +32,13 @@ class Objective(NamedTuple):
             since it may be drawn a step ahead.
         loss: of a network on a batch, (B,).
         slow: drawing takes long enough to be done in a thread, one step ahead.
+        batch_size: samples in a batch, which must be the training's; None where nothing says so.
     """
 
     draw: Callable[[Generator, float], Any]
     loss: Callable[[nn.Module, Any], Tensor]
     slow: bool = False
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,36 +138,48 @@ def new_state(network: nn.Module, config: TrainConfig) -> TrainState:
 
 def flow_objective(
     coupling: Coupling,
-    path: ProbPath,
-    times: TimeSampler,
-    distance: Distance,
+    path: ProbPath | str = "linear",
+    times: TimeSampler | str = "uniform",
+    distance: Distance | str = "squared",
     *,
     batch_size: int,
-    precision: str,
+    precision: str = "auto",
     convention: Convention | None = None,
     weighting: str = "none",
 ) -> Objective:
     """The flow-matching loss on pairs drawn with replacement from a coupling.
 
     Main arguments:
-        path: the path trained on.
+        path: the path trained on; it, the times and the distance are objects or their names.
         convention: what the network's output means; a velocity on that path if None. Another convention is
             trained through its conversion, so that a diffusion model's network can learn a rectified flow.
         weighting: see `fmcore.flow.losses.WEIGHTINGS`.
+
+    Raises:
+        ValueError: for a coupling without pairs, and for unknown names.
+        TypeError: for what is neither a name nor what it names.
     """
+    if not isinstance(coupling, Coupling):
+        raise TypeError(f"coupling: expected one, e.g. Independent(x1), got {type(coupling).__name__}")
     if not len(coupling):
         raise ValueError("there is nothing to train on: the coupling holds no pairs")
-    weight, source = WEIGHTINGS[weighting], convention or Convention(path)
+    on: ProbPath = named(path, CONTINUOUS_PATHS, "path")
+    at: TimeSampler = named(times, TIMES, "times")
+    apart: Distance = named(distance, DISTANCES, "distance")
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    check_precision(precision)
+    weight, source = WEIGHTINGS[weighting], convention or Convention(on)
 
     def draw(generator: Generator, progress: float) -> tuple[Pairs, Tensor]:
-        return coupling(batch_size, generator, progress), times(batch_size, generator)
+        return coupling(batch_size, generator, progress), at(batch_size, generator)
 
     def loss(network: nn.Module, batch: tuple[Pairs, Tensor]) -> Tensor:
         pairs, t = batch
-        field = network_field(network, precision, source, path)
-        return flow_matching_loss(field, path, pairs, t, distance, weight)
+        field = network_field(network, precision, source, on)
+        return flow_matching_loss(field, on, pairs, t, apart, weight)
 
-    return Objective(draw, loss, coupling.slow)
+    return Objective(draw, loss, coupling.slow, batch_size)
 
 
 def _batches(
@@ -210,24 +225,30 @@ def train(
     `generator(seed, "train", k)` and nothing else carries over.
 
     Raises:
+        ValueError: if the batches of objective and config differ in size, or are too small to be split.
         NonFiniteLoss: on the CPU before the offending update; on a GPU, which a look at each step would stall,
             before the record that would have included it.
     """
     network, optimizer = state.network, state.optimizer
     parameters = list(network.parameters())
     device = parameters[0].device
+    if objective.batch_size not in (None, config.batch_size):
+        raise ValueError(
+            f"batch_size: expected that of the objective, {objective.batch_size}, got {config.batch_size} in the "
+            "config"
+        )
     network.train()
-    dropout = any(m.p > 0 for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd))
     window: list[tuple[Tensor, Tensor]] = []
     last = config.steps if stop is None else min(stop, config.steps)
     for batch in _batches(objective, config, seed, device, range(state.step, last)):
         lr = config.lr_at(state.step)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        if dropout:  # it draws from torch's global generator
-            torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
         optimizer.zero_grad(set_to_none=True)
-        loss = _backward(network, objective, batch, config)
+        # A network's dropout draws from torch's global generator, which the caller finds as it was.
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
+            loss = _backward(network, objective, batch, config)
         gradients = [p.grad for p in parameters if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
         window.append((loss, grad_norm))
@@ -263,6 +284,8 @@ def _backward(network: nn.Module, objective: Objective, batch: Any, config: Trai
 
 
 def _part(column: Tensor | None, which: int, parts: int) -> Tensor | None:
+    if column is not None and len(column) < parts:
+        raise ValueError(f"accumulate: a part of the batch has {len(column)} samples, too few for {parts} parts")
     return None if column is None else column.tensor_split(parts)[which]
 
 

@@ -1,1 +1,7 @@
 """Networks, their hidden activations, and the folders that models are saved in."""
+
+from pkgutil import iter_modules
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=[m.name for m in iter_modules(__path__)])

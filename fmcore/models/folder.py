@@ -16,7 +16,7 @@ from fmcore.disk.dataset import Encoding, Units, encoding_from, units_from
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
-from fmcore.models.networks import STORED_NETWORKS, Diffusers, Network
+from fmcore.models.networks import STORED_NETWORKS, Own, StoredNetwork
 
 TIME = "t=0 noise, t=1 data"
 
@@ -41,7 +41,7 @@ class Trained:
     """
 
     network: nn.Module
-    network_config: Network | Diffusers
+    network_config: StoredNetwork
     shape: tuple[int, ...]
     num_classes: int | None
     manifest: dict[str, Any]
@@ -101,7 +101,7 @@ def save_model(
     folder: Path,
     network: nn.Module,
     *,
-    network_config: Network | Diffusers,
+    network_config: StoredNetwork,
     shape: tuple[int, ...],
     num_classes: int | None,
     manifest: Mapping[str, Any],
@@ -147,11 +147,18 @@ def _ema_file(halflife_images: float) -> str:
     return f"ema-{halflife_images:.0f}.safetensors"
 
 
-def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: float | None = None) -> Trained:
+def load_model(
+    folder: str | Path,
+    device: torch.device | str = "cpu",
+    *,
+    ema: float | None = None,
+    network: nn.Module | None = None,
+) -> Trained:
     """Loads a model folder for sampling.
 
     Main arguments:
         ema: half-life, in images, of the averaged weights; None for the model's first.
+        network: for a model whose network fmcore cannot build (`Own`): one of that class, which gets the weights.
 
     Raises:
         ArtifactError: if a file is missing or damaged, if the weights are not those of the manifest, or if there
@@ -176,7 +183,7 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: f
             raise ValueError(f"time is {config['time']!r}, expected {TIME!r}")
         network_config = network_from(config["network"])
         shape = tuple(int(side) for side in config["shape"])
-        network = network_config.build(shape, config["num_classes"])
+        network = _network(network_config, shape, config["num_classes"], network)
         network.load_state_dict(tensors)
         path = _tupled(config["convention"]["path"])
         convention = Convention(**{**config["convention"], "path": PATHS[path["name"]](**path)})
@@ -184,10 +191,20 @@ def load_model(folder: str | Path, device: torch.device | str = "cpu", *, ema: f
         class_names, units = _names(config), units_from(config.get("units"))  # version 0.1 has neither
         encoding = encoding_from(config.get("encoding"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{folder} does not describe a model of this version: {error}") from None
+        raise ArtifactError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
     network.to(device).eval().requires_grad_(False)
     described = (shape, config["num_classes"], manifest, digest, convention, null_label, class_names, units)
     return Trained(network, network_config, *described, encoding)
+
+
+def _network(
+    config: StoredNetwork, shape: tuple[int, ...], num_classes: int | None, given: nn.Module | None
+) -> nn.Module:
+    if given is None:
+        return config.build(shape, num_classes)
+    if not isinstance(config, Own):
+        raise ValueError(f"its network is of kind {config.name}, which fmcore builds itself: give none")
+    return given
 
 
 def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -199,9 +216,9 @@ def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def network_from(value: Mapping[str, Any]) -> Network | Diffusers:
+def network_from(value: Mapping[str, Any]) -> StoredNetwork:
     """The network configuration that `dataclasses.asdict` wrote, back from JSON."""
-    config: Network | Diffusers = STORED_NETWORKS[value["name"]](**_tupled(value))
+    config: StoredNetwork = STORED_NETWORKS[value["name"]](**_tupled(value))
     return config
 
 

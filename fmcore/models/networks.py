@@ -139,14 +139,29 @@ class Diffusers:
         return DiffusersUNet(self)
 
 
+@dataclass(frozen=True)
+class Own:
+    """A network of the user's, of (x, t) or (x, t, label), that fmcore can fill with weights but not build.
+
+    Main arguments:
+        module: its class, MODULE:CLASS, to be told to who loads it; it is never imported.
+    """
+
+    module: str
+    name: Literal["own"] = "own"
+
+    def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
+        """A ValueError that says what to do."""
+        raise ValueError(f"its network is {self.module}: make one, and give it to load(FOLDER, network=...)")
+
+
 Network = MLP | UNet | UNet1D
+StoredNetwork = Network | Diffusers | Own
 NETWORKS = {config.name: config for config in get_args(Network)}
-STORED_NETWORKS = NETWORKS | {Diffusers.name: Diffusers}
+STORED_NETWORKS = NETWORKS | {Diffusers.name: Diffusers, Own.name: Own}
 
 
-def initialised(
-    config: Network | Diffusers, shape: tuple[int, ...], num_classes: int | None, seed: int
-) -> nn.Module:
+def initialised(config: StoredNetwork, shape: tuple[int, ...], num_classes: int | None, seed: int) -> nn.Module:
     """The network with initial weights that depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fmcore.flow import rng
-from fmcore.flow.fields import VelocityField
-from fmcore.ode.solvers import Solver, integrate, integrate_adaptive
+from fmcore.flow.fields import Field, VelocityField, as_field
+from fmcore.ode.solvers import Solver, grid_of, integrate, integrate_adaptive
+from fmcore.ode.solvers import solver as named_solver
 
 CELLS = 4096  # values the noise takes in a bin; all are farther from the bin's edges than float32 rounds
 
@@ -53,10 +54,10 @@ def _with_divergence(field: VelocityField, shape: torch.Size, directions: Tensor
 
 
 def log_likelihood(
-    field: VelocityField,
+    field: Field,
     x1: Float[Tensor, "B *D"],
-    grid: Float[Tensor, " knots"],
-    solver: Solver | Tolerances,
+    grid: Float[Tensor, " knots"] | int,
+    solver: Solver | str | Tolerances,
     *,
     label: Int64[Tensor, " B"] | None = None,
     probes: int = 0,
@@ -67,8 +68,8 @@ def log_likelihood(
 
     Main arguments:
         field: differentiable in x; no row may influence another.
-        grid: times from noise to data, as for sampling; it is walked backwards.
-        solver: any deterministic one, or `Tolerances` for the adaptive one, which uses the grid's ends only.
+        grid: times from noise to data, as for sampling, or a number of equal steps; it is walked backwards.
+        solver: a deterministic one, its name, or `Tolerances` for the adaptive one, which uses the grid's ends.
         probes: 0 for the exact divergence, at D vector-Jacobian products an evaluation; otherwise the number
             of Rademacher probes of Hutchinson's unbiased estimate, each kept along the whole trajectory
             (Grathwohl et al., FFJORD, arXiv:1810.01367).
@@ -87,19 +88,23 @@ def log_likelihood(
         >>> f"{log_p.item():.3f}, exactly {torch.distributions.Normal(0.0, 3.0).log_prob(zero).item():.3f}"
         '-2.018, exactly -2.018'
     """
-    if getattr(solver, "stochastic", False):
+    grid = grid_of(grid)
+    method = solver if isinstance(solver, Tolerances) else named_solver(solver)
+    if getattr(method, "stochastic", False):
         raise ValueError("a stochastic sampler has no likelihood: choose a deterministic one")
     if probes < 0:
         raise ValueError(f"probes must be 0 (the exact divergence) or positive, got {probes}")
     if not grid[0] < grid[-1]:
         raise ValueError(f"grid must rise from noise to data, got {float(grid[0])} to {float(grid[-1])}")
-    augmented = _with_divergence(field, x1.shape, _directions(x1, probes, seed, start), 1 / max(probes, 1))
+    augmented = _with_divergence(
+        as_field(field), x1.shape, _directions(x1, probes, seed, start), 1 / max(probes, 1)
+    )
     state, back = torch.cat([x1.flatten(1), x1.new_zeros(len(x1), 1)], 1), grid.flip(0)
-    if isinstance(solver, Tolerances):
+    if isinstance(method, Tolerances):
         t, s = float(back[0]), float(back[-1])
-        end = integrate_adaptive(augmented, state, t, s, rtol=solver.rtol, atol=solver.atol, label=label)
+        end = integrate_adaptive(augmented, state, t, s, rtol=method.rtol, atol=method.atol, label=label)
     else:
-        end = integrate(augmented, state, back, solver, label)
+        end = integrate(augmented, state, back, method, label)
     x0, change = end[:, :-1], end[:, -1]  # change is minus the integral: it was walked backwards
     return change - x0.square().sum(1) / 2 - x0.shape[1] / 2 * log(2 * pi)
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from fmcore.flow import rng
 from fmcore.flow.couplings import Pairs
-from fmcore.flow.fields import VelocityField
+from fmcore.flow.fields import Field, VelocityField
 from fmcore.flow.pixels import floats, quantise
 from fmcore.flow.speed import moved
-from fmcore.ode.solvers import SOLVERS, Solver, integrate, solve
+from fmcore.ode.solvers import SOLVERS, Solver, grid_of, integrate, solve
+from fmcore.ode.solvers import solver as named_solver
 
 
 def draw(
@@ -51,13 +52,13 @@ def _kept(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def generate_pairs(
-    field: VelocityField,
+    field: Field,
     count: int,
     *,
     shape: tuple[int, ...],
     seed: int,
-    grid: Float[Tensor, " knots"],
-    solver: Solver,
+    grid: Float[Tensor, " knots"] | int,
+    solver: Solver | str,
     batch: int,
     labels: Int64[Tensor, " N"] | None = None,
     start: int = 0,
@@ -74,7 +75,7 @@ def generate_pairs(
         field: the teacher.
         count: pairs in all.
         shape: of one sample.
-        grid, solver: how to integrate; `grid` from 0 to 1.
+        grid, solver: how to integrate, as for `integrate`; `grid` from 0 to 1.
         batch: samples integrated together; part of what defines the pairs.
 
     Other arguments:
@@ -86,8 +87,9 @@ def generate_pairs(
             a function of the noise.
         FloatingPointError: at a sample that is not finite, named by its index.
     """
-    if solver.stochastic:
-        raise ValueError(f"couplings need a deterministic solver, got {type(solver).__name__}")
+    method, times = named_solver(solver), grid_of(grid)
+    if method.stochastic:
+        raise ValueError(f"couplings need a deterministic solver, got {type(method).__name__}")
     if start % batch:
         raise ValueError(f"start (={start}) must be a multiple of batch (={batch})")
     place = torch.device(device)
@@ -95,7 +97,7 @@ def generate_pairs(
     def begun(first: int) -> _Begun:
         x0, label = draw(first, batch, shape=shape, seed=seed, purpose=purpose, labels=labels, dtype=dtype)
         on_device = None if label is None else moved(label, place)
-        x1, done = _to_host(solve(field, moved(x0, place), grid, solver, on_device).to(_of_noise(dtype)))
+        x1, done = _to_host(solve(field, moved(x0, place), times, method, on_device).to(_of_noise(dtype)))
         keep = min(batch, count - first)
         pairs = Pairs(x0[:keep].to(_of_noise(dtype)), x1[:keep], None if label is None else label[:keep])
         return first, pairs, done

@@ -18,8 +18,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fmcore.flow import rng
-from fmcore.flow.fields import VelocityField
+from fmcore.flow.fields import Field, VelocityField, as_field
 from fmcore.flow.speed import is_out_of_memory, moved
+from fmcore.flow.times import uniform_grid
 
 
 @runtime_checkable
@@ -195,11 +196,18 @@ SOLVERS: dict[str, Solver] = {
 ADAPTIVE = "dopri5"
 
 
-def solver(name: str) -> Solver:
-    """The fixed-step solver of that name; a ValueError lists the names."""
+def solver(name: str | Solver) -> Solver:
+    """The fixed-step solver of that name, or as it is given; a ValueError lists the names."""
+    if not isinstance(name, str):
+        if isinstance(name, type) or not isinstance(name, Solver):
+            raise TypeError(f"solver: expected a name ({', '.join(SOLVERS)}) or a Solver, got {name!r}")
+        return name
     if name not in SOLVERS:
         raise ValueError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}")
     return SOLVERS[name]
+
+
+_method = solver  # where a parameter has its name
 
 
 def seeded(method: Solver, seed: int, start: int) -> Solver:
@@ -254,43 +262,60 @@ def step(
 
 
 def trajectory(
-    field: VelocityField,
+    field: Field,
     x: Float[Tensor, "B *D"],
-    grid: Float[Tensor, " knots"],
-    solver: Solver,
+    grid: Float[Tensor, " knots"] | int,
+    solver: Solver | str,
     label: Int64[Tensor, " B"] | None = None,
 ) -> Iterator[Tensor]:
-    """Yields x at every knot of the grid, the first one included.
+    """Yields x at every knot of the grid, the first one included. The arguments are those of `integrate`.
 
     Raises:
         ValueError: if the grid has fewer than two knots or is not strictly monotone, or if it does not rise from 0
-            and the solver is not `reversible`.
+            to at most 1 and the solver is not `reversible`.
+        TypeError: for a field, x, grid or solver that is none.
     """
-    knots = grid.tolist()
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"one of {x.dtype}" if isinstance(x, Tensor) else f"{type(x).__name__}"
+        raise TypeError(f"x: expected a tensor of floats, got {got}")
+    knots, field, solver = grid_of(grid).tolist(), as_field(field), _method(solver)
     ups = [b - a for a, b in pairwise(knots)]
     if not ups or not (all(h > 0 for h in ups) or all(h < 0 for h in ups)):
         raise ValueError(f"a time grid must be strictly monotone with at least 2 knots, got {knots}")
-    if not solver.reversible and (knots[0] != 0 or ups[0] < 0):
-        raise ValueError(f"{type(solver).__name__} runs from noise at 0 to data only, got the grid {knots}")
+    if not solver.reversible and (knots[0] != 0 or ups[0] < 0 or knots[-1] > 1):
+        raise ValueError(f"{type(solver).__name__} runs from noise at 0 to data at 1 only, got the grid {knots}")
     yield x
     yield from solver.walk(field, x, knots, label)
 
 
+def grid_of(grid: Float[Tensor, " knots"] | int) -> Float[Tensor, " knots"]:
+    """The times of a grid: as they are given, or those of a number of equal steps from 0 to 1."""
+    if isinstance(grid, bool) or not isinstance(grid, int | Tensor):
+        raise TypeError(f"grid: expected a number of equal steps, or a tensor of times, got {grid!r}")
+    return uniform_grid(grid) if isinstance(grid, int) else grid
+
+
 def integrate(
-    field: VelocityField,
+    field: Field,
     x: Float[Tensor, "B *D"],
-    grid: Float[Tensor, " knots"],
-    solver: Solver,
+    grid: Float[Tensor, " knots"] | int,
+    solver: Solver | str,
     label: Int64[Tensor, " B"] | None = None,
 ) -> Float[Tensor, "B *D"]:
     """Carries x from the grid's first time to its last.
 
+    Main arguments:
+        field: of (x, t, label), or of (x, t): dx/dt at points (B, *D) and times (B,).
+        grid: times, or a number of equal steps from 0 to 1.
+        solver: one of `SOLVERS`, or its name.
+
+    Raises:
+        ValueError, TypeError: as `trajectory`.
+
     Example:
         >>> import torch
-        >>> from fmcore.ode.solvers import SOLVERS, integrate
-        >>> from fmcore.flow.times import uniform_grid
-        >>> shift = lambda x, t, label: torch.ones_like(x)
-        >>> integrate(shift, torch.zeros(2, 1), uniform_grid(4), SOLVERS["heun"]).tolist()
+        >>> from fmcore import integrate
+        >>> integrate(lambda x, t: torch.ones_like(x), torch.zeros(2, 1), 4, "heun").tolist()
         [[1.0], [1.0]]
     """
     (end,) = deque(trajectory(field, x, grid, solver, label), maxlen=1)
@@ -298,7 +323,7 @@ def integrate(
 
 
 def solve(
-    field: VelocityField,
+    field: Field,
     x: Float[Tensor, "B *D"],
     grid: Float[Tensor, " knots"],
     solver: Solver,
@@ -320,7 +345,7 @@ def solve(
 
 @torch.no_grad()
 def integrate_adaptive(
-    field: VelocityField,
+    field: Field,
     x: Float[Tensor, "B *D"],
     t: float = 0.0,
     s: float = 1.0,
@@ -338,9 +363,9 @@ def integrate_adaptive(
 
     if isclose(t, s):
         raise ValueError(f"nothing to integrate between t = {t} and s = {s}")
-    knots = torch.tensor([t, s], dtype=x.dtype, device=x.device)
+    knots, of = torch.tensor([t, s], dtype=x.dtype, device=x.device), as_field(field)
     path = odeint(
-        lambda at, point: field(point, at.expand(len(point)), label),
+        lambda at, point: of(point, at.expand(len(point)), label),
         x,
         knots,
         rtol=rtol,

@@ -43,6 +43,7 @@ def energy_distance(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most
 
     Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
     """
+    x, y = centred(x, y)
     return _two_samples(x, y, lambda a, b: -torch.cdist(a, b), at_most, "energy distance")
 
 
@@ -51,6 +52,7 @@ def mmd(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most: int = 4000
 
     Gretton et al., "A kernel two-sample test" (2012), equation 3. On equally many of each, as `energy_distance`.
     """
+    x, y = centred(x, y)
     width = torch.pdist(y[:1000]).median().clamp_min(1e-12)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
@@ -58,6 +60,12 @@ def mmd(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"], *, at_most: int = 4000
         return found.fill_diagonal_(0) if a is b else found
 
     return _two_samples(x, y, kernel, at_most, "mmd")
+
+
+def centred(x: Float[Tensor, "N D"], y: Float[Tensor, "M D"]) -> tuple[Tensor, Tensor]:
+    """Both without y's mean, since `torch.cdist` loses digits far from the origin: 0.046 for 0.078 at 10^4."""
+    centre = y.double().mean(0).to(y)
+    return x - centre, y - centre
 
 
 def _two_samples(

@@ -206,7 +206,7 @@ def test_wrong_inputs_are_refused():
     field, x1 = small_network(), normal(2, 2)
     with pytest.raises(ValueError, match="stochastic sampler has no likelihood"):
         log_likelihood(field, x1, GRID, SOLVERS["sde"])
-    with pytest.raises(ValueError, match="from noise at 0 to data only"):
+    with pytest.raises(ValueError, match="from noise at 0 to data at 1 only"):
         log_likelihood(field, x1, GRID, SOLVERS["noise_anchored"])
     with pytest.raises(ValueError, match=r"probes must be 0.*got -1"):
         log_likelihood(field, x1, GRID, RK4, probes=-1)

@@ -286,7 +286,7 @@ def test_noise_that_half_precision_cannot_hold_is_refused():
 
 @pytest.mark.parametrize("name", [name for name in SOLVERS if name not in REVERSIBLE])
 def test_a_solver_that_cannot_run_backwards_inverts_nothing(name):
-    with pytest.raises(ValueError, match="from noise at 0 to data only"):
+    with pytest.raises(ValueError, match="from noise at 0 to data at 1 only"):
         inverted(MIXTURE, normal(3, 2), solver=SOLVERS[name])
 
 

@@ -156,7 +156,7 @@ def test_a_reversible_solver_may_start_anywhere(mixture, method):
 @forward_only
 @pytest.mark.parametrize("knots", [[1.0, 0.5, 0.0], [0.25, 0.5, 1.0], [0.0, -1.0], [1e-9, 1.0]])
 def test_a_solver_that_starts_from_noise_refuses_other_grids(method, knots):
-    with pytest.raises(ValueError, match=f"{type(method).__name__} runs from noise at 0 to data only"):
+    with pytest.raises(ValueError, match=f"{type(method).__name__} runs from noise at 0 to data at 1 only"):
         next(trajectory(lambda x, t, label: x, torch.zeros(1, 1), f64(*knots), method))
 
 

@@ -56,3 +56,10 @@ def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
     assert read(tmp_path / "params.yaml").data.name == "moons"
     assert preset.main(["nonsense"]) == 2
     assert "expected one of" in capsys.readouterr().err
+
+
+def test_the_defaults_stand_word_for_word_in_their_preset():
+    """Unless the user has edited params.yaml, which is what it is for."""
+    file, preset = ROOT / "params.yaml", ROOT / "presets/digits.yaml"
+    if load_yaml(file) == load_yaml(preset):
+        assert file.read_text() == preset.read_text()
