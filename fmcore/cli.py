@@ -284,11 +284,21 @@ def _evaluate(args: argparse.Namespace) -> str:
         e = score.estimate
         made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
         lines.append(f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})")
-    floor = args.against / "floor.json"
-    if scores[0].metric.startswith(("fd_", "fid_")) and floor.is_file() and (found := read_json(floor)):
-        value = found["coefficient"] * (1 / count + 1 / scores[0].n_reference)
-        lines.append(f"{'data floor':20} {value:.6g}   (what {count} fresh images of the data would score)")
+    if scores[0].metric.startswith(("fd_", "fid_")):
+        lines += _floor(args.against / "floor.json", count, scores[0].n_reference)
     return "\n".join(lines)
+
+
+def _floor(file: Path, count: int, n_reference: int) -> list[str]:
+    """A line that says what fresh images of the data would score, if the file says so."""
+    from fmcore.disk.files import ArtifactError, read_json
+
+    if not file.is_file() or not (found := read_json(file)):
+        return []
+    if not isinstance(found.get("coefficient"), float):
+        raise ArtifactError(f"{file}: expected a number as its coefficient, got {found.get('coefficient')!r}")
+    value = found["coefficient"] * (1 / count + 1 / n_reference)
+    return [f"{'data floor':20} {value:.6g}   (what {count} fresh images of the data would score)"]
 
 
 def _pool(args: argparse.Namespace, model: "Model", notes: list[str]) -> "Tensor | None":

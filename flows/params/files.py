@@ -3,18 +3,23 @@
 Nothing here knows the schema, so this loads without torch.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
+from datetime import date
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
 FILE = Path("params.yaml")
 PRESETS = Path("presets")
 DEFAULT = "digits"  # the preset that is whole; all others lie over it
 MAX_BYTES = 64 * 1024
+DEPTH = 20
+LARGEST = 10**15
 
 
 class ParamsError(ValueError):
@@ -29,29 +34,53 @@ def load_yaml(path: Path) -> dict[str, Any]:
         raise ParamsError(f"{path}: cannot be read: {error.strerror}") from None
     if len(text) > MAX_BYTES:
         raise ParamsError(f"{path}: {len(text)} bytes, expected at most {MAX_BYTES}")
-    yaml = YAML(typ="safe", pure=True)
     try:
-        # Aliases could unfold into more than memory holds; nothing here needs them.
-        if any(event.anchor for event in yaml.parse(text) if hasattr(event, "anchor")):
-            raise ParamsError(f"{path}: anchors and aliases are not supported")
+        if odd := _odd_event(text):
+            raise ParamsError(f"{path}: {odd}")
         value = YAML(typ="safe", pure=True).load(text)
-    except YAMLError as error:
+    except (YAMLError, RecursionError) as error:
         raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, OverflowError) as error:  # of a value that looks like a date or a number
+        if isinstance(error, ParamsError):
+            raise
+        raise ParamsError(f"{path}: a value cannot be read: {error}; write texts in quotes") from None
     if not isinstance(value, dict):
         raise ParamsError(f"{path}: expected a mapping of sections, got {type(value).__name__}")
-    if lines := [f"{path}: {line}" for line in _odd_keys(value)]:
+    if lines := [f"{path}: {line}" for line in _odd_values(value)]:
         raise ParamsError("\n".join(lines))
     return value
 
 
-def _odd_keys(value: Any, at: str = "") -> Iterator[str]:
-    """Keys that are no text, such as the 1 of `rounds: {1: ...}`, which DVC and JSON would take for another."""
+def _odd_event(text: bytes) -> str | None:
+    """What parameters need not, and could be made to fill memory or time with; the rest is then not read."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        if getattr(event, "anchor", None):
+            return "anchors and aliases are not supported"
+        if getattr(event, "tag", None):
+            return f"tags are not supported, got {event.tag}"
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > DEPTH:
+            return f"expected sections nested at most {DEPTH} deep, got more in line {event.start_mark.line + 1}"
+    return None
+
+
+def _odd_values(value: Any, at: str = "") -> Iterator[str]:
+    """Keys that are no text, such as the 1 of `rounds: {1: ...}`, and values that JSON lacks."""
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, inner in items:
         if isinstance(value, dict) and not isinstance(key, str):
             yield f'{at or "params"}: expected keys that are texts, got {key}: write "{key}" in quotes'
+        elif isinstance(key, str) and not key.isprintable():
+            yield f"{at or 'params'}: expected keys that can be printed, got {json.dumps(key)}"
         else:
-            yield from _odd_keys(inner, f"{at}.{key}".lstrip("."))
+            yield from _odd_values(inner, f"{at}.{key}".lstrip("."))
+    if isinstance(value, date):
+        yield f"{at}: expected a text or a number, got the {type(value).__name__} {value}: write it in quotes"
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+        yield f"{at}: expected a text of whole characters, got {json.dumps(value)}"
+    if isinstance(value, int) and abs(value) > LARGEST:
+        yield f"{at}: expected a number up to {LARGEST:.0e}, got {value:.3g}"
 
 
 def lay_over(whole: Any, over: Mapping[str, Any], at: str = "") -> None:

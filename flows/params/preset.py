@@ -6,6 +6,9 @@ presets/digits.yaml is the whole file; every other preset lists only the keys th
 import io
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
+from itertools import count
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -20,7 +23,8 @@ def overlaid(name: str) -> Any:
     if not names:
         raise ParamsError(f"no folder {PRESETS} here: run it in the project's root")
     if name not in names:
-        raise ParamsError(f"make preset NAME=...: expected one of {', '.join(names)}, got {name!r}")
+        close = "".join(f"; did you mean {one}?" for one in get_close_matches(name, names, 1))
+        raise ParamsError(f"make preset NAME=...: expected one of {', '.join(names)}, got {name!r}{close}")
     whole = YAML().load(PRESETS / f"{DEFAULT}.yaml")
     if name != DEFAULT:
         lay_over(whole, load_yaml(PRESETS / f"{name}.yaml"))
@@ -40,7 +44,7 @@ def rendered(name: str) -> bytes:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes params.yaml; if the old file held edits of the user's, it is kept as params.yaml.bak."""
+    """Writes params.yaml; edits of the user's in the old file are kept as params.yaml.bak, .bak1, ..."""
     try:
         text = rendered(arguments[0] if arguments else "")
         part = FILE.with_suffix(".part")
@@ -51,8 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     untouched = {rendered(path.stem) for path in PRESETS.glob("*.yaml")}
     if FILE.exists() and FILE.read_bytes() not in untouched:
-        FILE.replace(FILE.with_suffix(".yaml.bak"))
-        print(f"your {FILE} is kept as {FILE}.bak")
+        kept = next(path for i in count() if not (path := Path(f"{FILE}.bak{i or ''}")).exists())
+        FILE.replace(kept)
+        print(f"your {FILE} is kept as {kept}")
     part.replace(FILE)
     print(f"{FILE} now holds preset {arguments[0]}; run: make repro")
     return 0

@@ -20,7 +20,7 @@ from fmcore.flow.perceptual import Perceptual, load_lpips
 from fmcore.intake.latents import Latents
 from fmcore.intake.teachers import read_teacher, teacher_files
 from fmcore.models.hidden import taps
-from fmcore.score.extractors import digest_of
+from fmcore.score.extractors import FITTED, digest_of
 
 
 def check(params: Params, stage: Stage) -> Events:
@@ -45,8 +45,22 @@ def check(params: Params, stage: Stage) -> Events:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
     _check_spaces(params)
+    yield from _long_warm_ups(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
     write_json(layout.CHECKED, found)
+
+
+def _long_warm_ups(params: Params) -> Events:
+    """Says which trainings end before they reach their learning rate."""
+    sections = {"reflow": params.reflow.train, "distill": params.distill.train}
+    sections |= {"base": params.base.train} if params.base.teacher is None else {}
+    sections |= {"features": params.features.train} if params.features.extractor in FITTED else {}
+    for name, train in sections.items():
+        if train.warmup_images > train.images:
+            yield Note(
+                f"{name}.train: the warm-up of {train.warmup_images:,} images is longer than the training of "
+                f"{train.images:,}, which ends at {train.images / train.warmup_images:.0%} of lr"
+            )
 
 
 def _check_teacher(params: Params, folder: str) -> str:

@@ -56,7 +56,7 @@ def lesson(
             f"{folder} holds samples of shape {tuple(parts[0].x0.shape[1:])}, {init} {teacher.shape}"
         )
     start, note = _student(teacher, section, params.seed)
-    yield Note(f"{name}: {note}")
+    yield Note(f"{name}: {note.format(init)}")
     yield set_up(params, start, images, training=True)
     if start.num_classes is not None and parts[0].label is None:
         raise ArtifactError(f"{folder} holds no labels, but {name} is conditional: set its labels to drop")
@@ -76,19 +76,19 @@ def labelled_for(model: Trained, pairs: Pairs) -> Pairs:
 
 
 def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Trained, str]:
-    """What is trained, the teacher's network or another with its weights if they fit, and a line that says so."""
+    """What is trained, the teacher's network or another with its weights if they fit, and a line about {}."""
     teacher = replace(teacher, convention=_trainable(teacher.convention))
     config = section.network or teacher.network_config
     classes = teacher.num_classes if section.labels == "keep" else None
     if config == teacher.network_config and classes == teacher.num_classes:
-        return replace(teacher, null_label=None), "starts from its teacher's weights"
+        return replace(teacher, null_label=None), "starts from {}'s weights"
     if isinstance(config, Diffusers):
         config = replace(config, config={**config.config, "num_class_embeds": classes})
     network = initialised(config, teacher.shape, classes, seed).to(teacher.device)
     if transfer(network, teacher.network):
-        convention, note = teacher.convention, "starts from its teacher's weights, in a network that differs"
+        convention, note = teacher.convention, "starts from {}'s weights, in a network that differs"
     else:
-        convention, note = OURS, "starts anew: its network has another architecture than its teacher's"
+        convention, note = OURS, "starts anew: its network has another architecture than {}'s"
     return replace(
         teacher,
         network=network,

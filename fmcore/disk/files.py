@@ -58,7 +58,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"{path} is missing: expected a file that a stage of the pipeline writes") from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise ArtifactError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from fmcore.disk.dataset import DataError
+from fmcore.disk.files import ArtifactError
 from fmcore.flow.rng import generator
 from fmcore.intake.decoding import Levels, cores, read_images
 from fmcore.intake.images import images_in
@@ -31,7 +32,9 @@ class Reader(NamedTuple):
 
 def reader_of(paths: Sequence[Path], channels: int, like: Mapping[str, Any] | None = None) -> Reader:
     """The reader of all files that are compared; `like` is what a manifest says of how the data was read."""
-    like = like or {}
+    like = {} if like is None else like
+    if not isinstance(like, Mapping) or not isinstance(like.get("background", ""), str):
+        raise ArtifactError(f"expected in a manifest's `reading` how its data was read, got {like!r}")
     how = How(channels, background=like.get("background", "white"))
     return Reader(how, Levels(paths, how, like.get("levels")))
 

@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 TIME_FEATURES, SIGNAL = 64, 128
 CLASS_CHANNELS = 8
+# Far beyond what is trained, and small enough that a mistake is told before the network is built.
+WIDEST, DEEPEST, LEVELS, OCTAVES = 2**16, 200, 12, 30
+SIZES = f"channels that are multiples of 8, at most {WIDEST}, and layers in 1..{DEEPEST}"
+
+
+def _sizes_fit(channels: tuple[int, ...], layers: int) -> bool:
+    levels_fit = len(channels) <= LEVELS and all(8 <= c <= WIDEST and c % 8 == 0 for c in channels)
+    return levels_fit and 1 <= layers <= DEEPEST
 
 
 @dataclass(frozen=True)
@@ -35,8 +43,9 @@ class MLP:
     axes: ClassVar[tuple[int, ...]] = (1, 2, 3)  # of a sample it takes
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.depth < 1 or self.fourier < 0:
-            raise ValueError(f"mlp needs width >= 1, depth >= 1 and fourier >= 0, got {self}")
+        if not (1 <= self.width <= WIDEST and 1 <= self.depth <= DEEPEST and 0 <= self.fourier <= OCTAVES):
+            wanted = f"width in 1..{WIDEST}, depth in 1..{DEEPEST} and fourier in 0..{OCTAVES}"
+            raise ValueError(f"mlp needs {wanted}, got {self.width}, {self.depth} and {self.fourier}")
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """The network for data of this shape."""
@@ -66,10 +75,8 @@ class UNet:
     axes: ClassVar[tuple[int, ...]] = (3,)
 
     def __post_init__(self) -> None:
-        if not self.channels or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
-            raise ValueError(
-                f"unet needs layers >= 1 and channels that are multiples of 8, got {list(self.channels)}"
-            )
+        if not self.channels or not _sizes_fit(self.channels, self.layers):
+            raise ValueError(f"unet needs {SIZES}, got {list(self.channels)} and {self.layers}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"unet needs 0 <= dropout < 1, got {self.dropout}")
         if self.patch < 1:
@@ -101,11 +108,8 @@ class UNet1D:
     axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __post_init__(self) -> None:
-        if len(self.channels) < 2 or any(c < 8 or c % 8 for c in self.channels) or self.layers < 1:
-            raise ValueError(
-                f"unet1d needs layers >= 1 and two or more channels that are multiples of 8, got {self.layers} "
-                f"and {list(self.channels)}"
-            )
+        if len(self.channels) < 2 or not _sizes_fit(self.channels, self.layers):
+            raise ValueError(f"unet1d needs two or more {SIZES}, got {list(self.channels)} and {self.layers}")
 
     def build(self, shape: tuple[int, ...], num_classes: int | None) -> nn.Module:
         """The network for series of shape (C, L)."""

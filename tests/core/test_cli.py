@@ -317,15 +317,6 @@ def test_import_is_cheap():
     assert seconds < 1.5
 
 
-def test_what_the_package_promises_is_there():
-    import fmcore
-
-    for name in fmcore.__all__:
-        assert callable(getattr(fmcore, name))
-    with pytest.raises(AttributeError, match=r"no attribute 'Trainer'; it has .*train"):
-        fmcore.Trainer  # noqa: B018
-
-
 def test_progress_is_silent_on_what_takes_a_moment(capsys):
     bar = Progress("pairs", 100, "samples")
     bar.to(100)

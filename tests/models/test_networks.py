@@ -162,12 +162,12 @@ def test_time_features_reach_from_half_a_period_to_sixteen():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: MLP(width=0), "width >= 1"),
-        (lambda: MLP(depth=0), "depth >= 1"),
-        (lambda: MLP(fourier=-1), "fourier >= 0"),
+        (lambda: MLP(width=0), r"width in 1\.\."),
+        (lambda: MLP(depth=0), r"depth in 1\.\."),
+        (lambda: MLP(fourier=-1), r"fourier in 0\.\."),
         (lambda: UNet(channels=()), "multiples of 8"),
         (lambda: UNet(channels=(8, 12)), r"\[8, 12\]"),
-        (lambda: UNet(layers=0), "layers >= 1"),
+        (lambda: UNet(layers=0), r"layers in 1\.\."),
         (lambda: UNet(dropout=1.0), "dropout < 1, got 1.0"),
         (lambda: UNet(patch=0), "patch >= 1, got 0"),
         (
@@ -176,7 +176,10 @@ def test_time_features_reach_from_half_a_period_to_sixteen():
         ),
         (lambda: UNet().build((2,), None), "use mlp for points"),
         (lambda: UNet1D(channels=(8,)), "two or more channels that are multiples of 8"),
-        (lambda: UNet1D(layers=0), "layers >= 1"),
+        (lambda: MLP(depth=10**8), r"depth in 1\.\.200"),
+        (lambda: MLP(width=10**14), r"width in 1\.\.65536"),
+        (lambda: UNet(channels=(10**8,)), "multiples of 8, at most 65536"),
+        (lambda: UNet1D(layers=0), r"layers in 1\.\."),
         (lambda: UNet1D().build((1, 8, 8), None), r"unet1d needs series \(C, L\)"),
         (lambda: UNet1D().build((2, 10), None), "a length divisible by 4, got 10"),
         (lambda: UNet().build((1, 7, 8), None), r"divisible by 2, got \(7, 8\)"),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flows.params.files import PRESETS, lay_over, load_yaml, nearest_preset
+from flows.params.files import PRESETS, ParamsError, lay_over, load_yaml, nearest_preset
 from flows.params.preset import rendered
 from flows.params.reading import validate
 from repository import ROOT
@@ -51,3 +51,42 @@ def test_a_choice_is_replaced_and_its_keys_are_merged():
     assert whole == {"network": {"name": "mlp", "width": 3, "depth": 2}, "rounds": {"r1": 5}}
     lay_over(whole, {"network": {"name": "unet"}})
     assert whole["network"] == {"name": "unet"}
+
+
+ODD = {
+    "brackets": ("seed: " + "[" * 5000, "expected sections nested at most 20 deep, got more in line 1"),
+    "closed brackets": ("seed: " + "[" * 3000 + "]" * 3000, "nested at most 20 deep"),
+    "braces": ("a: " + "{a: " * 500 + "1" + "}" * 500, "nested at most 20 deep"),
+    "dashes": ("- " * 5000 + "1", "nested at most 20 deep"),
+    "indents": ("\n".join(" " * i + "a:" for i in range(300)), "nested at most 20 deep, got more in line 21"),
+    "no date": ("seed: 2024-13-45", "a value cannot be read: month must be in 1..12"),
+    "a date": (
+        "seed: 2024-01-02",
+        "seed: expected a text or a number, got the date 2024-01-02: write it in quotes",
+    ),
+    "a tag": ("seed: !!int abc", "tags are not supported, got tag:yaml.org,2002:int"),
+    "digits": ("seed: " + "1" * 5000, "a value cannot be read: Exceeds the limit"),
+    "no character": ('seed: "\\U00110000"', "a value cannot be read: chr"),
+    "half a character": (
+        'data: {name: "\\ud800"}',
+        r'data\.name: expected a text of whole characters, got "\\ud800"',
+    ),
+    "large": (
+        "train: {images: 10000000000000000000000}",
+        r"train\.images: expected a number up to 1e\+15, got 1e\+22",
+    ),
+    "a number for a key": ("rounds: {1: 2}", 'rounds: expected keys that are texts, got 1: write "1" in quotes'),
+    "a key of lines": ('"a\\nb": 1', r'params: expected keys that can be printed, got "a\\nb"'),
+    "nothing": ("", "expected a mapping of sections, got NoneType"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("what", ODD)
+def test_what_no_parameters_are_is_told_in_a_line(what, tmp_path):
+    text, message = ODD[what]
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(ParamsError, match=message) as error:
+        load_yaml(path)
+    assert "\n" not in str(error.value)

@@ -54,8 +54,12 @@ def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
     assert preset.main(["moons"]) == 0
     assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
     assert read(tmp_path / "params.yaml").data.name == "moons"
-    assert preset.main(["nonsense"]) == 2
-    assert "expected one of" in capsys.readouterr().err
+    (tmp_path / "params.yaml").write_text("mine: 2\n")
+    assert preset.main(["smoke"]) == 0
+    assert (tmp_path / "params.yaml.bak").read_text() == "mine: 1\n"
+    assert (tmp_path / "params.yaml.bak1").read_text() == "mine: 2\n"
+    assert preset.main(["smok"]) == 2
+    assert re.search("expected one of .*got 'smok'; did you mean smoke?", capsys.readouterr().err)
 
 
 def test_the_defaults_stand_word_for_word_in_their_preset():

@@ -4,7 +4,7 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_teachers import saved, unet
-from stage_runs import points, run, tiny
+from stage_runs import notes, points, run, small, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,12 @@ def test_points_have_no_8_bit_samples():
         ValueError, match=r"couple\.dtype: expected float32 or float16 for what is no image, got uint8"
     ):
         points(couple__dtype="uint8")
+
+
+def test_a_warm_up_longer_than_its_training_is_said():
+    train = {**small(2000), "warmup_images": 10_000}
+    said = notes(run(tiny(reflow__train=train), "check"))
+    assert (
+        "reflow.train: the warm-up of 10,000 images is longer than the training of 2,000, which ends at 20% of lr"
+    ) in said
+    assert not any("warm-up" in line for line in notes(run(tiny(), "check")))

@@ -174,7 +174,7 @@ def test_a_diffusion_model_is_reflowed_into_a_smaller_student(kind, folder):
     )
     said = notes(run(params, *ALL, "evaluate_student"))
     assert any("taken as it is" in line for line in said)
-    assert "student: starts anew: its network has another architecture than its teacher's" in said
+    assert "student: starts anew: its network has another architecture than r1's" in said
     base, r1, small_one = (load_model(f"models/{name}") for name in ("base", "r1", "student"))
     assert base.convention.path == r1.convention.path
     assert base.convention.predicts == ("noise" if kind == "ddpm" else "data")
@@ -200,7 +200,7 @@ def test_dropout_may_change_between_teacher_and_round():
         reflow__train=small(100),
     )
     said = notes(run(params, "check", "base", "couple@r1", "reflow@r1"))
-    assert "r1: starts from its teacher's weights, in a network that differs" in said
+    assert "r1: starts from base's weights, in a network that differs" in said
     assert load_model("models/r1").network_config.dropout == 0.0
 
 
