@@ -64,8 +64,9 @@ class Sampler(nn.Module):
         if self.evaluations is not None:
             field = _scaled(field, self.evaluations)
         x = noise
-        for state in self.method.walk(self.model.guide(field, self.guidance), noise, self.knots, label):
-            x = state
+        with torch.no_grad():
+            for state in self.method.walk(self.model.guide(field, self.guidance), noise, self.knots, label):
+                x = state
         if self.has_units:
             x = x * self.get_buffer("std") + self.get_buffer("mean")
         if self.decoding is not None:
@@ -132,8 +133,9 @@ def _evaluations(model: Model, how: Sampling) -> list[Evaluation]:
         return x
 
     label = None if model.num_classes is None else torch.zeros(1, dtype=torch.int64)
-    for _ in how.method.walk(model.guide(tried, how.guidance), torch.zeros(1, 1), how.knots().tolist(), label):
-        pass
+    with torch.no_grad():
+        for _ in how.method.walk(model.guide(tried, how.guidance), torch.zeros(1, 1), how.knots().tolist(), label):
+            pass
     return found
 
 

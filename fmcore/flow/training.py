@@ -245,8 +245,8 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
-        # A network's dropout draws from torch's global generator, which the caller finds as it was.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        # A network's dropout draws from torch's global generators; the caller finds the host's as it was.
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
             loss = _backward(network, objective, batch, config)
         gradients = [p.grad for p in parameters if p.grad is not None]

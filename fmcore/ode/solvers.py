@@ -74,8 +74,7 @@ class Tableau:
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for t, s in pairwise(knots):
-            with torch.no_grad():
-                x = step(field, x, t, s, self, label)
+            x = step(field, x, t, s, self, label)
             yield x
 
 
@@ -95,10 +94,9 @@ class AdamsBashforth:
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         last: tuple[Tensor, float] | None = None
         for t, s in pairwise(knots):
-            with torch.no_grad():
-                v, h = _at(field, x, t, label), s - t
-                bend = 0 if last is None else (h / last[1] / 2) * (v - last[0])
-                x, last = x + h * (v + bend), (v, h)
+            v, h = _at(field, x, t, label), s - t
+            bend = 0 if last is None else (h / last[1] / 2) * (v - last[0])
+            x, last = x + h * (v + bend), (v, h)
             yield x
 
 
@@ -119,8 +117,7 @@ class Heun:
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for t, s in pairwise(knots):
-            with torch.no_grad():
-                x = step(field, x, t, s, EULER if 1.0 in (t, s) else TRAPEZE, label)
+            x = step(field, x, t, s, EULER if 1.0 in (t, s) else TRAPEZE, label)
             yield x
 
 
@@ -142,8 +139,7 @@ class NoiseAnchored:
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         x0 = x
         for t, s in pairwise(knots):
-            with torch.no_grad():
-                x = s * (x + (1 - t) * _at(field, x, t, label)) + (1 - s) * x0
+            x = s * (x + (1 - t) * _at(field, x, t, label)) + (1 - s) * x0
             yield x
 
 
@@ -168,12 +164,11 @@ class EulerMaruyama:
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for k, (t, s) in enumerate(pairwise(knots)):
-            with torch.no_grad():
-                v, h = _at(field, x, t, label), s - t
-                x = x + h * (v - self.churn * (x - t * v))
-                if s < 1:
-                    dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:]))
-                    x = x + sqrt(2 * self.churn * (1 - t) * h) * moved(dw, x.device).to(x.dtype)
+            v, h = _at(field, x, t, label), s - t
+            x = x + h * (v - self.churn * (x - t * v))
+            if s < 1:
+                dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:]))
+                x = x + sqrt(2 * self.churn * (1 - t) * h) * moved(dw, x.device).to(x.dtype)
             yield x
 
 
@@ -267,6 +262,8 @@ def trajectory(
     grid: Float[Tensor, " knots"] | int,
     solver: Solver | str,
     label: Int64[Tensor, " B"] | None = None,
+    *,
+    gradients: bool = False,
 ) -> Iterator[Tensor]:
     """Yields x at every knot of the grid, the first one included. The arguments are those of `integrate`.
 
@@ -285,7 +282,13 @@ def trajectory(
     if not solver.reversible and (knots[0] != 0 or ups[0] < 0 or knots[-1] > 1):
         raise ValueError(f"{type(solver).__name__} runs from noise at 0 to data at 1 only, got the grid {knots}")
     yield x
-    yield from solver.walk(field, x, knots, label)
+    walk = solver.walk(field, x, knots, label)
+    while True:
+        with torch.set_grad_enabled(gradients):  # not across a yield: it would hold in the caller
+            x_t = next(walk, None)
+        if x_t is None:
+            return
+        yield x_t
 
 
 def grid_of(grid: Float[Tensor, " knots"] | int) -> Float[Tensor, " knots"]:
@@ -301,6 +304,8 @@ def integrate(
     grid: Float[Tensor, " knots"] | int,
     solver: Solver | str,
     label: Int64[Tensor, " B"] | None = None,
+    *,
+    gradients: bool = False,
 ) -> Float[Tensor, "B *D"]:
     """Carries x from the grid's first time to its last.
 
@@ -308,6 +313,7 @@ def integrate(
         field: of (x, t, label), or of (x, t): dx/dt at points (B, *D) and times (B,).
         grid: times, or a number of equal steps from 0 to 1.
         solver: one of `SOLVERS`, or its name.
+        gradients: keeps what gradients of the end need, by x and the field's parameters; memory grows by step.
 
     Raises:
         ValueError, TypeError: as `trajectory`.
@@ -318,7 +324,7 @@ def integrate(
         >>> integrate(lambda x, t: torch.ones_like(x), torch.zeros(2, 1), 4, "heun").tolist()
         [[1.0], [1.0]]
     """
-    (end,) = deque(trajectory(field, x, grid, solver, label), maxlen=1)
+    (end,) = deque(trajectory(field, x, grid, solver, label, gradients=gradients), maxlen=1)
     return end
 
 

@@ -8,6 +8,7 @@ from fmcore.flow.couplings import Independent, MinibatchOT
 from fmcore.flow.paths import CONTINUOUS_PATHS, PREDICTIONS, convert
 from fmcore.flow.training import Objective, TrainConfig, new_state, train
 from fmcore.models.networks import MLP
+from fmcore.ode.solvers import integrate
 from fmcore.score.points import energy_distance, mmd
 
 g = torch.Generator().manual_seed(0)
@@ -43,6 +44,22 @@ def test_parts_too_small_for_accumulation_are_said():
     state = new_state(MLP(8, 1).build((2,), None), config)
     with pytest.raises(ValueError, match="accumulate: a part of the batch has 2 samples, too few for 4 parts"):
         next(train(state, objective, config, seed=0))
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2", "heun", "rk4", "noise_anchored"])
+def test_gradients_pass_through_a_solver_if_they_are_asked_for(solver):
+    x0 = torch.randn(5, 2, generator=g, dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    assert not integrate(lambda x, t: rate * x, x0, 4, solver).requires_grad
+    assert torch.autograd.gradcheck(
+        lambda x0, rate: integrate(lambda x, t: rate * x, x0, 4, solver, gradients=True), (x0, rate)
+    )
+    assert torch.is_grad_enabled()
+    if solver == "euler":
+        (by_rate,) = torch.autograd.grad(
+            integrate(lambda x, t: rate * x, x0, 4, solver, gradients=True).sum(), rate
+        )
+        assert by_rate.item() == pytest.approx(float((x0 * (1 + rate / 4) ** 3).sum()))
 
 
 @pytest.mark.parametrize("dims", [2, 15, 16])
