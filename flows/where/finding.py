@@ -59,6 +59,8 @@ def find(checkout: Checkout, records: Records, thing: str) -> Found:
     Raises:
         Unknown: if nothing is.
     """
+    if thing.startswith("models:/") and not VERSION.fullmatch(thing):
+        raise Unknown(f"{thing}: expected models:/NAME/NUMBER or models:/NAME@ALIAS")
     looked: list[str] = []
     ways: list[Way] = [_flow_run, _digest, _version, _experiment]
     if not thing.startswith("models:/"):
@@ -80,18 +82,35 @@ def _experiment_of(checkout: Checkout, found: Found) -> Experiment | None:
 def _file(checkout: Checkout, records: Records, thing: str, looked: list[str]) -> Found | None:
     """An output, or a file in one; a path is relative to where this runs, or to the checkout."""
     looked.append(f"an output among the {len(checkout.outs)} of dvc.lock")
+    lacking = ""  # the output that would hold it
     for path in (Path(os.path.abspath(thing)), checkout.root / thing):
         if not path.is_relative_to(checkout.root):
             continue
         file = path.relative_to(checkout.root)
         for part in (file, *file.parents):
             if out := checkout.outs.get(str(part)):
+                if not _is_in(checkout, out, file):
+                    lacking = lacking or out.path
+                    break
                 run = next(iter(records.made(out.path, out.md5)), None)
                 return Found((out,), str(file), run, records.above(run) if run else None)
         if _exists(path) and path != checkout.root:
             known = _listed(sorted(checkout.outs)) or "none yet"
             raise Unknown(f"{thing}: no output of a stage; dvc.lock has {known}")
+    if lacking:
+        raise Unknown(f"{thing}: no such file in the output {lacking}, neither here nor in DVC's cache")
     return None
+
+
+def _is_in(checkout: Checkout, out: Out, file: Path) -> bool:
+    """Whether a file is in an output, or was; of one that lies neither here nor in the cache nobody can tell."""
+    if str(file) == out.path or _exists(checkout.root / file):
+        return True
+    known = [Path(name) for name in checkout.files(out.md5)]
+    if known:
+        inner = file.relative_to(out.path)
+        return any(inner == name or inner in name.parents for name in known)
+    return out.md5.endswith(".dir") and not _exists(checkout.root / out.path)
 
 
 def _exists(path: Path) -> bool:

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import accumulate
 from math import isfinite, prod
 from operator import mul
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 LARGE = 10.0  # a mean or deviation from which on raw values are likely to be a mistake
 MOST_CLASSES = 1000  # more are likely to be a column of something else
-LARGEST = torch.finfo(torch.float32).max
+LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).tiny
+EXACT = 2**53  # up to which float64 holds all whole numbers
+FINE = 1e-6  # a deviation, as a share of the mean, below which float32 has few steps for it
 BYTES = 2**25  # converted at a time
 NAMED = 8
 
@@ -80,11 +83,11 @@ class Arrays:
         x1, kept, units = self._converted(source, values, held, scratch)
         if label is not None:
             counts = torch.bincount(label[~held], minlength=len(names)).tolist()
-            notes.append("classes: " + _listed([f"{n} ({c})" for n, c in zip(names, counts, strict=True)]))
+            notes.append(_told_classes(names, counts))
         about: dict[str, Any] = {"columns": list(source.columns)} if source.columns else {}
         about |= {"held_out": int(held.sum())}
         about |= {} if label is None else {"class_counts": counts}
-        notes += self._warnings(source, x1)
+        notes += self._warnings(x1, units)
         return Dataset(
             x1,
             None if label is None else label[~held],
@@ -128,9 +131,10 @@ class Arrays:
         if self.labels is None:
             return (), None
         found = source.beside(self.labels, "labels", count)
-        if found.dtype.kind == "f" and not (found == found.round()).all():
+        values, are_numbers = found.tolist(), found.dtype.kind in "fiub"
+        if any(isinstance(value, float | Decimal) and value != int(value) for value in values):
             raise DataError(f"data.labels: {self.labels} holds fractions, expected whole numbers or names")
-        texts = [str(int(value)) if found.dtype.kind in "fiub" else str(value) for value in found.tolist()]
+        texts = [str(int(value)) if are_numbers or isinstance(value, Decimal) else str(value) for value in values]
         names = tuple(sorted(set(texts), key=natural))
         if not 2 <= len(names) <= MOST_CLASSES:
             raise DataError(f"data.labels: {self.labels} names {len(names)} classes, expected 2 to {MOST_CLASSES}")
@@ -151,24 +155,20 @@ class Arrays:
         self, source: Source, values: "Values", held: Tensor, scratch: Path | None
     ) -> tuple[Tensor, Tensor | None, Units | None]:
         """The values as tensors, standardised by those that are trained on: these, and those held out."""
-        import numpy as np
-
         self._check(source, values)
-        kind, units = (torch.uint8 if self.values == "pixels" else torch.float32), None
+        kind, scale, units = torch.uint8, None, None
         if self.values != "pixels":
-            names = source.columns if len(source.columns) == self.shape[0] else ()
-            plain = (0.0,) * self.shape[0], (1.0,) * self.shape[0]
-            units = Units(*(_moments(values, ~held.numpy()) if self.values == "standardised" else plain), names)
+            kind = torch.float32
+            scale = _scale(values, ~held.numpy() if self.values == "standardised" else None)
+            units = scale.units(source.columns if len(source.columns) == self.shape[0] else ())
         found = []
         for name, side in {"x1": ~held, "held_out": held}.items() if held.any() else [("x1", ~held)]:
             shape = (int(side.sum()), *self.shape)
             rows = torch.empty(shape, dtype=kind) if scratch is None else mapped(scratch / name, shape, kind)
-            form, done = (-1, *(1 for _ in values.shape[2:])), 0
+            done = 0
             for rows_at in _parts(values):
                 part = values[rows_at][side[rows_at].numpy()]
-                if units:
-                    part = (part.astype(np.float64) - np.reshape(units.mean, form)) / np.reshape(units.std, form)
-                rows.numpy()[done : done + len(part)] = part
+                rows.numpy()[done : done + len(part)] = scale.standardised(part) if scale else part
                 done += len(part)
             found.append(rows)
         return found[0], found[1] if len(found) > 1 else None, units
@@ -177,9 +177,11 @@ class Arrays:
         """Refuses what is no number, or not what `values` says."""
         if self.values == "pixels":
             if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+                are_numbers = values.dtype.kind in "fiu"
+                ends = f" from {values.min():.4g} to {values.max():.4g}" if are_numbers else ""
                 raise DataError(
-                    f"data.values: pixels are whole numbers from 0 to 255, {source.name} holds {values.dtype} "
-                    f"from {values.min():.4g} to {values.max():.4g}; of images in [0, 1] (255 * x).round() is"
+                    f"data.values: pixels are whole numbers from 0 to 255, {source.name} holds {values.dtype}"
+                    f"{ends}; of images in [0, 1] (255 * x).round() is"
                 )
             return
         if values.dtype.kind not in "fiu" or values.dtype.itemsize > 8:
@@ -195,18 +197,24 @@ class Arrays:
                 "scale them"
             )
 
-    def _warnings(self, source: Source, x1: Tensor) -> list[str]:
+    def _warnings(self, x1: Tensor, units: Units | None) -> list[str]:
         """Lines about values that are likely to train badly."""
-        if self.values == "pixels":
+        if units is None:
             return []
-        named = list(source.columns) or [
-            f"{'column' if len(self.shape) == 1 else 'channel'} {i}" for i in range(99)
-        ]
+        what = "column" if len(self.shape) == 1 else "channel"
+        named = units.names or [f"{what} {i}" for i in range(self.shape[0])]
         axes = [0, *range(2, x1.ndim)]
-        mean, std = x1.mean(axes), x1.std(axes)
         if self.values == "standardised":
-            flat = [named[i] if i < len(named) else str(i) for i in (std == 0).nonzero()[:, 0].tolist()]
-            return [f"the same in all samples: {_listed(flat)}"] if flat else []
+            are_flat = (x1.amin(axes) == x1.amax(axes)).tolist()
+            rows = list(zip(named, are_flat, units.mean, units.std, strict=True))
+            flat = [name for name, is_flat, _, _ in rows if is_flat]
+            fine = [
+                name for name, is_flat, mean, std in rows if not is_flat and std < max(FINE * abs(mean), SMALLEST)
+            ]
+            small = "deviations too small for float32, so samples in the data's own units lose digits"
+            lines = {"the same in all samples": flat, small: fine}
+            return [f"{line}: {_listed(names)}" for line, names in lines.items() if names]
+        mean, std = x1.mean(axes), x1.std(axes)
         far = bool(((mean.abs() > LARGE) | (std > LARGE) | (std < 1 / LARGE)).any())
         told = (
             f"means from {mean.min():.4g} to {mean.max():.4g}, deviations from {std.min():.4g} to {std.max():.4g}"
@@ -241,21 +249,90 @@ def _largest(values: "Values") -> float:
     return max(max(pair) for pair in ends)
 
 
-def _moments(values: "Values", trained: "Values") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each column or channel; the deviation of what never changes is 1."""
+class _Scale(NamedTuple):
+    """How each column or channel is standardised, in arrays of shape (1, K, 1, ...).
+
+    Main arguments:
+        origin: what whole numbers are counted from that float64 cannot hold, in 64 bits; None for others.
+        centre: the mean, from `origin` on, as far as float64 has it.
+        rest: what it lacks, so that the mean of values close to each other gets all of their digits.
+        std: the deviation, 1 of what never changes.
+    """
+
+    origin: "Values | None"
+    centre: "Values"
+    rest: "Values"
+    std: "Values"
+
+    def standardised(self, part: "Values") -> "Values":
+        """Some rows with mean 0 and deviation 1."""
+        found: Values = (_floats(part, self.origin) - self.centre - self.rest) / self.std
+        return found
+
+    def units(self, names: tuple[str, ...]) -> Units:
+        """What `standardised` takes away; `names` are those of the columns."""
+        mean = self.centre + self.rest if self.origin is None else self.origin + (self.centre + self.rest)
+        return Units(tuple(mean.reshape(-1).tolist()), tuple(self.std.reshape(-1).tolist()), names)
+
+
+def _scale(values: "Values", trained: "Values | None") -> _Scale:
+    """The scale of the rows that are trained on, one that changes nothing for None."""
     import numpy as np
 
     axes = (0, *range(2, values.ndim))
-    total, square, count = 0.0, 0.0, int(trained.sum()) * prod(values.shape[2:])
-    centre = values[trained.nonzero()[0][: _rows(values)]].astype(np.float64).mean(axes, keepdims=True)
+    if trained is None:
+        zeros = np.zeros((1, values.shape[1], *(1 for _ in values.shape[2:])))
+        return _Scale(None, zeros, zeros, zeros + 1)
+    origin, count = _origin(values), int(trained.sum()) * prod(values.shape[2:])
+    first = _floats(values[trained.nonzero()[0][: _rows(values)]], origin).mean(axes, keepdims=True)
+    total, low, high = 0.0, np.inf, -np.inf
     for rows in _parts(values):
-        part = values[rows][trained[rows]].astype(np.float64) - centre
-        total, square = total + part.sum(axes), square + (part**2).sum(axes)
-    mean = total / count
-    std = np.sqrt(np.maximum(square / count - mean**2, 0))
-    centre = centre.reshape(-1)
-    std[std <= 1e-12 * np.maximum(1, np.abs(centre))] = 1.0
-    return tuple((mean + centre).tolist()), tuple(std.tolist())
+        if trained[rows].any():
+            part = _floats(values[rows][trained[rows]], origin)
+            total = total + (part - first).sum(axes, keepdims=True)
+            low = np.minimum(low, part.min(axes, keepdims=True))
+            high = np.maximum(high, part.max(axes, keepdims=True))
+    centre = np.where(low == high, low, first + total / count)
+    # A power of two, which takes no digit, so that no square is too small or too large a number.
+    unit = np.ldexp(1.0, np.frexp(high - low)[1])
+    rest, square = np.zeros_like(centre), np.zeros_like(centre)
+    for rows in _parts(values):
+        part = (_floats(values[rows][trained[rows]], origin) - centre) / unit
+        rest, square = rest + part.sum(axes, keepdims=True), square + (part**2).sum(axes, keepdims=True)
+    rest = rest / count
+    std = unit * np.sqrt(np.maximum(square / count - rest**2, 0))
+    std[std == 0] = 1.0
+    return _Scale(origin, centre, unit * rest, std)
+
+
+def _origin(values: "Values") -> "Values | None":
+    """The middle of each column or channel of whole numbers beyond 2^53, from which all lie within 2^63."""
+    import numpy as np
+
+    if values.dtype.kind == "f" or _largest(values) <= EXACT:
+        return None
+    axes = (0, *range(2, values.ndim))
+    low, high = values.min(axes, keepdims=True), values.max(axes, keepdims=True)
+    middle = [(int(a) + int(b) + 1) // 2 for a, b in zip(low.flat, high.flat, strict=True)]
+    return np.array(middle, dtype=values.dtype).reshape(low.shape)
+
+
+def _floats(part: "Values", origin: "Values | None") -> "Values":
+    """Rows in float64, counted from `origin` on."""
+    import numpy as np
+
+    if origin is None:
+        return part.astype(np.float64)
+    # Modulo 2^64 a difference is exact, though one of the two may have no sign.
+    return (part.astype(np.uint64) - origin.astype(np.uint64)).view(np.int64).astype(np.float64)
+
+
+def _told_classes(names: Sequence[str], counts: Sequence[int]) -> str:
+    """How many samples of each class are trained on."""
+    line = "classes: " + _listed([f"{name} ({n})" for name, n in zip(names, counts, strict=True)])
+    if empty := [name for name, n in zip(names, counts, strict=True) if not n]:
+        line += f"; nothing is trained on {_listed(empty)}, all of which is held out"
+    return line
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fmcore.disk.dataset import DataError, Dataset
 from fmcore.intake.pictured import Pictures, Steps, with_classes
-from fmcore.intake.planes import Stored
+from fmcore.intake.planes import Stored, UnreadableError
 from fmcore.intake.split import held_out
-from fmcore.intake.walk import natural
+from fmcore.intake.walk import natural, shown
 
 PARQUET = ".parquet"
 
@@ -30,7 +30,7 @@ class HuggingFace(Pictures):
         label: the column with the classes, None for none.
         group: the column with what must not lie on both sides of the split, e.g. patients, None for none.
 
-    How the images are read is said in `Pictures`.
+    How the images are read is said in `Pictures`. Instead of an image a row may name a file below `root`.
     """
 
     root: str
@@ -48,13 +48,16 @@ class HuggingFace(Pictures):
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
         """The data set, by and by."""
         found = self._opened()
-        files = [Stored(f"row {i}", partial(_encoded, found, self.image, i)) for i in range(len(found))]
-        groups = None if self.group is None else [str(value) for value in found[self.group]]
+        images = found.select_columns([self.image])  # so that no row decodes the images of other columns
+        below = _folder(Path(self.root))
+        files = [Stored(f"row {i}", partial(_encoded, images, self.image, below, i)) for i in range(len(found))]
+        groups = None if self.group is None else list(map(str, _told(found, "group", self.group)))
+        classes = None if self.label is None else self._classes(found, self.label)
         held, told = held_out(self.held_out, len(files), groups, str(self.group))
         data = (yield from self.decoded(files, held, scratch=scratch)).dataset(told)
-        if self.label is None:
+        if classes is None:
             return data
-        label, names = self._classes(found)
+        label, names = classes
         return with_classes(data, label[~held], names)
 
     def _opened(self) -> Any:
@@ -91,18 +94,18 @@ class HuggingFace(Pictures):
             raise DataError(f"data.root: {self.root} holds no rows")
         return found.cast_column(self.image, datasets.Image(decode=False))
 
-    def _classes(self, found: Any) -> tuple[Tensor, Sequence[str]]:
+    def _classes(self, found: Any, label: str) -> tuple[Tensor, Sequence[str]]:
         """The class of each row and the names: the data set's own, or what stands there, in natural order."""
-        kind, values = found.features[self.label], list(found[self.label])
-        holes = [i for i, value in enumerate(values) if value is None or value == -1]
-        if holes:
-            raise DataError(
-                f"data.label: {len(holes)} of {len(values)} rows have no class, the first is row {holes[0]}"
-            )
+        kind, values = found.features[label], _told(found, "label", label)
         if names := getattr(kind, "names", None):
+            if wrong := [i for i, value in enumerate(values) if not 0 <= value < len(names)]:
+                raise DataError(
+                    f"data.label: row {wrong[0]} of {label} holds {values[wrong[0]]}, expected one of its "
+                    f"{len(names)} classes"
+                )
             return torch.tensor(values), names
         if not all(isinstance(value, str | int) for value in values):
-            raise DataError(f"data.label: expected a column of classes, {self.label} holds {kind}")
+            raise DataError(f"data.label: expected a column of classes, {label} holds {kind}")
         texts = [str(value) for value in values]
         order = sorted(set(texts), key=natural)
         index = {text: i for i, text in enumerate(order)}
@@ -132,9 +135,44 @@ def _splits(root: Path) -> dict[str, list[str]] | None:
     return splits or None
 
 
-def _encoded(found: Any, column: str, row: int) -> bytes:
+def _told(found: Any, key: str, column: str) -> list[Any]:
+    """The class or group of each row; a DataError if it is no word or number, or if a row has none."""
+    from datasets import ClassLabel, Value
+
+    kind = found.features[column]
+    if not isinstance(kind, ClassLabel | Value) or kind.dtype in ("binary", "large_binary"):
+        raise DataError(f"data.{key}: expected whole numbers or names, {column} holds {kind}")
+    values = list(found[column])
+    # -1 stands for a class that is not known.
+    void = ("", -1) if key == "label" or isinstance(kind, ClassLabel) else ("",)
+    if holes := [i for i, value in enumerate(values) if value is None or value != value or value in void]:
+        what = {"label": "class"}.get(key, key)
+        raise DataError(
+            f"data.{key}: {len(holes)} of {len(values)} rows have no {what}, the first is row {holes[0]}"
+        )
+    return values
+
+
+def _folder(root: Path) -> Path:
+    """Where files lie that rows may name: whoever wrote the rows must not choose among all of the disk's."""
+    real = root.resolve()
+    return real.parent if real.is_file() else real
+
+
+def _encoded(found: Any, column: str, below: Path, row: int) -> bytes:
+    """A row's image as a file: what lies in the row, or what it names below a folder."""
     value = found[row][column]
     if value is None:
         return b""  # refused as no image, by its row
     inside: bytes | None = value["bytes"]
-    return Path(value["path"]).read_bytes() if inside is None else inside
+    named: str | None = value["path"]
+    if inside is not None:
+        return inside
+    if not named:
+        raise UnreadableError("holds neither an image nor the path of one")
+    path = (below / named).resolve()
+    if not path.is_relative_to(below):
+        raise UnreadableError(f"names {shown(named)}, which does not lie below {shown(str(below))}")
+    if not path.is_file():
+        raise UnreadableError(f"names {shown(named)}, which is no file")
+    return path.read_bytes()

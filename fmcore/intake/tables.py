@@ -1,7 +1,10 @@
 """Files that hold arrays or tables, opened: the samples as they lie there, and what lies beside them by name."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 TABLES = (".csv", ".parquet")
 ARRAYS = (".npy", ".npz", ".safetensors")
 NAMED = 8
+ZIPPED = b"PK"  # how a .npz begins
+DIGITS = re.compile(r"[+-]?\d+")
+WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*(e[+-]?\d+)?|\.\d+(e[+-]?\d+)?|inf(inity)?)", re.IGNORECASE)
+TOLD = str | bytes | int | float | Decimal | date  # what a class or a group may be called
 
 
 @dataclass(frozen=True)
@@ -44,23 +52,45 @@ class Source:
         if name in self.others:
             found = self.others[name]
         elif Path(name).is_file():
-            other = opened(Path(name), None, key=key)
-            found = next(iter(other.others.values())) if other.values.size == 0 else other.values
+            found = opened(Path(name), None, key=key).values
         else:
             offered = ", ".join([*self.columns, *self.others]) or "none beside the samples"
             raise DataError(f"data.{key}: {name!r} is neither a file nor in {self.name}, which has {offered}")
-        found = found.reshape(len(found), -1) if len(found) else found
-        if found.shape != (count, 1):
+        if not found.ndim or found.size != count or len(found) != count:
             raise DataError(
-                f"data.{key}: expected one value for each of {count} samples, {name} has {found.shape}"
+                f"data.{key}: expected one value for each of {count} samples, {name} has shape {found.shape}"
             )
-        if found.dtype.kind not in "biufUSO":
-            raise DataError(f"data.{key}: {name} holds {found.dtype}, expected whole numbers or names")
-        if empty := _missing(found[:, 0]):
-            raise DataError(
-                f"data.{key}: {len(empty)} of {count} rows of {name} have no value, the first is row {empty[0]}"
-            )
-        return found[:, 0]
+        return _told(found.reshape(count), name, key)
+
+
+def _told(values: "Values", name: str, key: str) -> "Values":
+    """Classes or groups (N,), of which each row has one; bytes become text."""
+    if values.dtype.kind not in "biufUSO":
+        raise DataError(f"data.{key}: {name} holds {values.dtype}, expected whole numbers or names")
+    if empty := _missing(values):
+        raise DataError(
+            f"data.{key}: {len(empty)} of {len(values)} rows of {name} have no value, the first is row {empty[0]}"
+        )
+    if values.dtype.kind not in "SO":
+        return values
+    texts = values.tolist()
+    for row, value in enumerate(texts):
+        if not isinstance(value, TOLD):
+            kind = type(value).__name__
+            raise DataError(f"data.{key}: row {row} of {name} holds a {kind}, expected whole numbers or names")
+        if isinstance(value, bytes):
+            try:
+                texts[row] = value.decode()
+            except UnicodeDecodeError:
+                raise DataError(f"data.{key}: row {row} of {name} holds {value!r}, expected UTF-8") from None
+    return _objects(texts)
+
+
+def _objects(values: Sequence[Any]) -> "Values":
+    """Values as they are, (N,): NumPy would make lists of one length another axis."""
+    import numpy as np
+
+    return np.fromiter(values, dtype=object, count=len(values))
 
 
 def _missing(values: "Values") -> list[int]:
@@ -94,6 +124,11 @@ def opened(path: Path, array: str | None, leaving: Sequence[str | None] = (), ke
             f"data.{key}: expected a file ending in {', '.join(ARRAYS + TABLES)}, got {shown(str(path))}"
         )
     name, left = shown(path.name), [one for one in leaving if one is not None]
+    if array is not None and path.suffix not in (".npz", ".safetensors"):
+        what = (
+            "one array, which has no name" if path.suffix == ".npy" else "a table, whose columns are the samples"
+        )
+        raise DataError(f"data.array: {name} holds {what}; expected null, got {array!r}")
     try:
         if path.suffix in TABLES:
             return _table(path, name, left, key)
@@ -103,9 +138,12 @@ def opened(path: Path, array: str | None, leaving: Sequence[str | None] = (), ke
     except Exception as error:  # readers raise what they like
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"data.{key}: {name} cannot be read: {reason}") from None
-    offered = [one for one in arrays if one not in left]
+    offered = list(arrays) if path.suffix == ".npy" else [one for one in arrays if one not in left]
     if array is None and len(offered) != 1:
-        raise DataError(f"data.array: {name} holds {', '.join(offered) or 'nothing'}; expected the name of one")
+        there = f"{name} holds {', '.join(offered) or 'nothing'}"
+        if key != "root":
+            raise DataError(f"data.{key}: {there}; expected one array")
+        raise DataError(f"data.array: {there}; expected the name of one")
     if array is not None and array not in arrays:
         raise DataError(f"data.array: {name} holds {', '.join(arrays) or 'nothing'}, got {array!r}")
     which = offered[0] if array is None else array
@@ -118,11 +156,16 @@ def _arrays(path: Path) -> Mapping[str, "Values"]:
     """The arrays of a file by name; the one of a .npy has none."""
     import numpy as np
 
+    if path.suffix in (".npy", ".npz"):
+        with path.open("rb") as file:
+            is_zipped = file.read(len(ZIPPED)) == ZIPPED
+        if is_zipped != (path.suffix == ".npz"):
+            raise ValueError("it is a .npz by another name" if is_zipped else "it is no .npz")
     if path.suffix == ".npy":
         return {"": np.load(path, mmap_mode="r", allow_pickle=False)}
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     from safetensors.torch import load_file
 
     return {
@@ -134,14 +177,19 @@ def _arrays(path: Path) -> Mapping[str, "Values"]:
 def _table(path: Path, name: str, left: Sequence[str], key: str) -> Source:
     from pyarrow import types
 
-    table = _read(path)
+    table = _read(path, name, left, key)
     names = table.column_names
     if len(set(names)) < len(names):
         raise DataError(f"data.{key}: {name} has two columns of one name")
-    others = {one: _texts(table[one]) for one in left if one in names}
+    if not table.num_rows:
+        raise DataError(f"data.{key}: {name} holds no rows")
+    texts = _spelled if path.suffix == ".csv" else _texts
+    if key != "root":  # a file of labels alone, which may be names
+        if len(names) != 1:
+            raise DataError(f"data.{key}: {name} holds {', '.join(names) or 'nothing'}; expected one column")
+        return Source(name, texts(table[names[0]])[:, None], tuple(names))
+    others = {one: texts(table[one]) for one in left if one in names}
     columns = [one for one in names if one not in others]
-    if key != "root" and len(columns) == 1:  # a file of labels alone, which may be names
-        return Source(name, _texts(table[columns[0]])[:, None], tuple(columns))
     kinds = {one: table[one].type for one in columns}
     wrong = [one for one, kind in kinds.items() if not (types.is_integer(kind) or types.is_floating(kind))]
     if wrong or not columns:
@@ -153,10 +201,48 @@ def _table(path: Path, name: str, left: Sequence[str], key: str) -> Source:
     return Source(name, _numbers(table.select(columns)), tuple(columns), others)
 
 
-def _read(path: Path) -> "pa.Table":
+def _read(path: Path, name: str, left: Sequence[str], key: str) -> "pa.Table":
+    """A table; of a CSV the columns `left`, and all of a file of labels, are text, as it stands there."""
+    import pyarrow as pa
     from pyarrow import csv, parquet
 
-    return csv.read_csv(path) if path.suffix == ".csv" else parquet.read_table(path)
+    if path.suffix != ".csv":
+        return parquet.read_table(path)
+    # A blank line is a missing value: without it all that follows would belong to the sample before.
+    body, parsing = _trimmed(path), csv.ParseOptions(ignore_empty_lines=False)
+    with csv.open_csv(pa.BufferReader(body), parse_options=parsing) as reader:
+        names = reader.schema.names
+    bare = [one.strip() for one in names]
+    if any(map(NUMBER.fullmatch, bare)) and all(NUMBER.fullmatch(one) or one in _void() for one in bare):
+        more = ", ..." if len(names) > NAMED else ""
+        raise DataError(
+            f"data.{key}: {name}: expected a first line of names, got the numbers {', '.join(bare[:NAMED])}{more}"
+        )
+    as_text = csv.ConvertOptions(column_types=dict.fromkeys(left if key == "root" else names, pa.string()))
+    return csv.read_csv(pa.BufferReader(body), parse_options=parsing, convert_options=as_text)
+
+
+def _trimmed(path: Path) -> "pa.Buffer":
+    """The bytes of a file, mapped, without the blank lines at its beginning and end."""
+    import pyarrow as pa
+
+    whole = pa.memory_map(str(path)).read_buffer()
+    text = memoryview(whole).cast("B")
+    first, end = 0, len(text)
+    while end and text[end - 1] in b"\r\n":
+        end -= 1
+    # Arrow wants the names alone to end in one.
+    end = min(len(text), end + (2 if bytes(text[end : end + 2]) == b"\r\n" else 1))
+    while first < end and text[first] in b"\r\n":
+        first += 1
+    return whole.slice(first, end - first)
+
+
+def _void() -> frozenset[str]:
+    """How a number that is missing is written in a CSV, e.g. NA."""
+    from pyarrow import csv
+
+    return frozenset(csv.ConvertOptions().null_values)
 
 
 def _numbers(table: "pa.Table") -> "Values":
@@ -166,13 +252,39 @@ def _numbers(table: "pa.Table") -> "Values":
     return np.stack([column.to_numpy() for column in table.columns], 1)
 
 
+def _spelled(column: "pa.ChunkedArray") -> "Values":
+    """Classes or groups in a CSV, a missing one is None or NaN.
+
+    Names are taken as they stand, and so are numbers of digits alone: 01 is not 1, and none is too long. In a
+    column of whole numbers with points, which pandas makes of a column with holes, 1.0 is 1.
+    """
+    import numpy as np
+
+    texts, void = column.to_pylist(), _void()
+    bare = [None if text.strip() in void else text.strip() for text in texts]
+    said = [text for text in bare if text is not None]
+    if not said or not all(map(NUMBER.fullmatch, said)):
+        return _objects(texts)
+    if all(map(DIGITS.fullmatch, said)):
+        return _objects(bare)
+    if all(map(WHOLE.fullmatch, said)):
+        return _objects([text and _plain(text) for text in bare])
+    return np.array([float("nan" if text is None else text) for text in bare])
+
+
+def _plain(text: str) -> str:
+    """A whole number as Python writes it; `int` refuses thousands of digits."""
+    digits = text.partition(".")[0].lstrip("+-0") or "0"
+    return f"-{digits}" if text[0] == "-" and digits != "0" else digits
+
+
 def _texts(column: "pa.ChunkedArray") -> "Values":
-    """Names or numbers; a missing one is None."""
+    """Classes or groups in a Parquet file: names or numbers; a missing one is None."""
     import numpy as np
     from pyarrow import types
 
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if column.null_count or not (types.is_integer(column.type) or types.is_floating(column.type)):
-        return np.array(column.to_pylist(), dtype=object)
+        return _objects(column.to_pylist())
     return np.asarray(column.to_numpy())

@@ -14,6 +14,9 @@ from fmcore.intake.pictured import Pictures, Steps, with_classes
 from fmcore.intake.planes import Stored
 from fmcore.intake.split import held_out
 
+PICKLED = ("LSUN", "LSUNClass")  # which unpickle a file of their folder
+INVENTED = ("VisionDataset", "FakeData")  # which read nothing from the disk
+CALLED = ("transform", "target_transform", "transforms", "loader", "is_valid_file")  # options that are functions
 UNREAD = object()  # the target of a sample that one who was stopped had read
 
 
@@ -38,6 +41,8 @@ class Torchvision(Pictures):
         super().__post_init__()
         if "download" in self.options or "root" in self.options:
             raise ValueError("options: root has a key of its own, and nothing is downloaded; expected neither")
+        if called := [key for key in CALLED if key in self.options]:
+            raise ValueError(f"options: {called[0]} is a function, which cannot be given; expected none")
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
         """The data set, by and by."""
@@ -62,16 +67,28 @@ class Torchvision(Pictures):
         kind = getattr(torchvision.datasets, self.dataset, None)
         if not (isinstance(kind, type) and issubclass(kind, torchvision.datasets.VisionDataset)):
             raise DataError(f"data.dataset: torchvision.datasets has no data set {self.dataset!r}")
+        if self.dataset in PICKLED:
+            raise DataError(f"data.dataset: {self.dataset} unpickles a file, which could run what is in it")
+        if self.dataset in INVENTED:
+            raise DataError(f"data.dataset: {self.dataset} reads no images from the disk")
         if not Path(self.root).is_dir():
             raise DataError(f"data.root: no folder {self.root!r}; expected torchvision's layout there")
         try:
             found = kind(self.root, **self.options)
-        except (RuntimeError, OSError, TypeError, ValueError) as error:
-            first = str(error).splitlines()[0]
-            raise DataError(f"data.root: {self.dataset} could not be read from {self.root!r}: {first}") from None
-        if not len(found):
+            count = len(found)
+        except ImportError as error:
+            raise DataError(f"data.dataset: {self.dataset} needs what is not installed: {_line(error)}") from None
+        except Exception as error:  # its classes raise what they meet
+            line = _line(error)
+            raise DataError(f"data.root: {self.dataset} could not be read from {self.root!r}: {line}") from None
+        if not count:
             raise DataError(f"data.root: {self.dataset} in {self.root!r} holds no samples")
         return found
+
+
+def _line(error: Exception) -> str:
+    """What an error says first."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _as_png(found: Any, targets: list[Any], i: int) -> bytes:

@@ -42,6 +42,18 @@ def fill(network: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
     named = dict(tensors)
     try:
         network._fix_state_dict_keys_on_load(named)  # attention weights had other names before 2023
+        _check_forms(named, network.state_dict(), path)
         network.load_state_dict(named)
     except RuntimeError as error:
         raise ArtifactError(f"{path} is not of this network: {' '.join(str(error).split())[:200]}") from None
+
+
+def _check_forms(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:
+    """Names the first tensor that is missing, not wanted or of another shape.
+
+    PyTorch's strict loading lets tensors pass that belong to a module which this network leaves out as None.
+    """
+    for name in sorted(found.keys() | wanted.keys()):
+        want, got = (str(tuple(of[name].shape)) if name in of else "none" for of in (wanted, found))
+        if want != got:
+            raise ArtifactError(f"{path} is not of this network: expected for tensor {name!r} {want}, got {got}")

@@ -23,7 +23,7 @@ SIDE = 64  # pixels that images are resized to, by bicubic interpolation
 GREY, CONTRAST = 127.0, 128.0  # the network was trained on (pixels - 127) / 128
 BATCH = 64
 ENOUGH = 10_000
-TINY = 1e-12
+FLAT = 1e-10  # a variance, as a share of the mean square, that rounding makes where all images are the same
 FEATURES = 1280
 PROJECTED = {  # shape and type of what `directions` returns
     "mean": f"({FEATURES},) of torch.float32",
@@ -84,6 +84,9 @@ def directions(features: Callable[[Tensor], Tensor], data: Iterable[Tensor]) -> 
     Main arguments:
         features: of a batch of images, all of them.
         data: batches of the data's images; the first 10,000 images are looked at.
+
+    Raises:
+        ValueError: if there are too few images, or their features do not vary.
     """
     whole: Stats | None = None
     with torch.inference_mode():
@@ -96,9 +99,13 @@ def directions(features: Callable[[Tensor], Tensor], data: Iterable[Tensor]) -> 
         found = 0 if whole is None else whole.count
         raise ValueError(f"{EFFICIENTNET} needs more than {EFFICIENTNET_DIMS} images, got {found}")
     variance, basis = torch.linalg.eigh(whole.covariance)
+    if not variance[-1] > FLAT * whole.outer.trace() / whole.count:
+        raise ValueError(
+            f"{EFFICIENTNET} needs images that differ: the features of all {whole.count} are the same"
+        )
     variance, basis = variance.flip(0)[:EFFICIENTNET_DIMS], basis.flip(1)[:, :EFFICIENTNET_DIMS]
     largest = basis.abs().argmax(0, keepdim=True)
-    basis = basis * basis.gather(0, largest).sign() / variance.mean().clamp_min(TINY).sqrt()
+    basis = basis * basis.gather(0, largest).sign() / variance.mean().sqrt()
     return {"mean": whole.mean.float(), "basis": basis.float()}
 
 

@@ -235,7 +235,7 @@ def load_extractor(
             return _inception(path, digest, device)
         if kind == EFFICIENTNET:
             _check_digest(folder / PROJECTION, digest)
-            return _efficientnet(folder / PROJECTION, digest, device)
+            return _efficientnet(folder / PROJECTION, digest, shape, device)
         if kind not in _NETS:
             raise ArtifactError(f"{file}: expected one of {', '.join(FITTED + UNFITTED)}, got {kind!r}")
         path = folder / "extractor.safetensors"
@@ -272,9 +272,13 @@ def _inception(path: Path, digest: str, device: torch.device | str) -> Extractor
     return Extractor(name, INCEPTION_DIMS, digest, *load_inception(path, device), distance=distance)
 
 
-def _efficientnet(path: Path, digest: str, device: torch.device | str) -> Extractor:
+def _efficientnet(path: Path, digest: str, shape: tuple[int, ...], device: torch.device | str) -> Extractor:
+    if shape[0] not in (1, 3):
+        raise ArtifactError(f"{path.parent}: {EFFICIENTNET} takes images of 1 or 3 channels, got {shape[0]}")
     along = read_tensors(path)
     check_kinds(path, along, PROJECTED)
+    if not all(tensor.isfinite().all() for tensor in along.values()) or not along["basis"].any():
+        raise ArtifactError(f"{path}: expected finite directions that are not all 0")
     features = projected(load_efficientnet(device), along, device)
     return Extractor(f"efficientnet{EFFICIENTNET_DIMS}", EFFICIENTNET_DIMS, digest, features)
 

@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from safetensors.numpy import save_file
 
 from fmcore.disk.dataset import DataError, Units, load_dataset, save_dataset
+from fmcore.intake import arrays as intake_arrays
 from fmcore.intake.arrays import Arrays
 
 ROWS = 60
@@ -240,3 +241,60 @@ def test_settings_that_cannot_be_meant(name):
     changes, message = WRONG[name]
     with pytest.raises(ValueError, match=message):
         Arrays("x.npy", **changes)
+
+
+# --- deviations that are small, or of large numbers ---------------------------------------------------------
+
+Z = np.random.default_rng(1).normal(size=1000)
+SMALL = {
+    "tiny": 1e-14 * Z,
+    "tinier": 1e-200 * Z,
+    "far": 1e9 + 1e-4 * Z,
+    "two values": np.where(Z > 0, 1e16, 1e16 + 2),
+    "long": 2**60 + np.round(100 * Z).astype(np.int64),
+    "long below": -(2**62) + np.round(100 * Z).astype(np.int64),
+    "longest": (2**63 + np.round(100 * Z).astype(np.int64).astype(np.uint64)),
+    "whole range": np.where(Z > 0, -(2**63), 2**63 - 1),
+}
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_a_column_that_changes_gets_deviation_one(tmp_path, case):
+    x = SMALL[case]
+    np.save(tmp_path / "x.npy", np.stack([x, np.arange(1000).astype(x.dtype)], 1))
+    data = Arrays(str(tmp_path / "x.npy"), (2,), held_out=0.2).load()
+    whole = torch.cat([data.x1, data.reference]).double()
+    for column in (0, 1):
+        assert float(data.x1[:, column].double().mean()) == pytest.approx(0, abs=1e-5)
+        assert float(data.x1[:, column].double().std(correction=0)) == pytest.approx(1, abs=1e-5)
+    # In the order of the values, which lie this far apart.
+    exact = [int(value) if x.dtype.kind in "iu" else value for value in x.tolist()]
+    middle = sum(exact) // len(exact) if x.dtype.kind in "iu" else sum(exact) / len(exact)
+    apart = np.sort([float(value - middle) for value in exact])
+    apart = (apart - apart[0]) / (apart[-1] - apart[0])
+    found = whole[:, 0].sort().values.numpy()
+    np.testing.assert_allclose((found - found[0]) / (found[-1] - found[0]), apart, atol=1e-6)
+    told = "deviations too small for float32, so samples in the data's own units lose digits: column 0"
+    assert (told in data.notes) == (case not in ("tiny", "whole range"))
+
+
+def test_digits_beyond_those_of_floats_are_no_constant_of_other_columns(tmp_path):
+    """A column that never changes keeps its value to the last digit, whatever the sum of its values is."""
+    x = np.stack([np.full(999, 0.1), np.arange(999.0), np.full(999, 1e-300)], 1)
+    np.save(tmp_path / "x.npy", x)
+    data = Arrays(str(tmp_path / "x.npy"), (3,)).load()
+    assert "the same in all samples: column 0, column 2" in data.notes
+    assert not data.x1[:, [0, 2]].any()
+    assert (data.units.mean[0], data.units.mean[2]) == (0.1, 1e-300)
+    assert (data.units.std[0], data.units.std[2]) == (1, 1)
+
+
+def test_the_scale_does_not_depend_on_the_parts(tmp_path, monkeypatch):
+    x = np.random.default_rng(2).normal(1e6, 1, (5000, 3))
+    np.save(tmp_path / "x.npy", x)
+    whole = Arrays(str(tmp_path / "x.npy"), (3,), held_out=0.1).load()
+    monkeypatch.setattr(intake_arrays, "BYTES", 24 * 7)
+    parts = Arrays(str(tmp_path / "x.npy"), (3,), held_out=0.1).load()
+    np.testing.assert_allclose(parts.units.mean, whole.units.mean, rtol=1e-15)
+    np.testing.assert_allclose(parts.units.std, whole.units.std, rtol=1e-12)
+    np.testing.assert_allclose(parts.x1, whole.x1, atol=1e-6)

@@ -1,13 +1,16 @@
 """Data sets that other libraries keep: their images are read as files are, their classes keep their names."""
 
 import io
+import os
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torchvision
 from PIL import Image
+from pyarrow import parquet
 
 from fmcore.disk.dataset import DataError
 from fmcore.intake.huggingface import HuggingFace
@@ -120,6 +123,99 @@ def test_rows_that_cannot_be_read_and_classes_that_lack_are_named(folder, tmp_pa
         HuggingFace(str(tmp_path / "hole"), size=16, label="label").load()
 
 
+def stored(place, rows, **features):
+    """Rows with an image each as Parquet, as somebody may write them: nothing in them is looked at."""
+    table = pa.table(rows)
+    known = {**datasets.Features.from_arrow_schema(table.schema), "image": datasets.Image(), **features}
+    parquet.write_table(table.cast(datasets.Features(known).arrow_schema), place)
+    return str(place)
+
+
+@pytest.fixture
+def png(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "set" / "images" / "a.png"
+    path.parent.mkdir(parents=True)
+    Image.new("L", (8, 8), 7).save(path)
+    return path
+
+
+COLUMNS = {
+    "none": (["a", None] * 4, None, "4 of 8 rows have no {}, the first is row 1"),
+    "empty": (["a", "b", "", "b"] * 2, None, "2 of 8 rows have no {}, the first is row 2"),
+    "nan": ([0.5, float("nan")] * 4, None, "4 of 8 rows have no {}, the first is row 1"),
+    "unknown": ([0, -1] * 4, datasets.ClassLabel(names=["a", "b"]), "4 of 8 rows have no {}, the first is row 1"),
+    "structs": ([{"n": i} for i in range(8)], None, "expected whole numbers or names, column holds"),
+    "lists": ([[i] for i in range(8)], None, "expected whole numbers or names, column holds"),
+    "bytes": ([b"a", b"b"] * 4, None, "expected whole numbers or names, column holds"),
+}
+
+
+@pytest.mark.parametrize("case", COLUMNS)
+@pytest.mark.parametrize(("key", "word"), [("label", "class"), ("group", "group")])
+def test_columns_that_say_no_class_or_group(png, case, key, word):
+    values, kind, message = COLUMNS[case]
+    rows = {"image": [{"bytes": png.read_bytes(), "path": None}] * 8, "column": values}
+    place = stored(png.parent / "x.parquet", rows, **({"column": kind} if kind else {}))
+    with pytest.raises(DataError) as caught:
+        HuggingFace(place, size=8, held_out=0.5, **{key: "column"}).load()
+    assert str(caught.value).startswith(f"data.{key}: {message.format(word)}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_of_images_is_no_class_or_group(png):
+    images = [{"bytes": png.read_bytes(), "path": None}] * 8
+    place = stored(
+        png.parent / "x.parquet", {"image": images, "other": images}, other=datasets.Image(decode=False)
+    )
+    for key in ("label", "group"):
+        with pytest.raises(DataError, match=rf"data\.{key}: expected whole numbers or names, other holds Image"):
+            HuggingFace(place, size=8, held_out=0.5, **{key: "other"}).load()
+
+
+def test_a_class_that_the_set_does_not_know_is_named(png):
+    rows = {"image": [{"bytes": png.read_bytes(), "path": None}] * 3, "column": [0, 1, 2]}
+    place = stored(png.parent / "x.parquet", rows, column=datasets.ClassLabel(names=["a", "b"]))
+    with pytest.raises(DataError, match=r"data\.label: row 2 of column holds 2, expected one of its 2 classes"):
+        HuggingFace(place, size=8, label="column").load()
+
+
+def test_a_row_may_name_a_file_below_the_root(png):
+    for named in (str(png), "images/a.png"):
+        rows = {"image": [{"bytes": None, "path": named}] * 2}
+        data = HuggingFace(stored(png.parents[1] / "x.parquet", rows), size=8, channels=1).load()
+        assert data.x1.unique().tolist() == [7]
+
+
+@pytest.mark.parametrize("case", ["beside", "up", "a link", "a pipe", "a device", "a folder", "gone", "neither"])
+def test_a_row_that_names_anything_else_is_refused(png, tmp_path, case):
+    root, outside = png.parents[1], tmp_path / "secret.png"
+    Image.new("L", (8, 8), 9).save(outside)
+    (root / "link.png").symlink_to(outside)
+    os.mkfifo(root / "pipe.png")
+    named, message = {
+        "beside": (str(outside), "names .*, which does not lie below"),
+        "up": ("images/../../secret.png", "names .*, which does not lie below"),
+        "a link": ("link.png", "names .*, which does not lie below"),
+        "a pipe": ("pipe.png", "names .*, which is no file"),
+        "a device": ("/dev/zero", "names .*, which does not lie below"),
+        "a folder": ("images", "names .*, which is no file"),
+        "gone": ("b.png", "names .*, which is no file"),
+        "neither": (None, "holds neither an image nor the path of one"),
+    }[case]
+    place = stored(root / "x.parquet", {"image": [{"bytes": None, "path": named}]})
+    with pytest.raises(DataError, match=f"1 of 1 images cannot be read: row 0: {message}") as caught:
+        HuggingFace(place, size=8).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_other_columns_are_not_opened(png):
+    image, other = {"bytes": png.read_bytes(), "path": None}, {"bytes": None, "path": "/gone.png"}
+    rows = {"image": [image] * 2, "other": [other] * 2}
+    place = stored(png.parent / "x.parquet", rows, other=datasets.Image())
+    assert len(HuggingFace(place, size=8).load().x1) == 2
+
+
 def test_without_the_library_one_line_says_what_to_install(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(DataError, match=r"data\.name: hf needs datasets: pip install 'fmcore\[hf\]'"):
@@ -173,7 +269,48 @@ def test_targets_that_are_no_classes_are_said(tmp_path, monkeypatch):
         Torchvision("Odd", str(tmp_path), {"target": "tensors"}, size=8, channels=1).load()
 
 
+class Broken(torchvision.datasets.VisionDataset):
+    """What its option says fails."""
+
+    def __init__(self, root, what="length"):
+        if what == "module":
+            raise ModuleNotFoundError("No module named 'lmdb'")
+        if what == "key":
+            raise KeyError("split")
+        if what == "nothing":
+            raise AssertionError
+
+    def __len__(self):
+        raise NotImplementedError("\nno length\nat all")
+
+
+BROKEN = {
+    "module": r"data\.dataset: Broken needs what is not installed: No module named 'lmdb'",
+    "key": r"data\.root: Broken could not be read from .*: 'split'",
+    "nothing": r"data\.root: Broken could not be read from .*: AssertionError",
+    "length": r"data\.root: Broken could not be read from .*: no length$",
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_whatever_a_set_raises_is_one_line(tmp_path, monkeypatch, what):
+    monkeypatch.setattr(torchvision.datasets, "Broken", Broken, raising=False)
+    with pytest.raises(DataError, match=BROKEN[what]) as caught:
+        Torchvision("Broken", str(tmp_path), {"what": what}, size=8).load()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["transform", "target_transform", "transforms", "loader", "is_valid_file"])
+def test_options_that_are_functions_cannot_be_given(key):
+    with pytest.raises(ValueError, match=f"options: {key} is a function, which cannot be given"):
+        Torchvision("MNIST", "x", {key: "torch.load"}, size=8)
+
+
 WRONG = {
+    "base": ({"dataset": "VisionDataset"}, r"data\.dataset: VisionDataset reads no images from the disk"),
+    "invented": ({"dataset": "FakeData"}, r"data\.dataset: FakeData reads no images from the disk"),
+    "pickled": ({"dataset": "LSUN"}, r"data\.dataset: LSUN unpickles a file, which could run what is in it"),
+    "pickles": ({"dataset": "LSUNClass"}, r"data\.dataset: LSUNClass unpickles a file"),
     "no such set": ({"dataset": "Digits"}, r"data\.dataset: torchvision\.datasets has no data set 'Digits'"),
     "no set at all": ({"dataset": "utils"}, r"data\.dataset: torchvision\.datasets has no data set 'utils'"),
     "no folder": ({"dataset": "SVHN", "root": "gone"}, r"data\.root: no folder 'gone'"),

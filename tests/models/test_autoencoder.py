@@ -94,6 +94,12 @@ def renamed(name):
     return lambda folder: (folder / WEIGHTS).rename(folder / name)
 
 
+def attending(folder):
+    """Weights with attention, beside a config without."""
+    random_vae(mid_block_add_attention=True).save_pretrained(folder)
+    changed(folder, mid_block_add_attention=False)
+
+
 MISTAKES = {
     "no config": (lambda folder: (folder / "config.json").unlink(), "config.json is missing"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS} is missing: expected an AutoencoderKL"),
@@ -105,6 +111,11 @@ MISTAKES = {
         "expected an AutoencoderKL, got VQModel",
     ),
     "other channels": (lambda folder: changed(folder, latent_channels=3), "is not of this network"),
+    "attention left out": (attending, "is not of this network: expected for tensor 'decoder.mid_block.att.* none"),
+    "a tensor more": (
+        lambda folder: save_file(load_file(folder / WEIGHTS) | {"more": torch.ones(2)}, folder / WEIGHTS),
+        r"is not of this network: expected for tensor 'more' none, got \(2,\)",
+    ),
     "no blocks": (lambda folder: changed(folder, down_block_types=["Nonsense"]), "config.json: .*Nonsense"),
     "no channels": (lambda folder: changed(folder, block_out_channels=[0, 8]), "for block_out_channels whole"),
     "endless": (lambda folder: changed(folder, layers_per_block=10**9), "layers_per_block whole numbers from 1"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_images
 
-from fmcore.disk.files import ArtifactError
+from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
 from fmcore.score import efficientnet
 from fmcore.score.efficientnet import EFFICIENTNET, EFFICIENTNET_DIMS, directions, find_efficientnet, projected
 from fmcore.score.extractors import adopt, digest_of, dims_of, load_extractor
@@ -99,6 +99,38 @@ def test_few_images_and_changed_files_are_refused(made, photos, tmp_path):
     (tmp_path / "projection.safetensors").write_bytes(b"other")
     with pytest.raises(ArtifactError, match="expected the extractor with SHA-256"):
         load_extractor(tmp_path)
+
+
+def test_images_that_are_all_the_same_are_refused(photos, tmp_path):
+    same = photos[:1].expand(40, -1, -1, -1)
+    with pytest.raises(ValueError, match="images that differ: the features of all 40 are the same") as caught:
+        adopt(EFFICIENTNET, tmp_path, SHAPE, torch.split(same, 15))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ValueError, match="images that differ"):
+        directions(lambda part: torch.zeros(len(part), 40), [same])
+    two = torch.cat([same, photos[1:2]])
+    assert directions(lambda part: part.float().flatten(1), [two])["basis"].isfinite().all()
+
+
+SPOILT = {
+    "not finite": (lambda along: along["basis"].fill_(float("nan")), SHAPE, "expected finite directions"),
+    "infinite": (lambda along: along["mean"][0].fill_(float("inf")), SHAPE, "expected finite directions"),
+    "zero": (lambda along: along["basis"].zero_(), SHAPE, "expected finite directions that are not all 0"),
+    "channels": (lambda along: along, (2, 16, 16), "takes images of 1 or 3 channels, got 2"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_a_folder_that_cannot_have_been_made_is_refused(made, tmp_path, case):
+    spoil, shape, message = SPOILT[case]
+    along = read_tensors(made[0] / "projection.safetensors")
+    spoil(along)
+    write_tensors(tmp_path / "projection.safetensors", along)
+    manifest = read_json(made[0] / "manifest.json") | {"image_shape": list(shape)}
+    write_json(tmp_path / "manifest.json", manifest | {"sha256": sha256(tmp_path / "projection.safetensors")})
+    with pytest.raises(ArtifactError, match=message) as caught:
+        load_extractor(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_missing_or_damaged_is_said(monkeypatch):

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,7 +17,7 @@ from flows.events import Metrics, ModelReady
 from flows.params.files import PRESETS, load_yaml
 from flows.watch import journal
 from flows.where import __main__ as where
-from flows.where import chain, checkout
+from flows.where import chain, checkout, finding
 from mlflow_records import drain, make_root, query
 from repository import ROOT
 from small_pipelines import dvc, git
@@ -229,6 +230,42 @@ def test_what_is_unknown_is_one_line_that_says_what_was_looked_for(made, capsys,
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{thing}: unknown; looked for ")
     assert looked in line
+
+
+@pytest.mark.parametrize(
+    ("thing", "out"),
+    [
+        ("models/r1/nope", "models/r1"),
+        ("models/r1/nope/model.safetensors", "models/r1"),
+        ("dataset/data", "dataset"),
+        ("curves/r1.csv/nope", "curves/r1.csv"),
+    ],
+)
+def test_a_file_that_an_output_does_not_have_is_told(made, capsys, thing, out):
+    assert where.main([thing]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"{thing}: no such file in the output {out}, neither here nor in DVC's cache"
+
+
+def test_an_output_of_another_folder_is_found_from_within_one(made, asked, monkeypatch):
+    monkeypatch.chdir(made.root / "dataset")
+    assert asked("models/r1").lines["artifact"] == [f"models/r1, md5 {made.lock['models/r1'].md5}"]
+
+
+def test_files_of_an_output_that_lies_nowhere_may_be_in_it(made, tmp_path):
+    elsewhere = checkout.Checkout(tmp_path)
+    elsewhere.files = lambda md5: {}
+    out = made.lock["models/r1"]
+    assert finding._is_in(elsewhere, out, Path(out.path, "model.safetensors"))
+    elsewhere.files = lambda md5: {"a/b": "1"}
+    inside = [finding._is_in(elsewhere, out, Path(out.path, name)) for name in ("a", "a/b", "b", "a/b/c")]
+    assert inside == [True, True, False, False]
+
+
+@pytest.mark.parametrize("thing", ["models:/", "models:/fmcore-digits", "models:/fmcore-digits/one"])
+def test_a_version_without_a_number_is_told_how_to_be_named(made, capsys, thing):
+    assert where.main([thing]) == 1
+    assert capsys.readouterr().err == f"{thing}: expected models:/NAME/NUMBER or models:/NAME@ALIAS\n"
 
 
 def test_a_file_that_no_stage_made_is_told_apart(made, capsys):
