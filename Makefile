@@ -69,6 +69,10 @@ bench: $(READY) ## speed of training, sampling and scores against other tools (l
 	python benchmarks/costs.py --threads 2 --out $$results/costs-2.md && \
 	python benchmarks/scores.py --out $$results/scores.md
 
+docs: $(READY) ## the documentation as a site, with a reference of fmcore: docs/_build/index.html
+	sphinx-build -q -W --keep-going -b html docs docs/_build
+	@echo "site: docs/_build/index.html"
+
 ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (PREFECT_PORT=, MLFLOW_PORT=; LOGIN=off: for all here)
 	python -m flows.pages $(if $(filter off,$(LOGIN)),--no-login) $(if $(PREFECT_PORT),--prefect-port '$(PREFECT_PORT)') \
 		$(if $(MLFLOW_PORT),--mlflow-port '$(MLFLOW_PORT)')
