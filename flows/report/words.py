@@ -180,12 +180,15 @@ def flop_unit(gflops: float) -> tuple[float, str]:
 def straightness(results: Results) -> str:
     """How much straighter the rounds are than the base."""
     table = results.of_models
-    found = {row["model"]: row["value"] for row in table[table.metric == "straightness"].to_dict("records")}
+    table = table[table.metric == "straightness"]
+    found = {row["model"]: row["value"] for row in table.to_dict("records")}
     rounds = [name for name in results.rounds if found.get(name)]
     if not rounds or not found.get("base"):
         return ""
     parts = [f"those of {name} {times(found['base'] / found[name])} times" for name in rounds]
-    return f"Paths straighter than the base's: {' and '.join(parts)}. A straight path needs one step."
+    steps = " and ".join(f"{int(nfe):,}" for nfe in sorted(set(table.nfe)))
+    measured = f"Measured on {steps} Euler steps: with fewer the numbers are smaller, so compare equal ones."
+    return f"Paths straighter than the base's: {' and '.join(parts)}. A straight path needs one step. {measured}"
 
 
 def couplings(quality: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:

@@ -21,6 +21,8 @@ def bends(points: Sequence[Float[Tensor, "B *D"]], grid: Float[Tensor, " knots"]
 def straightness(points: Sequence[Float[Tensor, "B *D"]], grid: Float[Tensor, " knots"]) -> Float[Tensor, " B"]:
     """The integral of `bends` over t for each trajectory; 0 is a straight line.
 
+    Few steps give too small a value (docs/scores.md has an example), so compare trajectories of equally many.
+
     Liu et al., arXiv:2209.03003, eq. 4 (they sum over dimensions).
     """
     bent = bends(points, grid)
