@@ -7,6 +7,7 @@ import torch
 from fmcore.flow.couplings import (
     Flipped,
     Independent,
+    Indexed,
     LabelDropout,
     MinibatchOT,
     Mixture,
@@ -34,6 +35,7 @@ def family(label):
     return {
         "independent": independent,
         "independent pixels": pixels,
+        "items": Indexed([(x, int(k)) for x, k in zip(X1, label, strict=True)] if label is not None else list(X1)),
         "stored": stored,
         "stored halves": halves,
         "sharded": Sharded(tuple(parts)),

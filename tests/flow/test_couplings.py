@@ -97,6 +97,7 @@ def test_a_wrapper_is_as_slow_as_what_it_wraps(name, slow):
 
 def test_what_takes_long_is_drawn_ahead():
     assert {name for name, coupling in COUPLINGS.items() if coupling.slow} == {
+        "items",
         "minibatch OT",
         "sharded",
         "minibatch OT of pixels",
