@@ -35,7 +35,7 @@ autoapi_python_class_content = "class"
 autoapi_ignore = ["*/__main__.py"]
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
-napoleon_custom_sections = [("Main arguments", "params_style")]
+napoleon_custom_sections = [(name, "params_style") for name in ("Main arguments", "Other arguments")]
 
 
 def escaped(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
@@ -54,6 +54,8 @@ def _escaped(line: str) -> str:
     parts = re.split(r"(``[^`]*``|`[^`]*`)", line)
     parts[::2] = [re.sub(r"([*|]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
     parts[1::2] = [f"``{part.strip('`')}``" for part in parts[1::2]]
+    for i in range(2, len(parts), 2):  # code ends at a space, which the backslash takes away
+        parts[i] = f"\\ {parts[i]}" if parts[i][:1].isalnum() or parts[i].startswith("^") else parts[i]
     return "".join(parts)
 
 
