@@ -4,6 +4,7 @@ dvc.yaml holds the only graph; this flow reads it and asks DVC for one stage at 
 runs, Prefect shows, schedules and cancels.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dvc.repo import Repo
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
+from prefect.exceptions import FailedRun
 from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
@@ -98,6 +100,14 @@ def reflow_stage(*, stage: form.Stage, force: bool = True, hours: form.Hours = 0
         return _run(Path(Repo.find_root()), wish)
     except (CannotRun, ValueError, OSError) as error:
         return refused(error)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """False for the traceback that Prefect's engine adds to a failure which the state tells in a line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], FailedRun))
+
+
+logging.getLogger("prefect.flow_runs").addFilter(_is_news)
 
 
 def refused(error: Exception) -> State[Any]:
