@@ -71,10 +71,10 @@ def fit(
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     drawn, classes = _coupling(data, labels, x0, num_classes, coupling, place)
     shape = tuple(drawn(1, torch.Generator(place).manual_seed(0)).x1.shape[1:])
-    start = _start(network, shape, classes, seed, place)
+    on: ContinuousPath = named(path, CONTINUOUS_PATHS, "path")
+    start = _start(network, shape, classes, seed, place, Convention(on))
     if label_dropout:
         drawn, start = _dropping(drawn, label_dropout, start)
-    on: ContinuousPath = named(path, CONTINUOUS_PATHS, "path")
     size = min(batch_size, images)
     objective = flow_objective(drawn, on, times, distance, batch_size=size, precision=precision)
     config = TrainConfig(images, size, lr, 0.0, images // 20, ema_halflife_images=(images / 40,))
@@ -116,12 +116,15 @@ def _start(
     classes: int | None,
     seed: int,
     device: torch.device,
+    convention: Convention,
 ) -> Model:
     """A model that knows nothing yet, or a copy of the one to go on from."""
     if isinstance(network, Model):
         if (network.shape, network.num_classes) != (shape, classes):
             wanted, there = (network.shape, network.num_classes), (shape, classes)
             raise ValueError(f"network: expected data of shape and classes {wanted}, as the model's, got {there}")
+        if network.convention != convention:  # its weights would mean something else
+            raise ValueError(f"path: expected that of the model, {network.convention}, got {convention}")
         return replace(network, network=copy.deepcopy(network.network).to(device))
     if isinstance(network, nn.Module):
         kind = type(network)

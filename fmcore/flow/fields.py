@@ -45,7 +45,8 @@ def as_field(field: Field | nn.Module) -> VelocityField:
     if not callable(field):
         raise TypeError(f"expected a field of (x, t) or (x, t, label), got {type(field).__name__}")
     inner = getattr(field, "_orig_mod", field)  # of a network that torch.compile has wrapped
-    names = _arguments(type(inner).forward, 1) if isinstance(inner, nn.Module) else _arguments(inner, 0)
+    kind: Any = type(inner)
+    names = _of_class(kind) if isinstance(inner, nn.Module) else _arguments(inner, 0)
     if names is None or len(names) >= 3:
         return cast(VelocityField, field)
     if len(names) < 2:
@@ -59,7 +60,11 @@ def as_field(field: Field | nn.Module) -> VelocityField:
     return without_label
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)  # a network is asked at every step; a function would be kept alive, with all it refers to
+def _of_class(kind: type[nn.Module]) -> tuple[str, ...] | None:
+    return _arguments(kind.forward, 1)
+
+
 def _arguments(function: Callable[..., Any], skipped: int) -> tuple[str, ...] | None:
     """The names of what a function takes by position, `skipped` left out; None where that is open or unknown."""
     try:

@@ -134,6 +134,13 @@ def test_functional_dropout_is_seeded_and_the_callers_generator_left_alone():
     assert torch.equal(trained(), trained())
 
 
+def test_a_model_goes_on_by_its_own_convention_only():
+    flow = fmcore.fit("mlp", X1, path="cosine", **SMALL)
+    assert fmcore.fit(flow, X1, path="cosine", **SMALL).convention == flow.convention
+    with pytest.raises(ValueError, match=r"path: expected that of the model, .*Cosine"):
+        fmcore.fit(flow, X1, **SMALL)
+
+
 def test_a_source_of_ones_own():
     x0 = torch.rand(400, 2, generator=g) + 5
     model = fmcore.fit("mlp", X1, x0=x0, images=20_000, lr=3e-3, progress=False)
