@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install private repro test lint types unit smoke bench ui timing preset upgrade clean
+.PHONY: help install private repro test lint types unit smoke bench ui timing verify preset upgrade clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -79,6 +79,9 @@ ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (PREFEC
 
 timing: $(READY) ## where the last run's time went
 	@python -m flows.launch.timing
+
+verify: $(READY) ## read every out and DVC's cache again: what is damaged is named
+	@python -m flows.disk.verify
 
 preset: $(READY) ## params.yaml := the defaults overlaid with presets/NAME.yaml
 	@python -m flows.params.preset $(NAME)

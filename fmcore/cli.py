@@ -315,7 +315,9 @@ def _pool(args: argparse.Namespace, model: "Model", notes: list[str]) -> "Tensor
 
 def _points(file: Path) -> "Tensor":
     from fmcore.disk.files import ArtifactError, read_tensors
+    from fmcore.disk.sums import check
 
+    check(file.parent, file.name)
     tensors = read_tensors(file)
     x1 = tensors.get("x1")
     if x1 is None or x1.ndim < 2 or not (len(x1) and x1.is_floating_point() and x1.isfinite().all()):

@@ -16,6 +16,7 @@ from flows import layout
 from flows.params.schema import Params
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, read_tensors
+from fmcore.disk.sums import check
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
 from fmcore.score.scoring import UNSEEN
@@ -105,6 +106,9 @@ def read_results(params: Params) -> Results:
     """
     models, rounds = params.models, list(params.reflow.rounds)
     scored = [(name, layout.scores(name)) for name in [*models, *(layout.coupled(name) for name in rounds)]]
+    for _, folder in scored:
+        check(folder)
+    check(layout.FEATURES, "floor.json", "accuracy.json", "manifest.json")
     scores = pd.concat([_read(folder / "scores.csv") for _, folder in scored], ignore_index=True)
     headline = headline_of(scores)
     distances = scores[scores.metric == headline]

@@ -10,6 +10,7 @@ from flows import layout
 from flows.params.schema import Params
 from fmcore.disk.dataset import encoding_from
 from fmcore.disk.files import read_json, read_tensors
+from fmcore.disk.sums import check
 from fmcore.flow.pixels import quantise
 from fmcore.models.autoencoder import FOLDER, decoder_of
 from fmcore.score.extractors import Extractor, load_extractor
@@ -33,6 +34,7 @@ def judge_of(params: Params, device: torch.device) -> Judge:
     """An extractor and the data's features, or the points held out, as the features stage wrote them."""
     file, section = layout.FEATURES / "reference.safetensors", params.features
     if params.is_points:
+        check(layout.FEATURES, file.name)
         return read_tensors(file)["x1"]
     function = section.extractor if ":" in section.extractor else None
     extractor = load_extractor(layout.FEATURES, device, section.weights, function)
@@ -60,5 +62,6 @@ def decoding_of(params: Params, device: torch.device) -> Decoding:
     encoding = encoding_from(read_json(layout.DATASET / "manifest.json").get("encoding"))
     if encoding is None:
         return quantise
+    check(layout.DATASET, f"{FOLDER}/config.json")  # the weights are compared with the encoding's digest
     decoder = decoder_of(encoding, [layout.DATASET / FOLDER], device)
     return lambda x: quantise(decoder(x, params.precision))

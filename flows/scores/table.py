@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows.workshop.workspace import write_table
-from fmcore.disk.files import read_json, write_json
+from fmcore.disk.kept import keep, kept
 from fmcore.ode.sampling import Sampling
 from fmcore.score.estimates import Estimate, pooled
 from fmcore.score.scoring import Score
@@ -35,15 +35,15 @@ class Row(NamedTuple):
     seed: int
 
 
-def keep(path: Path, scores: Sequence[Score], nfe: int) -> None:
+def keep_scores(path: Path, scores: Sequence[Score], nfe: int) -> None:
     """Writes the scores of one repeat of one way to sample, for a stage that was killed to go on from."""
     lines = [[*score._replace(estimate=tuple(score.estimate))] for score in scores]  # type: ignore[arg-type]
-    write_json(path, {"scores": lines, "nfe": nfe})
+    keep(path, {"scores": lines, "nfe": nfe})
 
 
-def kept(path: Path) -> tuple[list[Score], int]:
-    """Reads what `keep` wrote."""
-    found = read_json(path)
+def kept_scores(path: Path) -> tuple[list[Score], int]:
+    """Reads what `keep_scores` wrote."""
+    found = kept(path)
     scores = []
     for metric, (value, std, samples, left_out), *rest in found["scores"]:
         scores.append(Score(metric, Estimate(value, std, samples, tuple(left_out)), *rest))

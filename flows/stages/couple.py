@@ -15,7 +15,8 @@ from flows.workshop.entry import Stage
 from flows.workshop.setup import classes_of, device_of, eager, set_up
 from flows.workshop.workspace import made_by, publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
-from fmcore.disk.files import ArtifactError, read_json, write_json
+from fmcore.disk.files import ArtifactError, write_json
+from fmcore.disk.kept import keep, kept
 from fmcore.disk.pairs import map_pairs, seal_pairs
 from fmcore.flow.couplings import Pairs, Sharded
 from fmcore.flow.fields import Counted, VelocityField
@@ -94,9 +95,9 @@ def couple(params: Params, stage: Stage) -> Events:
             "network_evaluations": evaluations,
             "rounds": teacher.manifest["rounds"] + 1,
         }
-        yield from _store(of, work / "out", grid, batch, manifest)
-        yield from _look_again(of, params, work / "out", grid)
-        publish(work / "out", layout.couplings(name))
+        yield from _store(of, work / "pairs", grid, batch, manifest)
+        yield from _look_again(of, params, work / "pairs", grid)
+        publish(work / "pairs", layout.couplings(name))
 
 
 def _grid(of: Making, work: Path) -> Generator[Event, None, Tensor]:
@@ -105,8 +106,8 @@ def _grid(of: Making, work: Path) -> Generator[Event, None, Tensor]:
     if not (work / "grid.json").exists():
         if isinstance(how.grid, OptimisedGrid):
             yield Note(f"couple {of.name}: searching for the grid, at most {24 * how.steps} solves")
-        write_json(work / "grid.json", {"knots": how.found_knots(of.field, of.starts).tolist()})
-    return torch.tensor(read_json(work / "grid.json")["knots"], dtype=torch.float64)
+        keep(work / "grid.json", how.found_knots(of.field, of.starts).tolist())
+    return torch.tensor(kept(work / "grid.json"), dtype=torch.float64)
 
 
 def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
@@ -123,8 +124,8 @@ def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
 
             batch = min(most, largest_batch(evaluate, of.teacher.shape, of.teacher.device))
             yield Note(f"couple {of.name}: {batch} pairs at a time")
-        write_json(work / "batch.json", {"batch": batch})
-    found: int = read_json(work / "batch.json")["batch"]
+        keep(work / "batch.json", batch)
+    found: int = kept(work / "batch.json")
     return found
 
 
@@ -161,7 +162,7 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
         place, work = out / layout.INVERTED, Progress("invert", 0, len(chosen), "pairs", of=of.name)
         metric = "couplings/transport_cost_inverted"
         real = yield from write_shards(place, work, inverted, size, metric=metric)
-        # The manifests come after all shards: a folder with a manifest cannot be resumed.
+        # The manifests come after all shards: a folder with one is complete.
         about = {"stage": f"invert@{of.name}", "pairs": len(chosen)}
         seal_pairs(place, real.values(), manifest | about)
         found = _checked(place, map_pairs(place)[0], teacher)

@@ -23,12 +23,13 @@ from flows.scores.probes import (
     strips,
 )
 from flows.scores.sweep import Batch, Noise, finest, noise_of, sampled, samplings_for
-from flows.scores.table import Row, Scored, keep, kept, rows_of, write_scores
+from flows.scores.table import Row, Scored, keep_scores, kept_scores, rows_of, write_scores
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of, eager, set_up
 from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
-from fmcore.disk.files import read_tensors, write_file, write_json, write_tensors
+from fmcore.disk.files import write_file, write_json, write_tensors
+from fmcore.disk.kept import keep_tensors, kept_tensors
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
 from fmcore.pictures import quick_picture
@@ -61,6 +62,11 @@ class Scoring(NamedTuple):
         """Where the scores of one repeat lie, tensors beside them."""
         return self.work / f"{how.solver}-{how.nfe:04d}-{how.grid_name}-{repeat}.json"
 
+    def is_there(self, how: Sampling, repeat: int) -> bool:
+        """Whether a repeat was scored."""
+        path = self.kept(how, repeat)
+        return path.exists() and path.with_suffix(".safetensors").exists()
+
     def cost(self, how: Sampling) -> int:
         """Network evaluations of one repeat."""
         return self.params.evaluate.samples * (how.nfe or ADAPTIVE_NFE)
@@ -85,7 +91,7 @@ def evaluate(params: Params, stage: Stage) -> Events:
         yield set_up(params, model, total)
         # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
         bar = partial(Progress, "score", total=total, unit="evaluations", of=stage.name)
-        there = [how for how in samplings for repeat in range(section.repeats) if of.kept(how, repeat).exists()]
+        there = [how for how in samplings for repeat in range(section.repeats) if of.is_there(how, repeat)]
         done = sum(map(of.cost, there))
         yield bar(done=done)
         found: list[Scored] = []
@@ -109,7 +115,7 @@ def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, N
     """Scores all repeats that are not there yet; returns the evaluations done so far."""
     params, model = of.params, of.model
     for repeat in range(params.evaluate.repeats):
-        if of.kept(how, repeat).exists():
+        if of.is_there(how, repeat):
             continue
         look = Look(params, how, of.decode) if how == of.best and repeat == 0 else None
         bends = look is not None and model.k is None
@@ -146,8 +152,8 @@ def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path)
     if look is not None:
         further, drawn = _looked(of, look)
         scores, tensors = scores + further, tensors | drawn
-    write_tensors(path.with_suffix(".safetensors"), tensors)
-    keep(path, scores, round(evaluations / done))
+    keep_tensors(path.with_suffix(".safetensors"), tensors)
+    keep_scores(path, scores, round(evaluations / done))
 
 
 def _looked(of: Scoring, look: Look) -> tuple[list[Score], dict[str, Tensor]]:
@@ -166,7 +172,7 @@ def _looked(of: Scoring, look: Look) -> tuple[list[Score], dict[str, Tensor]]:
 
 def _rows(of: Scoring, how: Sampling) -> list[Scored]:
     """The rows of one way to sample, of all repeats."""
-    found = [kept(of.kept(how, repeat)) for repeat in range(of.params.evaluate.repeats)]
+    found = [kept_scores(of.kept(how, repeat)) for repeat in range(of.params.evaluate.repeats)]
     repeats, nfe = [scores for scores, _ in found], round(sum(nfe for _, nfe in found) / len(found))
     # The probes look at the first repeat only, so their scores become rows of their own.
     common = min(map(len, repeats))
@@ -175,7 +181,7 @@ def _rows(of: Scoring, how: Sampling) -> list[Scored]:
 
 def _shown(of: Scoring, how: Sampling) -> Generator[Event, None, dict[str, Tensor]]:
     """The samples and pictures that the report shows of one way to sample."""
-    tensors = read_tensors(of.kept(how, 0).with_suffix(".safetensors"))
+    tensors = kept_tensors(of.kept(how, 0).with_suffix(".safetensors"))
     samples = tensors.pop("shown")
     shown: dict[str, Tensor] = {}
     if how.solver == "euler" and how.grid == of.best.grid:
@@ -196,10 +202,10 @@ def _likelihood(of: Scoring) -> Generator[Event, None, list[Scored]]:
     if not path.exists():
         for event in likelihood(eager(of.model), of.params, of.name, how, of.data):
             if isinstance(event, Score):
-                keep(path, [event], section.nfe)
+                keep_scores(path, [event], section.nfe)
             else:
                 yield event
-    rows = of.rows([kept(path)[0]], how, section.nfe)
+    rows = of.rows([kept_scores(path)[0]], how, section.nfe)
     yield scored(rows[0].row.metric, rows[0].row.value, nfe=rows[0].row.nfe, solver=rows[0].row.solver)
     return rows
 
@@ -208,7 +214,7 @@ def _write(of: Scoring, out: Path, found: list[Scored], shown: dict[str, Tensor]
     """The folder of scores."""
     write_scores(out, found)
     if of.model.k is None:
-        lines = read_tensors(of.kept(of.best, 0).with_suffix(".safetensors"))["bends"].tolist()
+        lines = kept_tensors(of.kept(of.best, 0).with_suffix(".safetensors"))["bends"].tolist()
         write_table(out / "bends.csv", Bends._fields, lines)
         for t, _, value, _ in lines:
             yield Metrics(round(1000 * t), {"bends/bend_at_1000t": value})

@@ -17,9 +17,12 @@ from flows.workshop.setup import device_of
 from flows.workshop.workspace import publish, workspace
 from fmcore.disk.files import read_json, write_file
 from fmcore.disk.pairs import map_pairs
+from fmcore.disk.sums import check
 from fmcore.flow.couplings import Sharded
 from fmcore.flow.pixels import floats
 from fmcore.ode.sampling import Sampling
+
+DESCRIBED = ("quality.json", "histograms.csv")
 
 
 def evaluate_pairs(params: Params, stage: Stage) -> Events:
@@ -48,7 +51,8 @@ def evaluate_pairs(params: Params, stage: Stage) -> Events:
         )
         out = work / "out"
         write_scores(out, found)
-        for file in ("quality.json", "histograms.csv"):
+        check(folder, *DESCRIBED)
+        for file in DESCRIBED:
             write_file(out / file, (folder / file).read_bytes())
         publish(out, layout.scores(layout.coupled(name)))
         for row, _ in found:

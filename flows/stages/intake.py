@@ -1,10 +1,12 @@
 """Stage `intake`: the data, read once; every later stage finds it as tensors."""
 
 import shutil
+import time
 from collections.abc import Generator
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from flows import layout
 from flows.events import Event, Events, Note, Progress
@@ -12,20 +14,21 @@ from flows.params.schema import Params
 from flows.stages.look import changed
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of
-from flows.workshop.workspace import publish, workspace
+from flows.workshop.workspace import SCRATCH, publish, workspace
 from fmcore.disk.dataset import DataError, Dataset, save_dataset
-from fmcore.disk.files import ArtifactError, flush, is_mapped, mapped, read_json, write_json
+from fmcore.disk.files import ArtifactError, flush, mapped, write_json
+from fmcore.disk.kept import Blocks, are_whole, keep, kept, with_block
 from fmcore.intake.latents import Latents, as_latents, encoded
 from fmcore.intake.sets import loading
 from fmcore.models.autoencoder import FOLDER, Autoencoder, copy_autoencoder
 
-ENCODED = "encoded.json"  # in the scratch folder, beside the latents
+ENCODED, SAVED_SECONDS = "encoded.json", 5.0  # in the scratch folder, beside the latents; and between two savings
 
 
 def intake(params: Params, stage: Stage) -> Events:
     """Reads what `data` names and writes it where all stages look; one who was killed goes on where he was."""
     with workspace(stage, params) as work:
-        source, scratch, out = params.data, work / "scratch", work / "out"
+        source, scratch, out = params.data, work / SCRATCH, work / "out"
         if isinstance(source, Latents):
             autoencoder = source.opened(device_of(params))  # before hours of reading
             images = yield from _told(params, (yield from _read(params, scratch)))
@@ -35,9 +38,9 @@ def intake(params: Params, stage: Stage) -> Events:
             data = yield from _read(params, scratch)
         yield from _told(params, data)
         save_dataset(out, data, {"name": params.data.name})
-        write_json(work / "beside.json", data.beside or {})
+        write_json(scratch / "beside.json", data.beside or {})
         publish(out, layout.DATASET)
-        publish(work / "beside.json", layout.BESIDE)
+        publish(scratch / "beside.json", layout.BESIDE)
 
 
 def _told(params: Params, data: Dataset) -> Generator[Event, None, Dataset]:
@@ -77,25 +80,28 @@ def _encoded(
     images: Dataset, autoencoder: Autoencoder, shape: tuple[int, ...], scratch: Path
 ) -> Generator[Event, None, Dataset]:
     """The data set of the images' latents, with a bar; they lie in files, and one who was killed goes on there."""
-    count, kept = len(images.x1), scratch / ENCODED
-    done = _encoded_so_far(scratch, (count, *shape))
+    count = len(images.x1)
     raw, latents = (mapped(scratch / name, (count, *shape), torch.float32) for name in ("raw", "latents"))
+    blocks = _encoded_so_far(scratch / ENCODED, raw)
+    done = blocks[-1][0] if blocks else 0
     yield Progress("encode", done, count, of="data")
+    saved = time.monotonic()
     for part in encoded(autoencoder, images.x1[done:]):
         raw[done : done + len(part)] = part
         done += len(part)
-        flush(scratch / "raw")  # first: the count must never be ahead of the latents on the disk
-        write_json(kept, {"done": done})
+        if done == count or time.monotonic() > saved + SAVED_SECONDS:
+            flush(scratch / "raw")  # first: the count must never be ahead of the latents on the disk
+            blocks = with_block(blocks, raw, done)
+            keep(scratch / ENCODED, blocks)
+            saved = time.monotonic()
         yield Progress("encode", done, count, of="data")
     return as_latents(images, raw, autoencoder, latents)
 
 
-def _encoded_so_far(scratch: Path, shape: tuple[int, ...]) -> int:
-    """How many images were encoded before a kill; none if their latents are not all there."""
-    if not (scratch / ENCODED).exists() or not is_mapped(scratch / "raw", shape, torch.float32):
-        return 0
+def _encoded_so_far(path: Path, raw: Tensor) -> Blocks:
+    """The blocks of latents that were made before a kill; none if the latents are not those they were made of."""
     try:
-        done = int(read_json(scratch / ENCODED)["done"])
-    except (ArtifactError, KeyError, TypeError, ValueError):
-        return 0
-    return done if 0 <= done <= shape[0] else 0
+        blocks: Blocks = kept(path) if path.exists() else ()
+        return blocks if are_whole(blocks, raw, blocks[-1][0] if blocks else 0) else ()
+    except (ArtifactError, TypeError, ValueError, LookupError):
+        return ()

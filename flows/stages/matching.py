@@ -16,7 +16,8 @@ from flows.stages.training import resumed, run_training
 from flows.workshop.setup import fresh
 from fmcore.disk import checkpoint
 from fmcore.disk.dataset import load_dataset
-from fmcore.disk.files import ArtifactError, read_json, write_json
+from fmcore.disk.files import ArtifactError
+from fmcore.disk.kept import keep, kept
 from fmcore.endings.matched import Matched, target_of
 from fmcore.endings.spaces import SPACES, Hidden, Labelled, chosen, embedding
 from fmcore.flow import rng
@@ -58,27 +59,27 @@ def train_matched(
     clip = dataset.bin_width is not None  # of images, which have a range
     spaces = ending.spaces
     if spaces == "auto":
-        kept = work / "spaces.json"
-        if not kept.exists():
+        path = work / "spaces.json"
+        if not path.exists():
             if state.step > first:
-                raise ArtifactError(f"{kept} is missing; remove {work} to start this training again")
+                raise ArtifactError(f"{path} is missing; remove {work} to start this training again")
             ends = _ends(params, start, pairs, clip=clip)
-            yield from _choose(kept, base, ends, _some(data, start.device), params.precision)
-        spaces = tuple(SPACES[space["name"]](**space) for space in read_json(kept)["spaces"])
+            yield from _choose(path, base, ends, _some(data, start.device), params.precision)
+        spaces = tuple(SPACES[space["name"]](**space) for space in kept(path))
     embed = embedding(spaces, base, params.precision)
     target = target_of(embed, data, flip=params.flip, clip=clip, device=start.device)
     yield from run_training("student", work, state, objective(target), config, params.seed)
     return {"base": base.digest, "spaces": [asdict(space) for space in spaces]}
 
 
-def _choose(kept: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
+def _choose(path: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
     """Chooses and stores the spaces that tell the student's ends from data best as the matching begins."""
     choice = chosen(base, ends, data, precision)
     largest = sorted(choice.energies.items(), key=lambda item: -item[1])[:SHOWN]
     told = ", ".join(f"{value:.3g} in {_place(space)}" for space, value in largest)
     places = " and in ".join(map(_place, choice.spaces))
     yield Note(f"student: its ends differ from data by {told}; they are matched in {places}")
-    write_json(kept, {"spaces": [asdict(space) for space in choice.spaces]})
+    keep(path, [asdict(space) for space in choice.spaces])
 
 
 def _place(space: Hidden) -> str:

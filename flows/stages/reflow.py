@@ -16,7 +16,8 @@ from flows.stages.training import finish, resumed, run_training
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import made_by, workspace
 from fmcore.disk import checkpoint
-from fmcore.disk.files import ArtifactError, read_tensors, write_tensors
+from fmcore.disk.files import ArtifactError
+from fmcore.disk.kept import keep_tensors, kept_tensors
 from fmcore.disk.pairs import open_pairs
 from fmcore.flow.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, Stored
 from fmcore.flow.fields import network_field
@@ -74,12 +75,12 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
     yield from resumed(name, work, state, config)
     while state.step < config.steps:
         first = min(state.step, last - 1) // stretch * stretch
-        kept = work / f"inverted-{first:010d}.safetensors"
-        if first and not kept.exists():
+        path = work / f"inverted-{first:010d}.safetensors"
+        if first and not path.exists():
             if state.step != first:
-                raise ArtifactError(f"{kept} is missing; remove {work} to start this training again")
-            yield from _invert(of, params, name, state, real, kept)
-        x0 = read_tensors(kept)["x0"].to(real.x0.device) if first else real.x0
+                raise ArtifactError(f"{path} is missing; remove {work} to start this training again")
+            yield from _invert(of, params, name, state, real, path)
+        x0 = kept_tensors(path)["x0"].to(real.x0.device) if first else real.x0
         stop = first + stretch if first + stretch < last else config.steps
         objective = _objective(of, params, name, real._replace(x0=x0))
         yield from run_training(name, work, state, objective, config, params.seed, stop=stop)
@@ -87,7 +88,7 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
             checkpoint.save(state, work)
 
 
-def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pairs, kept: Path) -> Events:
+def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pairs, path: Path) -> Events:
     """Carries real data to noise with the present averaged weights, and stores the noise."""
     network = take_average(replace(state, network=copy.deepcopy(state.network)))
     pairs = invert_data(
@@ -104,6 +105,6 @@ def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pair
     for part in pairs:
         parts.append(part.x0)
         yield Progress("invert", sum(map(len, parts)), len(real.x1), "pairs", of=name)
-    write_tensors(kept, {"x0": torch.cat(parts)})
-    for old in sorted(kept.parent.glob("inverted-*.safetensors"))[: -checkpoint.KEEP]:
+    keep_tensors(path, {"x0": torch.cat(parts)})
+    for old in sorted(path.parent.glob("inverted-*.safetensors"))[: -checkpoint.KEEP]:
         old.unlink()

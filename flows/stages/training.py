@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from flows.events import Events, ModelReady, Note, Progress, trained
 from flows.workshop.workspace import publish
 from fmcore.disk import checkpoint
 from fmcore.disk.files import write_file
+from fmcore.disk.kept import keep, kept
 from fmcore.flow.training import (
     Objective,
     Record,
@@ -51,12 +51,12 @@ def run_training(
         began = time.monotonic()
         if began - saved > pause and state.step < config.steps:
             # The curve first: a checkpoint never lacks the records up to its step.
-            write_file(work / "curve.json", json.dumps(curve).encode())
+            keep(work / "curve.json", curve)
             checkpoint.save(state, work)
             saved = time.monotonic()
             needed = (saved - began) / CHECKPOINT_SHARE
             pause = min(max(CHECKPOINT_SECONDS, needed), CHECKPOINT_AT_MOST)
-    write_file(work / "curve.json", json.dumps(curve).encode())
+    keep(work / "curve.json", curve)
 
 
 def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Events:
@@ -69,7 +69,7 @@ def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Ev
 
 def _read_curve(work: Path) -> list[Record]:
     path = work / "curve.json"
-    return [Record(*row) for row in json.loads(path.read_bytes())] if path.exists() else []
+    return [Record(*row) for row in kept(path)] if path.exists() else []
 
 
 def finish(

@@ -3,6 +3,10 @@
 DVC deletes a stage's outputs before it runs the stage, so what must survive a kill lies elsewhere: in
 `work/<stage>/<key>/`, where the key is a digest of all that decides the result (`flows.workshop.entry`). The same
 command resumes there; other parameters, inputs or code have another folder. It is removed when the stage is done.
+
+Each file there carries its own checksum (`fmcore.disk.kept`), but for those of two folders: `out` is what a stage
+finishes with and is made anew, and `scratch` has rows of data whose checksums lie in a file beside them. What has
+none, or does not fit it, is removed and said before the stage goes on.
 """
 
 import csv
@@ -23,10 +27,16 @@ from flows.layout import CHECKED, CHECKED_FEATURES, WORK
 from flows.params.schema import Params
 from flows.workshop.entry import Entry, Stage, digest_of, entry_of
 from flows.workshop.place import root
-from fmcore.disk.files import read_json, write_file
+from fmcore.disk.files import ArtifactError, read_json, write_file
+from fmcore.disk.kept import is_whole
+from fmcore.disk.sums import check, seal
 
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 24 * 3600.0  # for those who wait
+SCRATCH, NAMED = "scratch", 5
+# What the rest of a folder was made with, so that the rest goes, too, if it must be made again.
+BASES = ("grid.json", "batch.json", "curve.json", "spaces.json", "inverted-*.safetensors")
+DESCRIBING = ("manifest.json", "quality.json")  # of pairs that were as good as published, which come last
 
 
 class BusyError(RuntimeError):
@@ -52,7 +62,7 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
     _prune(folder.parent)
     # The lock lies beside the folder and is never removed: a removed one could be held by two processes.
     with folder.with_suffix(".lock").open("a+") as lock:
-        if _take(lock, stage.address, wanted) and kept.exists():
+        if _take(lock, stage.address, wanted) and _is_whole(kept, entry):
             for out in entry.outs:
                 _put(kept / out, out)
             raise TakenOver(f"{stage.address} is what another experiment made meanwhile")
@@ -60,12 +70,32 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
         lock.write(str(os.getpid()))
         lock.flush()
         folder.mkdir(exist_ok=True)  # only now: who held the lock removed it
-        for part in folder.rglob(".*.part"):  # what a killed writer left
-            part.unlink()
+        _sweep(folder, stage.address)
         yield folder
         if wanted.exists():
             _hand_over(entry, kept, wanted)
         shutil.rmtree(folder)
+
+
+def _sweep(folder: Path, stage: str) -> None:
+    """Removes what a killed writer left, and what cannot be trusted, which is said: it is made again."""
+    for part in folder.rglob(".*.part"):
+        part.unlink()
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder / SCRATCH]
+    spoilt = [path for path in files if path.suffix in (".json", ".safetensors") and not is_whole(path)]
+    names = [str(path.relative_to(folder)) for path in sorted(spoilt) if path.name not in DESCRIBING]
+    if any(path.match(base) for path in spoilt for base in BASES):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    else:
+        for path in {*spoilt, *(path for path in files if path.suffix not in (".json", ".safetensors"))}:
+            path.unlink()
+    if names:
+        since = "" if any(folder.iterdir()) else ", and with them all that was made since"
+        which = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+        said = f"{stage}: {len(names)} of its kept files are damaged and are made again{since}: {which}"
+        print(said, file=sys.stderr, flush=True)
 
 
 def _hand_over(entry: Entry, kept: Path, wanted: Path) -> None:
@@ -78,6 +108,16 @@ def _hand_over(entry: Entry, kept: Path, wanted: Path) -> None:
     shutil.rmtree(kept, ignore_errors=True)  # of the same digest, so with the same in it
     part.rename(kept)
     wanted.unlink()
+
+
+def _is_whole(kept: Path, entry: Entry) -> bool:
+    """Whether what another experiment kept is all there, and fits its checksums where it has any."""
+    try:
+        for out in entry.outs:
+            check(kept / out)
+    except ArtifactError:
+        return False
+    return all((kept / out).exists() for out in entry.outs)
 
 
 def _put(source: Path, place: Path) -> None:
@@ -140,7 +180,9 @@ def _take(lock: TextIO, stage: str, wanted: Path) -> bool:
 
 
 def publish(finished: Path, out: Path) -> None:
-    """Moves a finished file or folder to its place in one rename, replacing what was there."""
+    """Moves a finished file, or folder with its checksums, to its place in one rename; replaces what was there."""
+    if finished.is_dir():
+        seal(finished)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         shutil.rmtree(out)

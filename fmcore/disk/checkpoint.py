@@ -1,18 +1,16 @@
 """The resume state of a training: everything `train` changes, in one safetensors file.
 
 It needs no generator states (see `fmcore.flow.rng`). A checkpoint is written whole or not at all, with its
-checksum beside it. The newest two are kept, so a damaged one costs an interval, not the run.
+checksum in it. The newest two are kept, so a damaged one costs an interval, not the run.
 """
 
-import hashlib
-import json
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from fmcore.disk.files import ArtifactError, read_tensors, write_file
+from fmcore.disk.files import ArtifactError
+from fmcore.disk.kept import keep_tensors, kept_tensors
 from fmcore.flow.training import TrainState
 
 KEEP = 2
@@ -32,13 +30,9 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
 
 def save(state: TrainState, folder: Path) -> Path:
     """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
-    data = safetensors.torch.save(_tensors(state))
     path = folder / f"step-{state.step:010d}.safetensors"
-    # The checksum is written first, so that no checkpoint is without one.
-    write_file(path.with_suffix(".json"), json.dumps({"sha256": hashlib.sha256(data).hexdigest()}).encode())
-    write_file(path, data)
+    keep_tensors(path, _tensors(state))
     for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
-        old.with_suffix(".json").unlink(missing_ok=True)
         old.unlink()
     return path
 
@@ -46,26 +40,20 @@ def save(state: TrainState, folder: Path) -> Path:
 def restore(state: TrainState, folder: Path) -> list[str]:
     """Loads the newest undamaged checkpoint into `state`; returns a line for each damaged one it passed over.
 
-    Without any checkpoint the state stays as it is.
+    Without any, or if all are damaged, the state stays as it is, and training starts from its first step.
 
     Raises:
-        ArtifactError: if there are checkpoints but all are damaged, or they belong to another network.
+        ArtifactError: if a checkpoint belongs to another network.
     """
     skipped: list[str] = []
-    paths = sorted(folder.glob("step-*.safetensors"), reverse=True)
-    for path in paths:
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
         try:
-            expected = json.loads(path.with_suffix(".json").read_bytes())["sha256"]
-            if hashlib.sha256(path.read_bytes()).hexdigest() != expected:
-                raise ArtifactError("its checksum differs")
-            tensors = read_tensors(path)
-        except (ArtifactError, OSError, ValueError, KeyError) as error:
+            tensors = kept_tensors(path)
+        except ArtifactError as error:
             skipped.append(f"{path.name} is damaged and was passed over: {error}")
             continue
         _load(state, tensors, path)
         return skipped
-    if paths:
-        raise ArtifactError(f"no checkpoint in {folder} is whole; remove the folder to start again: {skipped}")
     return skipped
 
 

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
+from fmcore.disk.sums import check, seal
 
 PIXEL = 1 / 127.5  # between 8-bit levels, in [-1, 1]
+HASHED = 2 * 2**30  # bytes of data that are compared with their checksum whenever they are loaded: some seconds
 
 
 class DataError(ValueError):
@@ -117,17 +119,25 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
         "bin_width": data.bin_width,
         "shape": list(data.shape),
     }
-    about |= {"count": len(data.x1), "sha256": sha256(folder / "data.safetensors")}
+    digest = sha256(folder / "data.safetensors")
+    about |= {"count": len(data.x1), "sha256": digest}
     about |= {} if data.names is None else {"classes": list(data.names)}
     about |= {} if data.about is None else {"about": data.about}
     about |= {} if data.units is None else {"units": data.units._asdict()}
     about |= {} if data.encoding is None else {"encoding": data.encoding.as_json()}
     write_json(folder / "manifest.json", {**manifest, **about})
+    seal(folder, {"data.safetensors": digest})
 
 
 def load_dataset(folder: Path) -> Dataset:
-    """Reads what `save_dataset` wrote; an `ArtifactError` names what is missing or damaged."""
-    manifest, tensors = read_json(folder / "manifest.json"), read_tensors(folder / "data.safetensors")
+    """Reads what `save_dataset` wrote; an `ArtifactError` names what is missing or damaged.
+
+    Data of more than `HASHED` bytes are mapped without being read, so damage in them is not found here.
+    """
+    path = folder / "data.safetensors"
+    small = path.is_file() and path.stat().st_size <= HASHED
+    check(folder, "manifest.json", *([path.name] if small else []))
+    manifest, tensors = read_json(folder / "manifest.json"), read_tensors(path)
     try:
         x1 = tensors["x1"]
         reference = tensors.get("reference", x1)

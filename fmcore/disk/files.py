@@ -71,13 +71,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Writes a safetensors file; its bytes depend on names and values alone, and it copies none of them."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file; its bytes depend on names and values alone, and it copies none of them.
+
+    Main arguments:
+        about: what its header says besides.
+    """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def write(part: Path) -> None:
         try:
-            safetensors.torch.save_file(whole, part)
+            safetensors.torch.save_file(whole, part, None if about is None else dict(about))
         except safetensors.SafetensorError as error:  # what the system said stands in its text only
             raise OSError(errno.EIO, str(error)) from None
 
@@ -101,11 +105,6 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
             os.posix_fallocate(file.fileno(), 0, size)
         file.truncate(size)
     return torch.from_file(str(path), shared=True, size=prod(shape), dtype=dtype).view(shape)
-
-
-def is_mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
-    """Whether a file is there that `mapped` made for such a tensor, whole."""
-    return path.is_file() and path.stat().st_size == prod(shape) * dtype.itemsize
 
 
 def flush(path: Path) -> None:

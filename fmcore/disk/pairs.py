@@ -1,18 +1,18 @@
 """Stored pairs: a folder of fixed-size shards and a `manifest.json` with a checksum for each.
 
-The manifest comes last, so a folder with one is complete.
+The manifest comes last, so a folder with one is complete. Each shard carries its own checksum, too: one who was
+stopped goes on from those that are whole.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
-import safetensors.torch
 import torch
 
-from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_file, write_json
+from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json
+from fmcore.disk.kept import keep_tensors, kept_tensors
+from fmcore.disk.sums import check, seal
 from fmcore.flow.couplings import Pairs, joined
 
 
@@ -38,29 +38,29 @@ def write_shard(folder: Path, start: int, batches: Iterable[Pairs]) -> Shard:
     if labels:
         tensors["label"] = torch.cat(labels)
     path = shard_path(folder, start)
-    data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    shard = Shard(path.name, start, len(tensors["x0"]), hashlib.sha256(data).hexdigest())
-    write_json(path.with_suffix(".json"), shard._asdict())  # first, so that no shard is without its record
-    write_file(path, data)
-    return shard
+    keep_tensors(path, tensors)
+    return Shard(path.name, start, len(tensors["x0"]), sha256(path))
 
 
 def finished_shards(folder: Path) -> dict[int, Shard]:
     """The complete shards of an unfinished folder, by first pair; damaged ones are left out, to be made again."""
     found = {}
-    for path in sorted(folder.glob("pairs-*.json")):
-        shard = Shard(**read_json(path))
-        if (folder / shard.file).exists() and sha256(folder / shard.file) == shard.sha256:
-            found[shard.start] = shard
+    for path in sorted(folder.glob("pairs-*.safetensors")):
+        start = path.stem.removeprefix("pairs-")
+        try:
+            count = len(kept_tensors(path)["x0"])
+        except (ArtifactError, KeyError):
+            continue
+        if start.isdecimal() and path == shard_path(folder, int(start)):
+            found[int(start)] = Shard(path.name, int(start), count, sha256(path))
     return found
 
 
 def seal_pairs(folder: Path, shards: Iterable[Shard], manifest: Mapping[str, Any]) -> None:
-    """Completes a folder of pairs with its manifest, which takes the place of the shards' own records."""
-    rows = [shard._asdict() for shard in sorted(shards, key=lambda shard: shard.start)]
-    write_json(folder / "manifest.json", {**manifest, "shards": rows})
-    for row in rows:
-        (folder / str(row["file"])).with_suffix(".json").unlink(missing_ok=True)
+    """Completes a folder of pairs with its manifest."""
+    rows = sorted(shards, key=lambda shard: shard.start)
+    write_json(folder / "manifest.json", {**manifest, "shards": [shard._asdict() for shard in rows]})
+    seal(folder, {shard.file: shard.sha256 for shard in rows})
 
 
 def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Pairs, dict[str, Any]]:
@@ -73,9 +73,10 @@ def map_pairs(folder: str | Path) -> tuple[tuple[Pairs, ...], dict[str, Any]]:
     """The pairs of a folder, shard by shard and memory-mapped, and its manifest; checks each shard's checksum.
 
     Raises:
-        ArtifactError: if a shard is missing, damaged, or leaves a gap.
+        ArtifactError: if a shard or the manifest is missing or damaged, or if a shard leaves a gap.
     """
     folder = Path(folder)
+    check(folder, "manifest.json")
     manifest = read_json(folder / "manifest.json")
     if "solver" not in manifest:  # version 0.1 kept it elsewhere
         manifest["solver"] = manifest.get("recipe", {}).get("couple", {}).get("solver")
@@ -89,6 +90,8 @@ def map_pairs(folder: str | Path) -> tuple[tuple[Pairs, ...], dict[str, Any]]:
         path = folder / shard.file
         if shard.start != expected:
             raise ArtifactError(f"{folder}: expected a shard at pair {expected}, got {shard.start}")
+        if path != shard_path(folder, shard.start):
+            raise ArtifactError(f"{folder}: expected {shard_path(folder, shard.start).name}, got {shard.file}")
         tensors = read_tensors(path)
         if sha256(path) != shard.sha256 or len(tensors["x0"]) != shard.pairs:
             raise ArtifactError(f"{path} is damaged: its SHA-256 or length differs from the manifest's")

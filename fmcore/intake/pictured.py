@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
-from fmcore.disk.files import ArtifactError, flush, is_mapped, mapped, read_json, write_json
+from fmcore.disk.files import ArtifactError, flush, mapped
+from fmcore.disk.kept import are_whole, keep, kept, with_block
 from fmcore.intake.decoding import Levels, read_images
 from fmcore.intake.planes import DEEP, ImageFile, UnreadableError
 from fmcore.intake.reading import Fit, How
@@ -103,8 +104,9 @@ class Pictures:
         """
         how = How(self.channels, self.sides, self.fit, self.background)
         shapes = {"x1": (int((~held).sum()), *self.shape), "held_out": (int(held.sum()), *self.shape)}
-        so_far = _SoFar.found(scratch, shapes, len(files), base, None if self.levels == "auto" else self.levels)
         x1, kept = (_room(name, shape, scratch) for name, shape in shapes.items())
+        images = _Images(x1, kept, held)
+        so_far = _SoFar.found(scratch, images, base, None if self.levels == "auto" else self.levels)
         places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).numpy()
         is_held, trained, tested = held.numpy(), x1.numpy(), kept.numpy()
         levels = Levels(files, how, so_far.white)
@@ -119,7 +121,7 @@ class Pictures:
             if (i + 1) % TOLD == 0:
                 so_far.white = levels.white
                 if scratch and time.monotonic() > saved + SAVED_SECONDS:
-                    so_far.save(scratch, shapes)
+                    so_far.save(scratch, images)
                     saved = time.monotonic()
                 yield i + 1, len(files)
         if bad := so_far.bad:
@@ -169,19 +171,40 @@ def _room(name: str, shape: tuple[int, ...], scratch: Path | None) -> Tensor:
     return mapped(scratch / name, shape, torch.uint8)
 
 
+class _Images(NamedTuple):
+    """Where images lie: those to train on, those held out, and which of the files are held out."""
+
+    x1: Tensor
+    held_out: Tensor
+    held: Tensor
+
+    def filled(self, done: int) -> dict[str, tuple[Tensor, int]]:
+        """The images by the name of their file, and how many of them are read once `done` files are."""
+        held = int(self.held[:done].sum())
+        return {"x1": (self.x1, done - held), "held_out": (self.held_out, held)}
+
+
 @dataclass
 class _SoFar:
-    """What is known of the images that were read."""
+    """What is known of the images that were read; `blocks` has checksums of them, by the name of their file."""
 
     tally: Tally
     white: int | None
     bad: list[str] = field(default_factory=list)
+    blocks: dict[str, Sequence[Any]] = field(default_factory=dict)
 
-    def save(self, scratch: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        for name, shape in shapes.items():
-            if shape[0]:
+    @property
+    def done(self) -> int:
+        """How many files were read."""
+        return self.tally.count + len(self.bad)
+
+    def save(self, scratch: Path, images: _Images) -> None:
+        for name, (rows, count) in images.filled(self.done).items():
+            if len(rows):
                 flush(scratch / name)  # first: a count must never be ahead of the images on the disk
-        write_json(scratch / READ, {"bad": self.bad, "tally": self.tally.kept(), "white": self.white})
+            self.blocks[name] = with_block(self.blocks.get(name, ()), rows, count)
+        about = {"bad": self.bad, "tally": self.tally.kept(), "white": self.white, "blocks": self.blocks}
+        keep(scratch / READ, about)
 
     def forget(self, scratch: Path | None) -> None:
         if scratch:
@@ -191,23 +214,20 @@ class _SoFar:
     def found(
         cls,
         scratch: Path | None,
-        shapes: Mapping[str, tuple[int, ...]],
-        total: int,
+        images: _Images,
         base: Path | None,
         white: int | None,
     ) -> "_SoFar":
-        """What was saved, if the images are there with it; else nothing, so that all are read again."""
-        found = cls(Tally(base), white)
+        """What was saved, if the images are those it was saved with; else nothing, so that all are read again."""
         if scratch is None or not (scratch / READ).exists():
-            return found
-        if not all(is_mapped(scratch / name, shape, torch.uint8) for name, shape in shapes.items() if shape[0]):
-            return found
+            return cls(Tally(base), white)
         try:
-            kept = read_json(scratch / READ)
-            found.tally.take_up(kept["tally"])
-            found.bad, found.white = list(map(str, kept["bad"])), kept["white"]
-            fits = 0 <= found.tally.count <= total - len(found.bad)
-            if fits and (found.white is None or 1 <= int(found.white) <= DEEP):
+            saved, found = kept(scratch / READ), cls(Tally(base), white)
+            found.tally.take_up(saved["tally"])
+            found.bad, found.white, found.blocks = list(map(str, saved["bad"])), saved["white"], saved["blocks"]
+            fits = 0 <= found.done <= len(images.held) and (found.white is None or 1 <= found.white <= DEEP)
+            filled = images.filled(found.done) if fits else {}
+            if fits and all(are_whole(found.blocks[name], *rows) for name, rows in filled.items()):
                 return found
         except (ArtifactError, KeyError, TypeError, ValueError):
             pass

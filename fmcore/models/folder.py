@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fmcore.disk.dataset import Encoding, Units, encoding_from, units_from
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
+from fmcore.disk.sums import check, seal
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
 from fmcore.models.networks import STORED_NETWORKS, Own, StoredNetwork
@@ -139,8 +140,10 @@ def save_model(
     for file, tensors in files.items():
         write_tensors(folder / file, tensors)
         digests[file] = sha256(folder / file)
+    known = dict(digests)
     first = digests.pop("model.safetensors")
     write_json(folder / "manifest.json", {**manifest, "sha256": first, "averages": digests})
+    seal(folder, known)
 
 
 def _ema_file(halflife_images: float) -> str:
@@ -165,6 +168,7 @@ def load_model(
             are none of that half-life.
     """
     folder = Path(folder)
+    check(folder, "config.json", "manifest.json")
     config, manifest = read_json(folder / "config.json"), read_json(folder / "manifest.json")
     known = {"model.safetensors": manifest.get("sha256"), **manifest.get("averages", {})}
     name = "model.safetensors" if ema is None else _ema_file(ema)

@@ -40,6 +40,7 @@ from fmcore.disk.files import (
     write_json,
     write_tensors,
 )
+from fmcore.disk.sums import check
 from fmcore.flow.pixels import dequantise
 from fmcore.flow.rng import generator
 from fmcore.score.efficientnet import (
@@ -215,6 +216,7 @@ def load_extractor(
         ValueError: as `adopt`.
     """
     file = folder / "manifest.json"
+    check(folder, file.name)
     manifest = read_json(file)
     try:
         kind, digest = str(manifest["extractor"]), str(manifest["sha256"])

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, check_kinds, read_tensors, write_tensors
+from fmcore.disk.sums import check
 from fmcore.flow.rng import generator
 from fmcore.score.extractors import Extractor
 from fmcore.score.frechet import Stats, stats
@@ -86,6 +87,7 @@ def save_reference(path: Path, value: Reference) -> None:
 
 def load_reference(path: Path, dims: int | None = None) -> Reference:
     """Reads what `save_reference` wrote; an `ArtifactError` if it is something else or has not `dims` features."""
+    check(path.parent, path.name)
     tensors = read_tensors(path)
     size = {name: tensor.numel() for name, tensor in tensors.items()}
     d = dims or size.get("total") or 1
@@ -107,6 +109,7 @@ def load_labels(folder: Path, num_classes: int) -> Int64[Tensor, " N"] | None:
     path = folder / LABELS
     if not path.is_file():
         return None
+    check(folder, LABELS)
     label = read_tensors(path).get("label")
     if label is None or label.dtype != torch.int64 or label.ndim != 1 or not len(label):
         raise ArtifactError(f"{path}: expected a tensor label (N,) of torch.int64")

@@ -67,6 +67,7 @@ def test_a_damaged_description_is_refused_and_named(tmp_path, name, damage):
 def test_a_description_that_does_not_fit_the_weights_is_refused(tmp_path, change):
     write_model(tmp_path)
     write_json(tmp_path / "config.json", {**read_json(tmp_path / "config.json"), **change})
+    (tmp_path / "SHA256SUMS").unlink()
     with pytest.raises(ArtifactError, match="cannot be loaded"):
         load_model(tmp_path)
 
@@ -75,6 +76,7 @@ def test_another_model_s_manifest_is_refused(tmp_path):
     write_model(tmp_path / "a")
     write_model(tmp_path / "b", "unet")
     (tmp_path / "b" / "manifest.json").replace(tmp_path / "a" / "manifest.json")
+    (tmp_path / "a" / "SHA256SUMS").unlink()
     with pytest.raises(ArtifactError, match=r"model\.safetensors has SHA-256 .* its manifest says"):
         load_model(tmp_path / "a")
 

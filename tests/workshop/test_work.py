@@ -8,11 +8,14 @@ import threading
 from collections import namedtuple
 
 import pytest
+import torch
 
 from flows.params.reading import load_yaml, validate
 from flows.workshop import workspace as work
 from flows.workshop.entry import Stage
+from fmcore.disk.kept import keep, keep_tensors
 from repository import ROOT
+from written import flip_a_bit
 
 
 @pytest.fixture
@@ -31,14 +34,41 @@ def tiny(**changes):
     return validate(raw | changes, "test")
 
 
-def test_work_is_found_again_and_goes_when_done(root):
+def test_work_is_found_again_and_goes_when_done(root, capsys):
     with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
-        (folder / "half").write_text("done")
+        keep(folder / "half.json", "done")
+        keep_tensors(folder / "pairs/pairs-0.safetensors", {"x0": torch.zeros(2)})
         (folder / ".x.1.part").write_text("torn")
+        for place in ("out", "scratch"):
+            (folder / place).mkdir()
+            (folder / place / "file").touch()
+        (folder / "samples.png").touch()
         raise KeyboardInterrupt
     with work.workspace(STAGE, tiny()) as folder:
-        assert sorted(path.name for path in folder.iterdir()) == ["half"]
+        left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert left == ["half.json", "pairs/pairs-0.safetensors", "scratch/file"]
     assert not folder.exists()
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["half.json", "pairs/pairs-0.safetensors", "curve.json"])
+def test_what_is_damaged_is_made_again_with_what_builds_on_it(root, name, capsys):
+    def interrupted():
+        with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
+            keep(folder / "half.json", "done")
+            keep(folder / "curve.json", [1.5])
+            keep_tensors(folder / "pairs/pairs-0.safetensors", {"x0": torch.zeros(2)})
+            raise KeyboardInterrupt
+        return folder
+
+    flip_a_bit(interrupted() / name)
+    with work.workspace(STAGE, tiny()) as folder:
+        left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        whole = {"half.json", "pairs/pairs-0.safetensors", "curve.json"}
+        assert left == (set() if name == "curve.json" else whole - {name})
+    since = ", and with them all that was made since" if name == "curve.json" else ""
+    said = f"intake: 1 of its kept files are damaged and are made again{since}: {name}\n"
+    assert capsys.readouterr().err == said
 
 
 HOLDER = """
@@ -135,4 +165,4 @@ def test_publishing_replaces_a_folder_whole(root):
         finished.mkdir()
         (finished / text).write_text(text)
         work.publish(finished, root / "models/base")
-    assert os.listdir(root / "models/base") == ["new"]
+    assert sorted(os.listdir(root / "models/base")) == ["SHA256SUMS", "new"]
