@@ -38,6 +38,7 @@ install: $(READY) ## make .venv with the tested versions
 
 repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml says (dvc repro)
 	@test -z "$$(tail -c 1 dvc.lock 2>/dev/null)" || python -m flows.local.lockfile || true
+	@python -m flows.params.graph
 	@since=$$(date +%s); dvc repro || { python -m flows.local.lockfile && dvc repro; } && \
 		echo && python -m flows.launch.timing --since $$since && \
 		echo "report: reports/index.html (python -m flows.report adds what made it)"

@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from flows.disk.objects import cached_objects, listed, md5
 from flows.local.lockfile import LOCK_FILE
 from flows.where.checkout import locked
 from flows.workshop.place import root
+from fmcore.progress import Progress
 
 
 class Damage(NamedTuple):
@@ -46,7 +45,9 @@ def verified(top: Path, outs: Mapping[str, str]) -> Found:
         files = listed(top, out, digest)
         missing += [Path(out)] if files is None else []
         expected += [(top / file.path, file.md5, "the file") for file in files or ()]
-    for path, digest, what in tqdm(expected, unit="file", disable=None, leave=False):
+    bar = Progress("verify", len(expected), "files")
+    for done, (path, digest, what) in enumerate(expected, 1):
+        bar.to(done)
         if not path.is_file():
             missing.append(path.relative_to(top))
             continue
@@ -57,6 +58,7 @@ def verified(top: Path, outs: Mapping[str, str]) -> Found:
             size += state.st_size
         if read[key] != digest:
             damaged.append(Damage(path.relative_to(top), f"{what} has MD5 {read[key]}, expected {digest}"))
+    bar.close()
     return Found(len(read), size, damaged, missing)
 
 

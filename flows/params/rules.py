@@ -9,8 +9,10 @@ from dataclasses import asdict
 
 from pydantic import ValidationError
 
+from flows.params.bounds import LEAST_POINTS, LEFT, out_of_bounds
+from flows.params.graph import names
 from flows.params.messages import lines_of
-from flows.params.schema import NAME, Couple, Params
+from flows.params.schema import Couple, Params
 from fmcore.endings.matched import Matched
 from fmcore.flow.couplings import COUPLINGS
 from fmcore.flow.losses import WEIGHTINGS
@@ -25,12 +27,15 @@ from fmcore.score.estimates import GROUPS, group_sizes
 from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
 from fmcore.score.scoring import METRICS, METRICS_OF_POINTS
 
+USUAL_BATCH = 2**14  # harmless even with few pairs
 WITH_CLASSES = ("classifier", "inception-v3-compat")
 
 
 def rules(params: Params) -> Iterator[str]:
     """One line for each broken rule."""
-    yield from _names(params)
+    raw = params.model_dump(mode="json")
+    yield from out_of_bounds(raw)
+    yield from names(raw)
     yield from _override_rules(params)
     yield from _base_rules(params)
     yield from _reflow_rules(params)
@@ -45,28 +50,20 @@ def rules(params: Params) -> Iterator[str]:
     yield from _data_rules(params)
 
 
-def _names(params: Params) -> Iterator[str]:
-    seen = ["base"]
-    for name, round_ in params.reflow.rounds.items():
-        key = f"reflow.rounds.{name}"
-        if not NAME.fullmatch(name) or name in ("base", "student"):
-            yield f"{key}: expected a name like r1 ({NAME.pattern}), not base or student, got {json.dumps(name)}"
-        if round_.teacher not in seen:
-            made = ", ".join(seen)
-            yield f"{key}.teacher: expected a model made before it ({made}), got {json.dumps(round_.teacher)}"
-        seen.append(name)
-    if params.distill.init not in seen:
-        yield f"distill.init: expected one of {', '.join(seen)}, got {json.dumps(params.distill.init)}"
-    if params.distill.couplings not in params.reflow.rounds:
-        rounds = ", ".join(params.reflow.rounds) or "there is none"
-        yield f"distill.couplings: expected a round ({rounds}), got {json.dumps(params.distill.couplings)}"
-
-
 def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teacher: str | None) -> Iterator[str]:
     """Rules for the `couple` section with a round's overrides; `at` says where a key of it stands."""
     if couple.pairs < 1 or (couple.batch != "auto" and couple.batch < 1) or couple.inverted < 0:
         got = f"{couple.pairs}, {couple.batch} and {couple.inverted}"
         yield f"{at('pairs')}: expected pairs >= 1, batch >= 1 and inverted >= 0, got {got}"
+    most = max(1 << (max(couple.pairs, 1) - 1).bit_length(), USUAL_BATCH)
+    if couple.batch != "auto" and couple.batch > most:
+        yield f"{at('batch')}: expected at most {most}, or auto, since each batch is filled up, got {couple.batch}"
+    if params.is_points and couple.pairs < LEAST_POINTS:
+        yield f"{at('pairs')}: expected at least {LEAST_POINTS}, which scores of points need, got {couple.pairs}"
+    for of, share in (("reflow", params.reflow.drop_longest), ("distill", params.distill.drop_longest)):
+        if 0 < share < 1 and (1 - share) * couple.pairs < LEFT:
+            left = f"{(1 - share) * couple.pairs:.0f} of {couple.pairs}"
+            yield f"{of}.drop_longest: expected to leave {LEFT} pairs or more, got {share}, which leaves {left}"
     if couple.dtype == "uint8" and (params.is_points or isinstance(params.data, Latents)):
         yield f"{at('dtype')}: expected float32 or float16 for what is no image, got uint8"
     passes = 1 if couple.guidance is None else 2
@@ -260,8 +257,6 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
         if likelihood.samples < 2 or likelihood.probes < 0:
             got = f"{likelihood.samples} and {likelihood.probes}"
             yield f"{at}: expected samples >= 2 and probes >= 0, got {got}"
-    if evaluate.dopri5 and min(asdict(evaluate.dopri5).values()) <= 0:
-        yield f"evaluate.dopri5: expected rtol and atol > 0, got {json.dumps(asdict(evaluate.dopri5))}"
 
 
 def _least(dims: int) -> int:

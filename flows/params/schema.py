@@ -5,7 +5,6 @@ must stand in the file, and nothing else may: what a run did is what the file sa
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
@@ -23,7 +22,6 @@ from fmcore.intake.sets import DATA, Data, are_images, sample_shape
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.sampling import Sampling
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 ALL_GRIDS = {kind.name: kind for kind in get_args(Grid)}
 CONTINUOUS_PATHS = {kind.name: kind for kind in get_args(ContinuousPath)}
 FAMILIES: tuple[Mapping[str, type], ...] = (

@@ -62,6 +62,6 @@ def decoding_of(params: Params, device: torch.device) -> Decoding:
     encoding = encoding_from(read_json(layout.DATASET / "manifest.json").get("encoding"))
     if encoding is None:
         return quantise
-    check(layout.DATASET, f"{FOLDER}/config.json")  # the weights are compared with the encoding's digest
-    decoder = decoder_of(encoding, [layout.DATASET / FOLDER], device)
+    decoder = decoder_of(encoding, [layout.DATASET / FOLDER], device)  # of weights with the encoding's digest
+    check(layout.DATASET, f"{FOLDER}/config.json")
     return lambda x: quantise(decoder(x, params.precision))

@@ -11,7 +11,8 @@ import torch
 from flows import layout
 from flows.events import Events, Note
 from flows.params.schema import Params
-from flows.workshop.entry import Stage
+from flows.workshop.entry import Stage, addresses, entry_of
+from flows.workshop.place import in_the_way
 from flows.workshop.setup import device_of
 from fmcore.disk.files import sha256, write_json
 from fmcore.endings.matched import Matched
@@ -26,6 +27,10 @@ from fmcore.score.extractors import FITTED, digest_of
 def check(params: Params, stage: Stage) -> Events:
     """Checks the files and networks that params name; the params themselves were validated when they were read."""
     found = {}
+    whole = params.model_dump(mode="json")
+    outs = {out for address in addresses(whole) for out in entry_of(address, whole).outs}
+    for line in in_the_way(whole, outs):
+        raise ValueError(line)
     if isinstance(params.data, Latents):
         params.data.check()
     if params.base.teacher is not None:

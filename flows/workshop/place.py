@@ -1,7 +1,7 @@
 """Where the project lies, and the files that params.yaml names in it."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,38 @@ def root() -> Path:
 
 def bring(params: Mapping[str, Any]) -> None:
     """Links what params.yaml names into a copy of the repository, which lacks what git ignores."""
-    for path in {*_named(params), *_beside(params.get("data"))}:
+    for path in {path for _, path in [*_named(params), *_beside(params.get("data"))]}:
         here, there = Path(path), root() / path
         if not here.is_absolute() and not here.exists() and there.exists():
             here.parent.mkdir(parents=True, exist_ok=True)
             here.symlink_to(there)
 
 
-def _beside(data: object) -> Iterator[str]:
-    """Files beside the data, where a name may also be that of a column."""
+def in_the_way(params: Mapping[str, Any], outs: Iterable[Path]) -> Iterator[str]:
+    """A line for each path named by params.yaml that holds an output or lies in one, which DVC would delete."""
+    places = {Path(os.path.normpath(root() / out)): out for out in outs}
+    for key, name in [*_named(params), *_beside(params.get("data"), "data")]:
+        path = Path(os.path.normpath(root() / name))
+        for place, out in places.items():
+            if path == place or path in place.parents or place in path.parents:
+                yield (
+                    f"{key}: expected a place apart from what the stages make, got {name!r}, where {out} lies: "
+                    "DVC removes that before its stage runs"
+                )
+                break
+
+
+def _beside(data: object, at: str = "data") -> Iterator[tuple[str, str]]:
+    """Keys and names of files beside the data, where a name may also be that of a column."""
     if isinstance(data, Mapping):
-        named = [data[key] for key in BESIDE if isinstance(data.get(key), str)]
-        yield from (name for name in named if (root() / name).is_file())  # a column may be called `dataset`
-        yield from _beside(data.get("images"))  # which latents are of
+        named = [(f"{at}.{key}", data[key]) for key in BESIDE if isinstance(data.get(key), str)]
+        yield from ((key, name) for key, name in named if (root() / name).is_file())  # a column may be `dataset`
+        yield from _beside(data.get("images"), f"{at}.images")  # which latents are of
 
 
-def _named(params: Mapping[str, Any]) -> Iterator[str]:
+def _named(params: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]:
     for key, value in params.items():
         if isinstance(value, Mapping) and key != "rounds":  # whose teachers are models of the pipeline
-            yield from _named(value)
+            yield from _named(value, f"{at}{key}.")
         elif key in PATHS and isinstance(value, str):
-            yield value
+            yield f"{at}{key}", value

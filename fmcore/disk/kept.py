@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, read_json, read_tensors, write_json, write_tensors
 
-Blocks = Sequence[tuple[int, str]]  # the row after each block of rows, and the block's SHA-256
+Blocks = Sequence[Sequence[Any]]  # the row after each block of rows, and the block's SHA-256
 
 
 def keep(path: Path, value: Any) -> None:
@@ -80,17 +80,17 @@ def is_whole(path: Path) -> bool:
     return True
 
 
-def with_block(blocks: Blocks, rows: Tensor, stop: int) -> list[tuple[int, str]]:
+def with_block(blocks: Blocks, rows: Tensor, stop: int) -> Blocks:
     """The blocks of a tensor that is filled row by row, and one more: from where they end to row `stop`."""
     first = blocks[-1][0] if blocks else 0
     if stop == first:
         return [*blocks]
-    return [*blocks, (stop, hashlib.sha256(_bytes(rows[first:stop])).hexdigest())]
+    return [*blocks, [stop, hashlib.sha256(_bytes(rows[first:stop])).hexdigest()]]
 
 
-def are_whole(blocks: Sequence[Any], rows: Tensor, count: int) -> bool:
+def are_whole(blocks: Blocks, rows: Tensor, count: int) -> bool:
     """Whether the first `count` rows are those that the blocks, as JSON gave them back, were made of."""
-    again: list[tuple[int, str]] = []
+    again: Blocks = []
     for block in blocks:
         stop = block[0]
         if not (again[-1][0] if again else 0) < stop <= len(rows):

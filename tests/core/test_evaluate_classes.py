@@ -38,6 +38,7 @@ def test_a_conditional_model_has_the_numbers_of_the_report(tmp_path, monkeypatch
     assert "how frequent classes are: they are drawn uniformly" in evaluated(capsys, *options)[1]
     assert float(score()) != pytest.approx(report[4], rel=1e-3)
     write_tensors(Path("features/labels.safetensors"), {"label": torch.tensor([3, 10])})
+    Path("features/SHA256SUMS").unlink()
     status, _, error = evaluated(capsys, *options)
     assert status == 2
     assert "labels.safetensors: expected labels in 0..9, got up to 10" in error

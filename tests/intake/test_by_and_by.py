@@ -1,6 +1,5 @@
 """Data read by and by: into files instead of memory, and from where one who was stopped was."""
 
-import json
 import os
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from fmcore.disk.dataset import DataError
 from fmcore.disk.files import mapped, write_tensors
+from fmcore.disk.kept import keep, kept
 from fmcore.intake import pictured
 from fmcore.intake.arrays import Arrays
 from fmcore.intake.images import Images
@@ -59,7 +59,7 @@ def test_one_who_was_stopped_goes_on_to_the_same_end(folder, tmp_path, monkeypat
 def spoilt(scratch, how):
     """What a power cut, a full disk or a curious user may leave."""
     read = scratch / "read.json"
-    kept = json.loads(read.read_text())
+    found = kept(read)
     match how:
         case "images gone":
             (scratch / "x1").unlink()
@@ -68,18 +68,38 @@ def spoilt(scratch, how):
         case "held out gone":
             (scratch / "held_out").unlink()
         case "too many":
-            read.write_text(json.dumps(kept | {"tally": kept["tally"] | {"count": 41}}))
+            keep(read, found | {"tally": found["tally"] | {"count": 41}})
         case "negative":
-            read.write_text(json.dumps(kept | {"tally": kept["tally"] | {"count": -3}}))
+            keep(read, found | {"tally": found["tally"] | {"count": -3}})
         case "no tally":
             read.write_text("{}")
         case "torn":
             read.write_text(read.read_text()[:20])
         case "text":
-            read.write_text(json.dumps(kept | {"tally": "all"}))
+            keep(read, found | {"tally": "all"})
+        case "one image changed":
+            with (scratch / "x1").open("r+b") as file:
+                file.seek(700)
+                file.write(bytes([255 - file.read(1)[0]]))
+        case "a digit changed":
+            read.write_text(read.read_text().replace('"count": 20', '"count": 19'))
+        case "blocks of another kind":
+            keep(read, found | {"blocks": {"x1": [3], "held_out": 5}})
 
 
-CASES = ("images gone", "images cut", "held out gone", "too many", "negative", "no tally", "torn", "text")
+CASES = (
+    "images gone",
+    "images cut",
+    "held out gone",
+    "too many",
+    "negative",
+    "no tally",
+    "torn",
+    "text",
+    "one image changed",
+    "a digit changed",
+    "blocks of another kind",
+)
 
 
 @pytest.mark.parametrize("how", CASES)

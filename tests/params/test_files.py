@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from flows.params import graph
 from flows.params.files import PRESETS, ParamsError, lay_over, load_yaml, nearest_preset
 from flows.params.preset import rendered
 from flows.params.reading import validate
@@ -90,3 +91,31 @@ def test_what_no_parameters_are_is_told_in_a_line(what, tmp_path):
     with pytest.raises(ParamsError, match=message) as error:
         load_yaml(path)
     assert "\n" not in str(error.value)
+
+
+ROUNDS = {
+    "": "expected a mapping of sections, got NoneType",
+    "reflow: {}": "reflow.rounds: expected at least one round, e.g. {r1: {teacher: base, ...}}, got null",
+    "reflow: {rounds: [r1]}": "reflow.rounds: expected at least one round, e.g. {r1: {teacher: base, ...}}, got [",
+    "reflow: {rounds: {../x: {teacher: base}}}": "reflow.rounds.../x: expected a name like r1",
+    "reflow: {rounds: {a: {teacher: b}, b: {teacher: a}}}": "reflow.rounds.a.teacher: expected a model made before",
+    "reflow: {rounds: {a: 3}}": "reflow.rounds.a.teacher: expected a model made before it (base), got null",
+    "reflow: {rounds: {a: {teacher: base}}}\ndistill: 3": "distill.init: expected one of base, a, got null",
+}
+
+
+@pytest.mark.parametrize("text", ROUNDS)
+def test_what_dvc_cannot_make_its_graph_of_is_told_before_it_tries(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(text)
+    assert graph.main() == 2
+    assert capsys.readouterr().err.startswith(f"params.yaml: {ROUNDS[text]}")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_of_a_preset_dvc_makes_its_graph(name, tmp_path, monkeypatch, capsys):
+    text = rendered(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes(text)
+    assert graph.main() == 0
+    assert capsys.readouterr() == ("", "")

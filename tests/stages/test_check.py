@@ -4,7 +4,7 @@ import pytest
 from diffusers import DDPMScheduler
 
 from diffusers_teachers import saved, unet
-from stage_runs import notes, points, run, small, tiny
+from stage_runs import data_of, notes, points, run, small, tiny
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +42,29 @@ def test_a_mistake_is_found_by_the_first_stage(change, message, folder):
     params = tiny(**change)
     with pytest.raises(ValueError, match=message):
         list(run(params, "check"))
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "out"),
+    [
+        ({"data": data_of("dataset")}, "data.root", "dataset"),
+        ({"data": data_of("models/base/x/")}, "data.root", "models/base"),
+        ({"data": data_of(".")}, "data.root", ""),
+        ({"data": data_of("mine/../scores/r1")}, "data.root", "scores/r1"),
+        ({"base__teacher": "models/base"}, "base.teacher", "models/base"),
+        ({"data": data_of("mine", held_out=0.2, group="reports/labels.csv")}, "data.group", "reports"),
+    ],
+)
+def test_no_file_of_the_user_s_lies_where_dvc_would_delete_it(change, key, out, folder):
+    (folder / "reports").mkdir()
+    (folder / "reports/labels.csv").touch()
+    with pytest.raises(ValueError, match=rf"^{key}: expected a place apart from .*, where {out}.* lies: DVC"):
+        list(run(tiny(**change), "check"))
+
+
+def test_beside_what_the_stages_make_is_no_harm(folder):
+    saved(folder / "models/mine", unet(), DDPMScheduler())
+    assert notes(run(tiny(base__teacher="models/mine"), "check"))
 
 
 def test_a_network_that_cannot_be_built_is_found_by_the_first_stage():

@@ -219,6 +219,7 @@ def test_an_encoding_that_was_killed_goes_on(inside, tmp_path, monkeypatch):
     def bars():
         return (event for event in events_of(params, "intake") if getattr(event, "what", "") == "encode")
 
+    monkeypatch.setattr("flows.stages.intake.SAVED_SECONDS", -1.0)
     events = bars()
     assert next(event for event in events if event.done == 1000)
     events.close()

@@ -1,0 +1,61 @@
+"""How large or small a number of params.yaml may be.
+
+Beyond these lie a digit too many or an e-30 for an e-3: what would fill the memory, overflow, or never end, often
+hours after the run began. They are far from anything of use. Bounds that the mathematics gives stand with the
+sections themselves.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import inf
+from typing import Any
+
+LEAST_POINTS = 20  # that the distances between sets of points need, for their jackknife
+LEFT = 20  # fewest pairs that may be left without the longest
+ANY = -inf  # where another rule says how small it may be
+MOST_STEPS = 100_000  # of a solver: its grid alone would fill the memory
+BOUNDS: dict[str, tuple[float, float]] = {
+    "train.images": (ANY, 10**13),
+    "train.batch_size": (ANY, 2**20),
+    "train.lr": (1e-12, 10),
+    "train.warmup_images": (ANY, 10**13),
+    "train.weight_decay": (ANY, 100),
+    "train.clip_norm": (1e-9, 1e9),
+    "data.count": (LEAST_POINTS, 10**9),
+    "couple.pairs": (ANY, 10**10),
+    "couple.inverted": (ANY, 10**10),
+    "couple.nfe": (ANY, MOST_STEPS),
+    "distance.scale": (1e-12, 1e6),
+    "ending.weight": (ANY, 1e6),
+    "ending.real": (ANY, 2**20),
+    "evaluate.samples": (ANY, 10**8),
+    "evaluate.repeats": (ANY, 1000),
+    "evaluate.solvers.*": (ANY, MOST_STEPS),
+    "evaluate.dopri5.rtol": (1e-12, 1),
+    "evaluate.dopri5.atol": (1e-12, 1),
+    "evaluate.likelihood.samples": (ANY, 10**8),
+    "evaluate.likelihood.nfe": (ANY, MOST_STEPS),
+    "evaluate.likelihood.probes": (ANY, 100_000),
+}
+
+
+def out_of_bounds(raw: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each number of params.yaml, as JSON has it, that lies beyond its bounds."""
+    for key, value in _numbers(raw, ""):
+        words = key.split(".")
+        at = [*words[:-1], "*"] if words[:2] == ["evaluate", "solvers"] else words
+        for length in (2, 3):
+            bounds = BOUNDS.get(".".join(at[-length:]))
+            if bounds and not bounds[0] <= value <= bounds[1]:
+                least = "" if bounds[0] == ANY else f"from {bounds[0]:,} "
+                yield f"{key}: expected a number {least}to {bounds[1]:,}, got {value}"
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _numbers(item, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _numbers(item, key)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield key, value
