@@ -98,7 +98,7 @@ ROUNDS = {
     "reflow: {}": "reflow.rounds: expected at least one round, e.g. {r1: {teacher: base, ...}}, got null",
     "reflow: {rounds: [r1]}": "reflow.rounds: expected at least one round, e.g. {r1: {teacher: base, ...}}, got [",
     "reflow: {rounds: {../x: {teacher: base}}}": "reflow.rounds.../x: expected a name like r1",
-    "reflow: {rounds: {a: {teacher: b}, b: {teacher: a}}}": "reflow.rounds.a.teacher: expected a model made before",
+    "reflow: {rounds: {a: {teacher: b}, b: {teacher: a}}}": "reflow.rounds.a.teacher: expected a model made",
     "reflow: {rounds: {a: 3}}": "reflow.rounds.a.teacher: expected a model made before it (base), got null",
     "reflow: {rounds: {a: {teacher: base}}}\ndistill: 3": "distill.init: expected one of base, a, got null",
 }

@@ -44,6 +44,10 @@ def test_a_mistake_is_found_by_the_first_stage(change, message, folder):
         list(run(params, "check"))
 
 
+ARRAYS = {"name": "arrays", "root": "mine.npy", "shape": [2], "array": None, "values": "standardised"}
+ARRAYS |= {"labels": "reports/labels.csv", "group": None, "held_out": 0.1}
+
+
 @pytest.mark.parametrize(
     ("change", "key", "out"),
     [
@@ -52,7 +56,7 @@ def test_a_mistake_is_found_by_the_first_stage(change, message, folder):
         ({"data": data_of(".")}, "data.root", ""),
         ({"data": data_of("mine/../scores/r1")}, "data.root", "scores/r1"),
         ({"base__teacher": "models/base"}, "base.teacher", "models/base"),
-        ({"data": data_of("mine", held_out=0.2, group="reports/labels.csv")}, "data.group", "reports"),
+        ({"data": ARRAYS, "features__extractor": "none"}, "data.labels", "reports"),
     ],
 )
 def test_no_file_of_the_user_s_lies_where_dvc_would_delete_it(change, key, out, folder):
