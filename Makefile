@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install private repro test lint types unit smoke bench ui timing verify preset upgrade clean
+.PHONY: help install private repro test lint types unit smoke faults bench ui timing verify preset upgrade clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ unit: $(READY) ## the tests alone, on all cores
 
 smoke: $(READY) ## tests of the whole graph on a tiny preset: kills, edits, mistakes in params.yaml
 	pytest tests/test_pipeline.py tests/test_mistakes.py
+
+faults: $(READY) ## 200 kills, flipped bits in every file, 5,000 odd parameter files (about an hour; SEED=)
+	FMCORE_FAULTS=10 FMCORE_FAULTS_SEED=$(or $(SEED),0) pytest tests/faults
 
 bench: $(READY) ## speed of training, sampling and scores against other tools (long; on an idle machine)
 	results=benchmarks/results/$$(python benchmarks/machine.py) && \

@@ -24,6 +24,7 @@ from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.place import bring, root
 from flows.workshop.workspace import BusyError, TakenOver
+from fmcore.disk.files import ArtifactError
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
 from fmcore.progress import Progress
 
@@ -44,6 +45,8 @@ def run(stage: str) -> int:
         return 2
     except (ValueError, OSError, ArithmeticError, BusyError) as error:
         print(f"{stage}: {error}", file=sys.stderr)
+        if isinstance(error, ArtifactError):
+            print("(make verify names every out that is damaged, and what to do then)", file=sys.stderr)
         trace = root() / WORK / "traceback.txt"
         with suppress(OSError):  # the disk may be what failed
             trace.parent.mkdir(exist_ok=True)

@@ -11,9 +11,11 @@ import torch
 from flows import layout
 from flows.events import Events, Note
 from flows.params.schema import Params
+from flows.stages.shards import shard_size
 from flows.workshop.entry import Stage, addresses, entry_of
 from flows.workshop.place import in_the_way
 from flows.workshop.setup import device_of
+from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
 from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import Hidden
@@ -50,6 +52,7 @@ def check(params: Params, stage: Stage) -> Events:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
     _check_spaces(params)
+    _check_disk(params)
     yield from _long_warm_ups(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
     write_json(layout.CHECKED, found)
@@ -80,6 +83,16 @@ def _check_teacher(params: Params, folder: str) -> str:
         has = "no classes" if teacher.num_classes is None else f"{teacher.num_classes} classes"
         raise ValueError(f"conditional: {str(params.conditional).lower()}, but base.teacher {folder} has {has}")
     return " ".join(sha256(path) for path in teacher_files(folder))
+
+
+def _check_disk(params: Params) -> None:
+    """An OSError if the pairs of all rounds have no room on the disk, even without those that lie there."""
+    needed = 0
+    for name in params.reflow.rounds:
+        couple = params.couple_of(name)
+        needed += shard_size(params.data.shape, couple.dtype, 1).pair_bytes * (couple.pairs + couple.inverted)
+    there = sum(path.stat().st_size for path in layout.COUPLINGS.rglob("pairs-*") if path.is_file())
+    need_space(Path.cwd(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")
 
 
 def _check_spaces(params: Params) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flows import layout
 from flows.events import Events, ModelReady, Note, Progress, trained
-from flows.workshop.workspace import publish
+from flows.workshop.workspace import need_space, publish
 from fmcore.disk import checkpoint
 from fmcore.disk.files import write_file
 from fmcore.disk.kept import keep, kept
@@ -40,6 +40,7 @@ def run_training(
     """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
     if not state.step:
         yield from resumed(name, work, state, config)
+    need_space(work, checkpoint.size(state) * (checkpoint.KEEP + 1), f"the checkpoints of {name}")
     curve = [record for record in _read_curve(work) if record.step <= state.step]
     total = config.steps * config.batch_size
     yield Progress("train", state.step * config.batch_size, total, of=name)

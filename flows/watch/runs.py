@@ -104,14 +104,15 @@ class Runs:
             self._close(self.of(journal).run, journal.end["time"])
 
     def end_pipeline(self, journal: Journal, ended: float) -> None:
-        """Closes the run of a pipeline, failed if the last attempt at some stage did, and what is open below."""
+        """Closes the run of a pipeline, as the last attempts at its stages ended, and what is open below."""
         pipeline = self.of(journal, "").run
         every = self.store.runs(pipeline=clean(journal.start["pipeline"]))
         for run in every:
             if run.info.run_id != pipeline and run.info.status == "RUNNING":
                 self._close(run.info.run_id, ended, over=True)
         statuses = {status for run in every for status in _statuses(run)}
-        status = "FINISHED" if statuses <= {"FINISHED"} else "FAILED"
+        fine = "FINISHED" if statuses <= {"FINISHED"} else "KILLED"  # who still runs was ended with the pipeline
+        status = next((bad for bad in WORST if bad in statuses), fine)
         self.store.client.set_terminated(pipeline, status, int(ended * 1000))
         for key in [key for key in self._made if key[0] == clean(journal.start["pipeline"])]:
             del self._made[key]

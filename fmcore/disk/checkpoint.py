@@ -28,6 +28,12 @@ def _tensors(state: TrainState) -> dict[str, Tensor]:
     return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def size(state: TrainState) -> int:
+    """Bytes of a checkpoint, but for its header."""
+    weights = sum(parameter.nbytes for parameter in state.network.parameters())
+    return (3 + len(state.averages)) * weights
+
+
 def save(state: TrainState, folder: Path) -> Path:
     """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
     path = folder / f"step-{state.step:010d}.safetensors"

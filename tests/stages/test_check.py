@@ -1,5 +1,7 @@
 """Mistakes that the first stage finds, before anything is computed."""
 
+from collections import namedtuple
+
 import pytest
 from diffusers import DDPMScheduler
 
@@ -64,6 +66,16 @@ def test_no_file_of_the_user_s_lies_where_dvc_would_delete_it(change, key, out, 
     (folder / "reports/labels.csv").touch()
     with pytest.raises(ValueError, match=rf"^{key}: expected a place apart from .*, where {out}.* lies: DVC"):
         list(run(tiny(**change), "check"))
+
+
+def test_pairs_that_the_disk_has_no_room_for_are_told_first(monkeypatch):
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: usage(10**9))
+    assert notes(run(tiny(couple__pairs=1_000_000, couple__dtype="uint8"), "check"))
+    with pytest.raises(
+        OSError, match=r"no space for the couplings of r1: it needs 5\.12 GB, .* has 1\.00 GB free"
+    ):
+        list(run(tiny(couple__pairs=10_000_000), "check"))
 
 
 def test_beside_what_the_stages_make_is_no_harm(folder):

@@ -55,7 +55,7 @@ time.sleep(60)
         assert {status for _, status in stored(root)["runs"]} == {"RUNNING"}
         stage.send_signal(signal.SIGKILL)
     drain(root)
-    assert [status for _, status in stored(root)["runs"]] == ["KILLED", "FAILED"]
+    assert [status for _, status in stored(root)["runs"]] == ["KILLED", "KILLED"], "its pipeline did not fail"
     assert left_over(root) == []
 
 

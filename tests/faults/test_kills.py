@@ -1,0 +1,161 @@
+"""Kills at random moments of a whole pipeline: run to its end at last, it has made the bytes of one never killed.
+
+`make faults` alone does this: 20 kills in each of `FMCORE_FAULTS` pipelines, at moments of `FMCORE_FAULTS_SEED`.
+"""
+
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing, suppress
+
+import psutil
+import pytest
+
+from checkouts import Checkout, environment
+from flows.watch.journal import read_state
+from servers import PYTHON, wait_until
+
+TIMES = int(os.environ.get("FMCORE_FAULTS", "0"))
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not TIMES, reason="make faults kills; it takes an hour")]
+SEED = int(os.environ.get("FMCORE_FAULTS_SEED", "0"))
+KILLS = 20
+LONGEST = 15.0  # seconds until a kill
+VICTIMS = ("all", "all", "dvc", "stage", "any of them", "fork server", "postman")
+SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+ENDS = 400  # seconds for what is left
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a pipeline makes that is left alone."""
+    checkout = Checkout(tmp_path_factory.mktemp("whole"), "smoke")
+    short(checkout)
+    checkout.repro()
+    return checkout.outputs()
+
+
+def short(checkout):
+    """One round, so that few seconds are for starting stages."""
+    checkout.edit("reflow.rounds", {"r1": {"teacher": "base", "couple": {}, "train": {}}})
+
+
+def words(process):
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def below(pid):
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def in_folder(folder):
+    """Every process whose place is the checkout, the postman among them."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder):
+                found.append(process)
+    return found
+
+
+def victims(who, dvc, folder):
+    match who:
+        case "dvc":
+            return [psutil.Process(dvc.pid)]
+        case "stage":
+            return [process for process in below(dvc.pid) if "flows.launch" in words(process)]
+        case "any of them":
+            return below(dvc.pid)
+        case "fork server":
+            return [process for process in in_folder(folder) if "forkserver" in words(process)]
+        case "postman":
+            return [process for process in in_folder(folder) if "flows.watch.postman" in words(process)]
+    return in_folder(folder)
+
+
+def killed_once(checkout, dice):
+    """Starts the pipeline, kills one or all of its processes, and lets the rest of it end; what was done."""
+    with (checkout.folder / "killed.log").open("ab") as log:
+        dvc = subprocess.Popen(
+            ["dvc", "repro"],
+            cwd=checkout.folder,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        seconds, who, number = dice.uniform(0.5, LONGEST), dice.choice(VICTIMS), dice.choice(SIGNALS)
+        with suppress(subprocess.TimeoutExpired):
+            dvc.wait(seconds)
+        hit = []
+        with suppress(psutil.NoSuchProcess):
+            hit = victims(who, dvc, checkout.folder)
+        if hit and who in ("any of them", "stage"):
+            hit = [dice.choice(hit)]
+        for process in hit:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            dvc.wait(60)  # who lost a stage or the postman, and not itself, goes on: it is stopped below
+        for process in [*below(dvc.pid), *([psutil.Process(dvc.pid)] if dvc.poll() is None else [])]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        dvc.wait()
+    return f"{who} by {signal.Signals(number).name} after {seconds:.1f} s: {len(hit)} hit"
+
+
+def ended(checkout):
+    """Runs what is left, mending dvc.lock as `make repro` does."""
+    done = None
+    for _ in range(3):
+        done = checkout.run("dvc", "repro", check=False)
+        if done.returncode == 0:
+            return
+        checkout.run(PYTHON, "-m", "flows.local.lockfile", check=False)
+    raise AssertionError(f"stuck: {done.stdout[-2000:]}{done.stderr[-3000:]}")
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("number", range(max(1, TIMES)))
+def test_killed_again_and_again_it_ends_in_the_same_bytes(whole, tmp_path, number):
+    dice = random.Random(f"{SEED}/{number}")
+    checkout = Checkout(tmp_path / "killed", "smoke", postman=True)
+    short(checkout)
+    log = []
+    try:
+        for _ in range(KILLS):
+            log.append(killed_once(checkout, dice))
+            if dice.random() < 0.7:  # else the next one comes while the last one's stage may live
+                time.sleep(dice.uniform(0, 6))
+        ended(checkout)
+        found = checkout.outputs()
+        assert sorted(found) == sorted(whole), log
+        assert [name for name in whole if found[name] != whole[name]] == [], log
+        told(checkout)
+    finally:
+        print("\n".join(log))
+        for process in in_folder(checkout.folder):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def told(checkout):
+    """All that happened is in MLflow's database, which is whole."""
+    checkout.repro()  # wakes the postman, had it been killed last
+    journals = checkout.folder / "work/journal"
+
+    def is_told():
+        left = [path for path in journals.iterdir() if path.is_dir() and path.name[0] != "."]
+        return all(read_state(path, "mlflow").get("done") for path in left)
+
+    wait_until(is_told, ENDS)
+    with closing(sqlite3.connect(checkout.folder / "mlflow.db")) as base:
+        assert base.execute("pragma integrity_check").fetchone() == ("ok",)
+        left = base.execute("select name, status from runs where status = 'RUNNING'").fetchall()
+    assert left == [], left

@@ -1,0 +1,96 @@
+"""Numbers beyond any use are answered before anything runs, and those of the presets are not."""
+
+import copy
+
+import pytest
+
+from flows.params.bounds import BOUNDS, out_of_bounds
+from flows.params.files import PRESETS, ParamsError, load_yaml
+from flows.params.preset import rendered
+from flows.params.reading import validate
+from repository import ROOT
+
+RAW = load_yaml(ROOT / "presets/digits.yaml")
+
+
+def changed(path, value):
+    raw = copy.deepcopy(RAW)
+    *parents, last = path.split(".")
+    at = raw
+    for part in parents:
+        at = at[part]
+    at[last] = value
+    return raw
+
+
+WRONG = {
+    "too many steps": (
+        changed("couple.nfe", 10**12),
+        "couple.nfe: expected a number to 100,000",
+    ),
+    "too many steps of a score": (
+        changed("evaluate.solvers.euler", [1, 4, 10**9]),
+        "evaluate.solvers.euler: expected a number to 100,000, got 1000000000",
+    ),
+    "pairs that fit on no disk": (
+        changed("couple.pairs", 10**14),
+        "couple.pairs: expected a number to 10,0",
+    ),
+    "a batch that fits nowhere": (
+        changed("couple.batch", 10**9),
+        "couple.batch: expected at most 131072, or auto, since each batch is filled up, got 1000000000",
+    ),
+    "a rate of learning that is none": (
+        changed("distill.train.lr", 3e4),
+        "distill.train.lr: expected a number",
+    ),
+    "a weight that overflows": (
+        changed("distill.ending.weight", 1e30),
+        "distill.ending.weight: expected a number",
+    ),
+    "a tolerance below what numbers have": (
+        changed("evaluate.dopri5", {"rtol": 1e-30, "atol": 1e-5}),
+        "evaluate.dopri5.rtol: expected a number from 1e-12 to 1, got 1e-30",
+    ),
+    "no pairs left": (
+        changed("distill.drop_longest", 0.99999),
+        "distill.drop_longest: expected to leave 20",
+    ),
+    "a round like a folder of scores": (
+        changed("reflow.rounds.couplings-r1", {"teacher": "base", "couple": {}, "train": {}}),
+        "reflow.rounds.couplings-r1: expected a name like r1",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_number_out_of_bounds_is_one_line_that_names_the_key(case):
+    raw, expected = WRONG[case]
+    with pytest.raises(ParamsError) as error:
+        validate(raw, "params.yaml")
+    (line,) = str(error.value).split("\n")
+    assert line.startswith(f"params.yaml: {expected}")
+
+
+def test_a_round_s_own_numbers_are_bounded_too():
+    raw = changed("reflow.rounds.r1", {"teacher": "base", "couple": {"nfe": 10**9}, "train": {"lr": 1e5}})
+    assert [line.partition(":")[0] for line in out_of_bounds(raw)] == [
+        "reflow.rounds.r1.couple.nfe",
+        "reflow.rounds.r1.train.lr",
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / PRESETS).glob("*.yaml")))
+def test_no_preset_is_near_a_bound(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "params.yaml").write_bytes(rendered(name))
+    raw = load_yaml(tmp_path / "params.yaml")
+    assert list(out_of_bounds(raw)) == []
+
+
+def test_bounds_are_of_keys_that_there_are():
+    text = (
+        ROOT / "presets/digits.yaml"
+    ).read_text() + "count: rtol: atol: likelihood: probes: scale: weight: real:"
+    for key in BOUNDS:
+        assert f"{key.split('.')[-1].replace('*', 'euler')}:" in text, key
