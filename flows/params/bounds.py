@@ -43,8 +43,8 @@ def out_of_bounds(raw: Mapping[str, Any]) -> Iterator[str]:
     for key, value in _numbers(raw, ""):
         words = key.split(".")
         at = [*words[:-1], "*"] if words[:2] == ["evaluate", "solvers"] else words
-        for length in (2, 3):
-            bounds = BOUNDS.get(".".join(at[-length:]))
+        for end in {".".join(at[-2:]), ".".join(at[-3:])}:
+            bounds = BOUNDS.get(end)
             if bounds and not bounds[0] <= value <= bounds[1]:
                 least = "" if bounds[0] == ANY else f"from {bounds[0]:,} "
                 yield f"{key}: expected a number {least}to {bounds[1]:,}, got {value}"
