@@ -1,0 +1,36 @@
+"""Many at once (`make faults`): forty runs queued from Prefect's page, two checkouts at work on one machine."""
+
+import os
+import subprocess
+
+import pytest
+
+from checkouts import Checkout, environment
+from prefect_page import ended, page, submit
+from servers import QUIET
+from small_pipelines import ran
+
+TIMES = int(os.environ.get("FMCORE_FAULTS", "0"))
+pytestmark = [pytest.mark.slow, *QUIET, pytest.mark.skipif(not TIMES, reason="make faults alone tries it")]
+RUNS = 40
+
+
+@pytest.mark.timeout(3600)
+def test_forty_runs_queued_from_the_page_are_drained(page):
+    runs = [submit(page, seed=i % 4) for i in range(RUNS)]
+    states = [ended(page, run) for run in runs]
+    assert [state.message for state in states if not state.is_completed()] == []
+    assert len([name for name in ran(page.project) if name == "base"]) >= 4, "each of the seeds ran once"
+
+
+@pytest.mark.timeout(1200)
+def test_two_checkouts_at_once_make_what_each_makes_alone(tmp_path):
+    checkouts = [Checkout(tmp_path / name, "smoke", postman=True) for name in ("one", "two")]
+    how = {"env": environment(), "stderr": subprocess.PIPE, "text": True}
+    at_once = [subprocess.Popen(["dvc", "repro", "-q"], cwd=each.folder, **how) for each in checkouts]
+    for process in at_once:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    one, two = (each.outputs() for each in checkouts)
+    assert one == two
+    assert len(one) > 40
