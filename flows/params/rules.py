@@ -95,6 +95,7 @@ def _override_rules(params: Params) -> Iterator[str]:
     """The sections with each round's overrides, checked as whole sections."""
     whole = params.model_dump(mode="json")
     told: list[str] = []
+    whole_rounds = {"base"}  # of others it cannot be said how they train
     for name, round_ in params.reflow.rounds.items():
         over = {
             "couple": {**whole["couple"], **round_.couple},
@@ -106,12 +107,14 @@ def _override_rules(params: Params) -> Iterator[str]:
             for line in lines_of(error, {**whole, **over}):
                 yield f"reflow.rounds.{name}.{line.removeprefix('reflow.')}"
             continue
-        known = round_.teacher == "base" or round_.teacher in params.reflow.rounds
+        whole_rounds.add(name)
 
         def at(key: str, own: Collection[str] = round_.couple, name: str = name) -> str:
             return f"reflow.rounds.{name}.couple.{key}" if key in own else f"couple.{key}"
 
-        for line in _couple_rules(params, merged.couple, at, round_.teacher if known else None):
+        for line in _couple_rules(
+            params, merged.couple, at, round_.teacher if round_.teacher in whole_rounds else None
+        ):
             if line not in told:
                 told.append(line)
                 yield line
@@ -236,7 +239,8 @@ def _evaluate_rules(params: Params) -> Iterator[str]:
             yield f"evaluate.samples: expected at least {least} for {dims} features, got {evaluate.samples}"
         for name in params.reflow.rounds:
             own = params.reflow.rounds[name].couple.get("pairs")
-            if (pairs := params.couple.pairs if own is None else own) < least:
+            pairs = params.couple.pairs if own is None else own
+            if isinstance(pairs, int) and pairs < least:  # what is no number is told elsewhere
                 key = "couple.pairs" if own is None else f"reflow.rounds.{name}.couple.pairs"
                 yield f"{key}: expected at least {least}, to be scored on {dims} features, got {pairs}"
     offered = METRICS_OF_POINTS if params.is_points else METRICS

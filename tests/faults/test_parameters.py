@@ -80,7 +80,15 @@ def changed(draw, raw):
         at = raw
         for key in above:
             at = at[key]
-        match draw(st.sampled_from(["replace", "replace", "remove", "rename", "add", "swap"])):
+        match draw(st.sampled_from(["replace", "replace", "remove", "rename", "add", "swap", "override"])):
+            case "override" if isinstance(raw.get("reflow"), dict) and isinstance(raw.get("couple"), dict):
+                section = draw(st.sampled_from(["couple", "train"]))
+                from_ = raw["couple"] if section == "couple" else raw["reflow"].get("train")
+                rounds = raw["reflow"].get("rounds")
+                if isinstance(rounds, dict) and rounds and isinstance(from_, dict) and from_:
+                    name = draw(st.sampled_from(sorted(rounds)))
+                    rounds[name] = {"teacher": "base", "couple": {}, "train": {}}
+                    rounds[name][section] = {draw(st.sampled_from(sorted(from_))): draw(VALUES)}
             case "replace":
                 at[last] = draw(VALUES)
             case "remove":

@@ -72,6 +72,21 @@ def test_a_number_out_of_bounds_is_one_line_that_names_the_key(case):
     assert line.startswith(f"params.yaml: {expected}")
 
 
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        ({"couple": {}, "train": {"lr": -1.0}}, "reflow.rounds.r1.train: lr (=-1.0) and clip_norm (=1.0) must be"),
+        ({"couple": {"pairs": "x"}, "train": {}}, "reflow.rounds.r1.couple.pairs: expected a valid integer"),
+        ({"couple": {"nfe": []}, "train": {}}, "reflow.rounds.r1.couple.nfe: expected a valid integer"),
+    ],
+)
+def test_a_mistake_in_a_round_names_the_round(own, line):
+    with pytest.raises(ParamsError) as error:
+        validate(changed("reflow.rounds.r1", {"teacher": "base", **own}), "p")
+    assert str(error.value).startswith(f"p: {line}")
+    assert "\n" not in str(error.value)
+
+
 def test_a_round_s_own_numbers_are_bounded_too():
     raw = changed("reflow.rounds.r1", {"teacher": "base", "couple": {"nfe": 10**9}, "train": {"lr": 1e5}})
     assert [line.partition(":")[0] for line in out_of_bounds(raw)] == [
