@@ -21,7 +21,7 @@ def main() -> int:
     found = rooms(top)
     print(f"{'what':<22}{'where':<24}{'files':>8}{'MB':>10}")
     for what, where, size, files in found:
-        print(f"{what:<22}{where:<24}{files:>8}{size / 1e6:>10.1f}")
+        print(f"{what:<22}{where:<24}{files:>8}{size / 1e6:>10,.1f}")
     print(f"{'in all':<46}{sum(row.files for row in found):>8}{sum(row.bytes for row in found) / 1e6:>10.1f}")
     print(f"{'free on the disk':<54}{free / 1e6:>10.1f}")
     objects = unused(top)

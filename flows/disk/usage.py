@@ -1,5 +1,6 @@
 """What takes room in a checkout, each file counted once: DVC's cache shares its files with the outs."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,6 +66,7 @@ def unused(root: Path) -> list[Path]:
     """The objects of DVC's cache that neither the workspace nor a branch, tag or experiment has."""
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of each out that a branch never made
     with Repo(str(root)) as repo, repo.lock:
         used = repo.used_objs(all_branches=True, all_tags=True, all_experiments=True)
     needed = {found.value for objects in used.values() for found in objects}

@@ -66,7 +66,7 @@ def lines(found: Found, *, mended: bool) -> list[str]:
     """What was found, and what to do about it."""
     said = [f"{path}: {reason}" for path, reason in found.damaged]
     said += [f"{path}: not here; dvc repro makes it, dvc pull brings it" for path in found.missing]
-    said += [f"{found.files} files, {found.bytes / 1e9:.2f} GB, read: {len(found.damaged)} damaged"]
+    said += [f"{found.files} files, {found.bytes / 1e6:,.1f} MB, read: {len(found.damaged)} damaged"]
     if found.damaged and mended:
         said += ["What is damaged was removed; dvc repro makes it again, dvc pull brings it."]
     elif found.damaged:

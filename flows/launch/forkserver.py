@@ -27,7 +27,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from flows.local.process import PIPELINE, pipeline_key, pipeline_process
+from flows.local.process import PIPELINE, pipeline_key, pipeline_process, process_named
 
 FIRST = ("torch", "pydantic", "ruamel.yaml", "safetensors.torch", "jaxtyping", "tqdm")
 LATER = ("torch._dynamo", "matplotlib.figure")  # for torch's optimizers, and for pictures
@@ -118,6 +118,7 @@ def _follow(connection: socket.socket) -> int | None:
 def serve(key: str) -> None:
     """Forks a stage for every request, until the pipeline that `key` names is over."""
     path = _folder() / key
+    _sweep(path.parent)
     pipeline = pipeline_process()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps: a stage reports its status itself
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
@@ -140,6 +141,14 @@ def serve(key: str) -> None:
                             server.close()
                             _become(connection)
         finally:
+            path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Removes the sockets of servers that were killed: their pipelines are over."""
+    for path in folder.iterdir():
+        pipeline = process_named(path.name)
+        if pipeline and not pipeline.alive():
             path.unlink(missing_ok=True)
 
 

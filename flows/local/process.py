@@ -53,11 +53,16 @@ def pipeline_started() -> float:
     return pipeline_process().created
 
 
+def process_named(key: str) -> Process | None:
+    """The process that a pipeline's key is made of; None for another text."""
+    found = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", key)
+    return Process(int(found[1]), float(found[2])) if found else None
+
+
 def pipeline_process() -> Process:
     """The process whose end is the end of the pipeline run."""
-    given = re.fullmatch(r"(\d+)-(\d+(?:\.\d+)?)", os.environ.get(PIPELINE, ""))
-    if given:
-        return Process(int(given[1]), float(given[2]))
+    if given := process_named(os.environ.get(PIPELINE, "")):
+        return given
     mine = psutil.Process()
     leader = next((parent for parent in mine.parents() if _is_dvc(parent)), mine)
     return Process.of(leader)

@@ -123,6 +123,20 @@ def test_it_ends_with_the_pipeline(checkout):
     assert not (warm._folder() / os.environ["FMCORE_PIPELINE"]).exists()
 
 
+def test_sockets_of_the_dead_are_swept_and_no_others(checkout):
+    folder = warm._folder()
+    (folder / "99999999-1.25").touch()
+    mine = f"{os.getpid()}-{psutil.Process().create_time():.2f}"
+    for name in (mine, "not-a-socket"):
+        (folder / name).touch()
+    warm._sweep(folder)
+    left = {path.name for path in folder.iterdir()}
+    assert "99999999-1.25" not in left
+    assert {mine, "not-a-socket"} <= left
+    for name in (mine, "not-a-socket"):
+        (folder / name).unlink()
+
+
 def test_a_folder_others_can_enter_is_refused(checkout):
     warm._folder().chmod(0o755)
     with pytest.raises(PermissionError, match="open to others"):
