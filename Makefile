@@ -62,7 +62,7 @@ unit: $(READY) ## the tests alone, on all cores
 smoke: $(READY) ## tests of the whole graph on a tiny preset: kills, edits, mistakes in params.yaml
 	pytest tests/test_pipeline.py tests/test_mistakes.py
 
-faults: $(READY) ## 200 kills, flipped bits in every file, 5,000 odd parameter files (about an hour; SEED=)
+faults: $(READY) ## 200 kills, bits flipped in the files of six stages, 11,000 odd parameter files (an hour or more; SEED=)
 	FMCORE_FAULTS=10 FMCORE_FAULTS_SEED=$(or $(SEED),0) pytest tests/faults
 
 bench: $(READY) ## speed of training, sampling and scores against other tools (long; on an idle machine)

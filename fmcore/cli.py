@@ -232,11 +232,14 @@ def _export(args: argparse.Namespace) -> str:
 
 def _evaluate(args: argparse.Namespace) -> str:
     from fmcore.disk.files import ArtifactError, read_json
+    from fmcore.disk.sums import check
     from fmcore.flow.pixels import quantise
     from fmcore.intake.files import Folder
     from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
+    if file.is_file():
+        check(args.against, "manifest.json")
     is_points = file.is_file() and read_json(args.against / "manifest.json").get("extractor") == "none"
     metrics = list(dict.fromkeys(name.strip() for name in args.metrics.split(",") if name.strip()))
     offered = METRICS_OF_POINTS if is_points else METRICS

@@ -2,14 +2,12 @@
 
 import argparse
 import shutil
-import subprocess
 import sys
+from pathlib import Path
 
-from flows.disk.usage import rooms, unused
+from flows.disk.usage import Room, SharedError, rooms, unused
+from flows.local.process import dvc_in
 from flows.workshop.place import root
-
-# What the workspace, a branch, a tag or an experiment has is kept. Forced, for it was asked for with --prune.
-PRUNE = ("--workspace", "--all-branches", "--all-tags", "--all-experiments", "--force")
 
 
 def main() -> int:
@@ -17,23 +15,32 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m flows.disk", description=__doc__)
     parser.add_argument("--prune", action="store_true", help="remove from DVC's cache what nothing has any more")
     prune, top = parser.parse_args().prune, root()
-    free = shutil.disk_usage(top).free
-    found = rooms(top)
-    print(f"{'what':<22}{'where':<24}{'files':>8}{'MB':>10}")
+    _print(rooms(top), shutil.disk_usage(top).free)
+    if busy := dvc_in(top):  # what an experiment makes has no name yet
+        print(f"DVC is at work here (process {busy[0]}): prune when it has ended.", file=sys.stderr)
+        return int(prune)
+    try:
+        found = unused(top)
+    except SharedError as error:
+        print(error, file=sys.stderr)
+        return int(prune)
+    size = sum(path.lstat().st_blocks * 512 for path in found if path.lstat().st_nlink == 1)
+    for path in found if prune else ():
+        path.unlink()
+    did, how = ("Freed", "") if prune else ("A prune would free", " Do it: python -m flows.disk --prune")
+    print(
+        f"{did} {size / 1e6:,.1f} MB: {len(found)} objects of DVC's cache that neither the workspace has nor the "
+        f"newest commit of a branch, a tag or an experiment. Older commits lose theirs.{how}"
+    )
+    return 0
+
+
+def _print(found: list[Room], free: float) -> None:
+    print(f"{'what':<22}{'where':<24}{'files':>8}{'MB':>12}")
     for what, where, size, files in found:
-        print(f"{what:<22}{where:<24}{files:>8}{size / 1e6:>10,.1f}")
-    print(f"{'in all':<46}{sum(row.files for row in found):>8}{sum(row.bytes for row in found) / 1e6:>10.1f}")
-    print(f"{'free on the disk':<54}{free / 1e6:>10.1f}")
-    objects = unused(top)
-    size = sum(path.lstat().st_blocks * 512 for path in objects)
-    what = f"{len(objects)} objects of DVC's cache that no branch, tag, experiment or the workspace has"
-    if not prune:
-        print(f"A prune would free {size / 1e6:.1f} MB: {what}. Do it: python -m flows.disk --prune")
-        return 0
-    done = subprocess.run([sys.executable, "-m", "dvc", "gc", "--quiet", *PRUNE], cwd=top, check=False)
-    if done.returncode == 0:
-        print(f"Freed {(shutil.disk_usage(top).free - free) / 1e6:.1f} MB: {what}.")
-    return done.returncode
+        print(f"{what:<22}{Path(where)!s:<24}{files:>8,}{size / 1e6:>12,.1f}")
+    print(f"{'in all':<46}{sum(row.files for row in found):>8,}{sum(row.bytes for row in found) / 1e6:>12,.1f}")
+    print(f"{'free on the disk':<54}{free / 1e6:>12,.1f}")
 
 
 if __name__ == "__main__":

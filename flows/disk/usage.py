@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows import layout
-from flows.disk.objects import cached_objects
+from flows.local.objects import cache_of, objects
 
-_OUTS = ("DATASET", "FEATURES", "MODELS", "COUPLINGS", "CURVES", "SCORES", "REPORTS")
+OUTS = (
+    layout.DATASET,
+    layout.FEATURES,
+    layout.MODELS,
+    layout.COUPLINGS,
+    layout.CURVES,
+    layout.SCORES,
+    layout.REPORTS,
+)
 # In this order: a file with several names is counted where it comes first.
 PLACES = {
-    "outs": tuple(str(getattr(layout, name)) for name in _OUTS),
+    "outs": tuple(map(str, OUTS)),
     "DVC's cache, besides": (".dvc/cache",),
     "experiments' copies": (".dvc/tmp", "work/experiments"),
     "journals": ("work/journal",),
@@ -62,12 +70,24 @@ def files_of(path: Path) -> Iterator[Path]:
         yield from (file for name in names if (file := Path(parent, name)).is_file() and not file.is_symlink())
 
 
+class SharedError(ValueError):
+    """The cache is not this checkout's alone, so nobody here knows what is needed of it."""
+
+
 def unused(root: Path) -> list[Path]:
-    """The objects of DVC's cache that neither the workspace nor a branch, tag or experiment has."""
+    """The objects of the cache that neither the workspace has nor the newest commit of a branch or experiment.
+
+    Raises:
+        SharedError: if the cache lies outside the checkout, where others may use it.
+        dvc.lock.LockError: if another DVC command is at work.
+    """
     from dvc.repo import Repo
 
+    cache = cache_of(root).resolve()
+    if root.resolve() not in cache.parents:
+        raise SharedError(f"DVC's cache lies in {cache}, which others may use: prune it with dvc gc --projects")
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of each out that a branch never made
     with Repo(str(root)) as repo, repo.lock:
         used = repo.used_objs(all_branches=True, all_tags=True, all_experiments=True)
-    needed = {found.value for objects in used.values() for found in objects}
-    return [path for digest, path in cached_objects(root) if digest not in needed]
+    needed = {found.value for found_in in used.values() for found in found_in}
+    return [path for digest, path in objects(cache) if digest not in needed]

@@ -24,9 +24,14 @@ from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.place import bring, root
 from flows.workshop.workspace import BusyError, TakenOver
-from fmcore.disk.files import ArtifactError
+from fmcore.disk.files import DamagedError
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
 from fmcore.progress import Progress
+
+DAMAGED = (
+    "(make verify names all that is damaged; python -m flows.disk.verify --mend removes it, from DVC's cache too, "
+    "so that dvc repro makes it again. After an edit on purpose, remove SHA256SUMS beside it, then dvc commit.)"
+)
 
 
 def run(stage: str) -> int:
@@ -45,8 +50,8 @@ def run(stage: str) -> int:
         return 2
     except (ValueError, OSError, ArithmeticError, BusyError) as error:
         print(f"{stage}: {error}", file=sys.stderr)
-        if isinstance(error, ArtifactError):
-            print("(make verify names every out that is damaged, and what to do then)", file=sys.stderr)
+        if isinstance(error, DamagedError):
+            print(DAMAGED, file=sys.stderr)
         trace = root() / WORK / "traceback.txt"
         with suppress(OSError):  # the disk may be what failed
             trace.parent.mkdir(exist_ok=True)

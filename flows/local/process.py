@@ -78,6 +78,17 @@ def _is_dvc(process: psutil.Process) -> bool:
     return "dvc" in (Path(word).name for word in words[:1] + script)
 
 
+def dvc_in(root: Path) -> list[int]:
+    """The DVC commands of this user that are at work in a checkout, or in copies of it below."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            place = Path(process.cwd())
+            if _is_dvc(process) and (place == root or root in place.parents):
+                found.append(process.pid)
+    return found
+
+
 def redacted(text: str) -> str:
     """A text with its URLs bare of user, password and query."""
     return re.sub(r"://(?:[^/\s]*@)?([^\s?]*)(?:\?\S*)?", r"://\1", text)

@@ -12,7 +12,7 @@ from typing import Any
 LEAST_POINTS = 20  # that the distances between sets of points need, for their jackknife
 LEFT = 20  # fewest pairs that may be left without the longest
 ANY = -inf  # where another rule says how small it may be
-MOST_STEPS = 100_000  # of a solver: its grid alone would fill the memory
+MOST_STEPS = 100_000  # of a solver: a sample would take hours
 BOUNDS: dict[str, tuple[float, float]] = {
     "train.images": (ANY, 10**13),
     "train.batch_size": (ANY, 2**20),
@@ -46,8 +46,8 @@ def out_of_bounds(raw: Mapping[str, Any]) -> Iterator[str]:
         for end in {".".join(at[-2:]), ".".join(at[-3:])}:
             bounds = BOUNDS.get(end)
             if bounds and not bounds[0] <= value <= bounds[1]:
-                least = "" if bounds[0] == ANY else f"from {bounds[0]:,} "
-                yield f"{key}: expected a number {least}to {bounds[1]:,}, got {value}"
+                wanted = "at most" if bounds[0] == ANY else f"a number from {bounds[0]:,} to"
+                yield f"{key}: expected {wanted} {bounds[1]:,}, got {value}"
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:

@@ -17,7 +17,7 @@ TAKEN = re.compile(r"base|student|couplings-.*")  # what other folders are calle
 
 
 def names(raw: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each name that is none, and for each model that is asked for before it is made."""
+    """A line for each name that is not allowed, and for each model that is named before it is made."""
     rounds = _mapping(raw, "reflow").get("rounds")
     if not isinstance(rounds, Mapping) or not rounds:
         got = json.dumps(rounds)

@@ -59,6 +59,7 @@ def decoding_of(params: Params, device: torch.device) -> Decoding:
     """
     if params.is_points:
         return lambda x: x
+    check(layout.DATASET, "manifest.json")
     encoding = encoding_from(read_json(layout.DATASET / "manifest.json").get("encoding"))
     if encoding is None:
         return quantise

@@ -9,6 +9,7 @@ from flows.workshop.setup import classes_of, device_of, fresh, set_up
 from flows.workshop.workspace import made_by, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json
+from fmcore.disk.sums import check
 from fmcore.flow.couplings import COUPLINGS, Coupling, Flipped, LabelDropout
 from fmcore.flow.fields import Convention
 from fmcore.flow.training import flow_objective, new_state
@@ -58,6 +59,7 @@ def _coupling(params: Params, data: Dataset, classes: int | None) -> Coupling:
 def _adopt(params: Params, stage: Stage, folder: str) -> Events:
     """Publishes the model in `folder` as the base."""
     teacher = read_teacher(folder)
+    check(layout.DATASET, "manifest.json")
     classes, null_label = _classes(params, teacher, folder)
     with workspace(stage, params) as work:
         save_model(

@@ -13,7 +13,7 @@ from flows.events import Events, Note
 from flows.params.schema import Params
 from flows.stages.shards import shard_size
 from flows.workshop.entry import Stage, addresses, entry_of
-from flows.workshop.place import in_the_way
+from flows.workshop.place import in_the_way, root
 from flows.workshop.setup import device_of
 from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
@@ -31,8 +31,8 @@ def check(params: Params, stage: Stage) -> Events:
     found = {}
     whole = params.model_dump(mode="json")
     outs = {out for address in addresses(whole) for out in entry_of(address, whole).outs}
-    for line in in_the_way(whole, outs):
-        raise ValueError(line)
+    if lines := list(in_the_way(whole, outs)):
+        raise ValueError("\n".join(lines))
     if isinstance(params.data, Latents):
         params.data.check()
     if params.base.teacher is not None:
@@ -86,13 +86,14 @@ def _check_teacher(params: Params, folder: str) -> str:
 
 
 def _check_disk(params: Params) -> None:
-    """An OSError if the pairs of all rounds have no room on the disk, even without those that lie there."""
+    """An OSError if the generated pairs of all rounds cannot have room, even if all that lie there made way."""
     needed = 0
     for name in params.reflow.rounds:
         couple = params.couple_of(name)
-        needed += shard_size(params.data.shape, couple.dtype, 1).pair_bytes * (couple.pairs + couple.inverted)
-    there = sum(path.stat().st_size for path in layout.COUPLINGS.rglob("pairs-*") if path.is_file())
-    need_space(Path.cwd(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")
+        needed += shard_size(params.data.shape, couple.dtype, 1).pair_bytes * couple.pairs
+    places = (Path.cwd() / layout.COUPLINGS, *(root() / layout.WORK).glob("couple-*"))
+    there = sum(path.stat().st_size for place in places for path in place.rglob("pairs-*") if path.is_file())
+    need_space(root(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")
 
 
 def _check_spaces(params: Params) -> None:

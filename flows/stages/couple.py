@@ -13,7 +13,7 @@ from flows.params.schema import Couple, Params
 from flows.stages.shards import shard_size, write_shards
 from flows.workshop.entry import Stage
 from flows.workshop.setup import classes_of, device_of, eager, set_up
-from flows.workshop.workspace import made_by, publish, workspace, write_table
+from flows.workshop.workspace import PAIRS, made_by, publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import ArtifactError, write_json
 from fmcore.disk.kept import keep, kept
@@ -95,9 +95,9 @@ def couple(params: Params, stage: Stage) -> Events:
             "network_evaluations": evaluations,
             "rounds": teacher.manifest["rounds"] + 1,
         }
-        yield from _store(of, work / "pairs", grid, batch, manifest)
-        yield from _look_again(of, params, work / "pairs", grid)
-        publish(work / "pairs", layout.couplings(name))
+        yield from _store(of, work / PAIRS, grid, batch, manifest)
+        yield from _look_again(of, params, work / PAIRS, grid)
+        publish(work / PAIRS, layout.couplings(name))
 
 
 def _grid(of: Making, work: Path) -> Generator[Event, None, Tensor]:

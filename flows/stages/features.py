@@ -16,6 +16,7 @@ from flows.workshop.setup import device_of
 from flows.workshop.workspace import publish, workspace
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import read_json, write_json, write_tensors
+from fmcore.disk.sums import check
 from fmcore.flow.pixels import quantise
 from fmcore.flow.rng import generator
 from fmcore.flow.training import new_state, take_average
@@ -138,6 +139,7 @@ def _decoded(
     """The distance to the data of its images decoded again, which a model of the latents can hardly beat."""
     assert data.encoding is not None
     decoder = decoder_of(data.encoding, [layout.DATASET / FOLDER], device_of(params))
+    check(layout.DATASET, f"{FOLDER}/config.json")
     rows = torch.randperm(len(data.x1), generator=generator(0, "features/decoded"))[:DECODED]
     scorer = ImageScorer(len(rows), extractor, reference)
     for done, part in enumerate(torch.split(rows, BATCH)):

@@ -22,7 +22,8 @@ from fmcore.intake.latents import Latents, as_latents, encoded
 from fmcore.intake.sets import loading
 from fmcore.models.autoencoder import FOLDER, Autoencoder, copy_autoencoder
 
-ENCODED, SAVED_SECONDS = "encoded.json", 5.0  # in the scratch folder, beside the latents; and between two savings
+ENCODED = "encoded.json"  # in the scratch folder, beside the latents
+SAVED_SECONDS = 5.0  # from one saving of them to the next
 
 
 def intake(params: Params, stage: Stage) -> Events:

@@ -106,5 +106,6 @@ def _invert(of: Lesson, params: Params, name: str, state: TrainState, real: Pair
         parts.append(part.x0)
         yield Progress("invert", sum(map(len, parts)), len(real.x1), "pairs", of=name)
     keep_tensors(path, {"x0": torch.cat(parts)})
-    for old in sorted(path.parent.glob("inverted-*.safetensors"))[: -checkpoint.KEEP]:
+    older = [other for other in sorted(path.parent.glob("inverted-*.safetensors")) if other.name <= path.name]
+    for old in older[: -checkpoint.KEEP]:
         old.unlink()

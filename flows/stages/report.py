@@ -1,6 +1,5 @@
 """Stage `report`: all scores in tables, charts and pictures, and one page that shows them, alone and offline."""
 
-import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -39,8 +38,6 @@ def report(params: Params, stage: Stage) -> Events:
     points = pareto_of(results, curves)
     with workspace(stage, params) as work:
         out = work / "out"
-        if out.exists():  # of a report that was killed, maybe on other models
-            shutil.rmtree(out)
         of_files = {
             "scores": results.scores,
             "curves": curves,

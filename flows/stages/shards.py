@@ -42,6 +42,12 @@ def write_shards(
     the metric of that name, unless some shards were there already.
     """
     shards, count = finished_shards(out), work.total
+    names = {shard.file for shard in shards.values()}
+    strange = [path for path in out.iterdir() if path.is_file() and path.name not in names] if out.is_dir() else []
+    for path in strange:  # descriptions, which come last, and what is damaged
+        path.unlink()
+    if damaged := [path.name for path in strange if path.name.startswith("pairs-")]:
+        yield Note(f"{work.title}: {len(damaged)} shards are damaged and are made again: {', '.join(damaged[:5])}")
     done = sum(shard.pairs for shard in shards.values())
     need_space(out.parent, size.pair_bytes * (count - done), f"{count - done} pairs")
     if done:

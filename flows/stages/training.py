@@ -3,6 +3,7 @@
 import csv
 import io
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def run_training(
     """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
     if not state.step:
         yield from resumed(name, work, state, config)
-    need_space(work, checkpoint.size(state) * (checkpoint.KEEP + 1), f"the checkpoints of {name}")
-    curve = [record for record in _read_curve(work) if record.step <= state.step]
+    there = len(list(work.glob("step-*.safetensors")))
+    need_space(work, checkpoint.size(state) * (checkpoint.KEEP + 1 - there), f"the checkpoints of {name}")
+    curve = _read_curve(work, state.step)
     total = config.steps * config.batch_size
     yield Progress("train", state.step * config.batch_size, total, of=name)
     saved, pause = time.monotonic(), CHECKPOINT_SECONDS
@@ -51,13 +53,12 @@ def run_training(
         yield trained(record.images, record.loss, record.grad_norm, record.lr)
         began = time.monotonic()
         if began - saved > pause and state.step < config.steps:
-            # The curve first: a checkpoint never lacks the records up to its step.
-            keep(work / "curve.json", curve)
+            _keep_curve(work, state.step, curve)
             checkpoint.save(state, work)
             saved = time.monotonic()
             needed = (saved - began) / CHECKPOINT_SHARE
             pause = min(max(CHECKPOINT_SECONDS, needed), CHECKPOINT_AT_MOST)
-    keep(work / "curve.json", curve)
+    _keep_curve(work, state.step, curve)
 
 
 def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Events:
@@ -68,8 +69,21 @@ def resumed(name: str, work: Path, state: TrainState, config: TrainConfig) -> Ev
         yield Note(f"{name}: going on from step {state.step} of {config.steps}")
 
 
-def _read_curve(work: Path) -> list[Record]:
-    path = work / "curve.json"
+def _curve_at(work: Path, step: int) -> Path:
+    """Each checkpoint has a curve up to its step, which is written first."""
+    return work / f"curve-{step:010d}.json"
+
+
+def _keep_curve(work: Path, step: int, curve: Sequence[Record]) -> None:
+    path = _curve_at(work, step)
+    keep(path, curve)
+    older = [other for other in sorted(work.glob("curve-*.json")) if other.name <= path.name]
+    for old in older[: -checkpoint.KEEP - 1]:  # one more than checkpoints, for the next one is not there yet
+        old.unlink()
+
+
+def _read_curve(work: Path, step: int) -> list[Record]:
+    path = _curve_at(work, step)
     return [Record(*row) for row in kept(path)] if path.exists() else []
 
 
@@ -96,15 +110,15 @@ def finish(
         encoding=like.encoding,
         manifest={**manifest, "images_seen": config.steps * config.batch_size},
     )
-    yield from publish_model(name, work)
+    yield from publish_model(name, work, config.steps)
 
 
-def publish_model(name: str, work: Path) -> Events:
-    """Moves a finished model and its curve to their places."""
+def publish_model(name: str, work: Path, steps: int = 0) -> Events:
+    """Moves a finished model, and the curve of its training of so many steps, to their places."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", *Record._fields])
-    writer.writerows([name, *record] for record in _read_curve(work))
+    writer.writerows([name, *record] for record in _read_curve(work, steps))
     write_file(layout.curve(name), text.getvalue().encode())
     publish(work / "out", layout.model(name))
     yield ModelReady(name, layout.model(name))

@@ -110,9 +110,7 @@ class Runs:
         for run in every:
             if run.info.run_id != pipeline and run.info.status == "RUNNING":
                 self._close(run.info.run_id, ended, over=True)
-        statuses = {status for run in every for status in _statuses(run)}
-        fine = "FINISHED" if statuses <= {"FINISHED"} else "KILLED"  # who still runs was ended with the pipeline
-        status = next((bad for bad in WORST if bad in statuses), fine)
+        status = _worst({status for run in every for status in _statuses(run)})
         self.store.client.set_terminated(pipeline, status, int(ended * 1000))
         for key in [key for key in self._made if key[0] == clean(journal.start["pipeline"])]:
             del self._made[key]
@@ -130,9 +128,12 @@ class Runs:
     def _close(self, run: str, ended: float, *, over: bool = False) -> None:
         statuses = _statuses(self.store.client.get_run(run))
         if over or "RUNNING" not in statuses:
-            fine = "KILLED" if "RUNNING" in statuses else "FINISHED"
-            status = next((bad for bad in WORST if bad in statuses), fine)
-            self.store.client.set_terminated(run, status, int(ended * 1000))
+            self.store.client.set_terminated(run, _worst(statuses), int(ended * 1000))
+
+
+def _worst(statuses: set[str]) -> str:
+    """What a run ends as; a stage that still runs was ended with its pipeline."""
+    return next((bad for bad in WORST if bad in statuses), "KILLED" if "RUNNING" in statuses else "FINISHED")
 
 
 def _statuses(run: Any) -> set[str]:

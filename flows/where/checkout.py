@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from flows.local.checkout import State, state_of
 from flows.local.lockfile import LOCK_FILE
+from flows.local.objects import cache_of, listed, object_path
+from flows.local.objects import md5 as file_md5
 
 CODE = ("flows/", "fmcore/")
 GIT_SECONDS = 60
@@ -86,14 +88,12 @@ class Checkout:
         if word == "modified" and file and file != out.path:  # it may be another file of the folder that is
             known = self.files(out.md5).get(str(Path(file).relative_to(out.path)))
             word = "deleted" if not (self.root / file).exists() else word
-            word = "" if word == "modified" and known == _md5(self.root / file) else word
+            word = "" if word == "modified" and known == file_md5(self.root / file) else word
         return f"{word.upper()} here since" if word else ""
 
     def files(self, md5: str) -> dict[str, str]:
         """The digests of the files in a folder with that digest, by relative path; none if not cached."""
-        path = self.cached(md5)
-        listed = json.loads(path.read_text()) if md5.endswith(".dir") and path.exists() else []
-        return {str(entry["relpath"]): str(entry["md5"]) for entry in listed}
+        return listed(self._cache, md5)
 
     def manifest(self, md5: str) -> dict[str, Any]:
         """The manifest in a folder with that digest, from the cache; empty if there is none."""
@@ -104,14 +104,11 @@ class Checkout:
 
     def cached(self, md5: str) -> Path:
         """Where DVC's cache has the bytes with that digest, if it has them."""
-        return self._cache / "files" / "md5" / md5[:2] / md5[2:]
+        return object_path(self._cache, md5)
 
     @cached_property
     def _cache(self) -> Path:
-        from dvc.repo import Repo
-
-        with Repo(str(self.root)) as repo:
-            return Path(repo.cache.local_cache_dir)
+        return cache_of(self.root)
 
     def git(self, *words: str) -> str:
         """What git says, empty where it fails."""
@@ -158,10 +155,3 @@ def _outs(stage: str, entry: Mapping[str, Any]) -> list[Out]:
     read = [(item["path"], item["md5"]) for item in entry.get("deps", []) if "md5" in item]
     inputs = tuple((path, md5) for path, md5 in read if not path.startswith(CODE))
     return [Out(item["path"], item["md5"], stage, inputs) for item in entry.get("outs", []) if "md5" in item]
-
-
-def _md5(path: Path) -> str:
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

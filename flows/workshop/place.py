@@ -32,16 +32,22 @@ def bring(params: Mapping[str, Any]) -> None:
 
 def in_the_way(params: Mapping[str, Any], outs: Iterable[Path]) -> Iterator[str]:
     """A line for each path named by params.yaml that holds an output or lies in one, which DVC would delete."""
-    places = {Path(os.path.normpath(root() / out)): out for out in outs}
+    places = [(out, _forms(root() / out)) for out in sorted(outs)]
     for key, name in [*_named(params), *_beside(params.get("data"), "data")]:
-        path = Path(os.path.normpath(root() / name))
-        for place, out in places.items():
-            if path == place or path in place.parents or place in path.parents:
-                yield (
-                    f"{key}: expected a place apart from what the stages make, got {name!r}, where {out} lies: "
-                    "DVC removes that before its stage runs"
-                )
-                break
+        forms = _forms(root() / name)
+        for out, here in places:
+            if any(place in (path, *path.parents) for place in here for path in forms):
+                yield f"{key}: expected a place apart from {out}, which DVC removes before its stage, got {name!r}"
+            elif any(path in place.parents for place in here for path in forms):
+                yield f"{key}: expected a place apart from what the stages make, got {name!r}, which holds {out}"
+            else:
+                continue
+            break
+
+
+def _forms(path: Path) -> set[Path]:
+    """A path as it is written, and where it leads."""
+    return {Path(os.path.normpath(path)), Path(os.path.realpath(path))}
 
 
 def _beside(data: object, at: str = "data") -> Iterator[tuple[str, str]]:

@@ -4,9 +4,9 @@ DVC deletes a stage's outputs before it runs the stage, so what must survive a k
 `work/<stage>/<key>/`, where the key is a digest of all that decides the result (`flows.workshop.entry`). The same
 command resumes there; other parameters, inputs or code have another folder. It is removed when the stage is done.
 
-Each file there carries its own checksum (`fmcore.disk.kept`), but for those of two folders: `out` is what a stage
-finishes with and is made anew, and `scratch` has rows of data whose checksums lie in a file beside them. What has
-none, or does not fit it, is removed and said before the stage goes on.
+A file that a stage resumes from carries its own checksum (`fmcore.disk.kept`). When the stage begins again, a
+damaged one is removed, which a line says; so are files without a checksum, as pictures and what lies in `out`.
+Readers of `scratch` and `pairs` compare what they find there.
 """
 
 import csv
@@ -29,14 +29,14 @@ from flows.workshop.entry import Entry, Stage, digest_of, entry_of
 from flows.workshop.place import root
 from fmcore.disk.files import ArtifactError, read_json, write_file
 from fmcore.disk.kept import is_whole
-from fmcore.disk.sums import check, seal
+from fmcore.disk.sums import check, seal_all
 
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 24 * 3600.0  # for those who wait
-SCRATCH, NAMED = "scratch", 5
-# What the rest of a folder was made with, so that the rest goes, too, if it must be made again.
-BASES = ("grid.json", "batch.json", "curve.json", "spaces.json", "inverted-*.safetensors")
-DESCRIBING = ("manifest.json", "quality.json")  # of pairs that were as good as published, which come last
+SCRATCH, PAIRS = "scratch", "pairs"  # folders whose readers compare what they find with checksums
+NAMED = 5  # files in a line
+# If one of these is damaged, all else in the folder goes, since it was made with it.
+BASES = ("grid.json", "batch.json", "spaces.json", "inverted-*.safetensors")
 
 
 class BusyError(RuntimeError):
@@ -74,7 +74,7 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
         yield folder
         if wanted.exists():
             _hand_over(entry, kept, wanted)
-        shutil.rmtree(folder)
+        _remove(folder)
 
 
 def _sweep(folder: Path, stage: str) -> None:
@@ -82,20 +82,34 @@ def _sweep(folder: Path, stage: str) -> None:
     for part in folder.rglob(".*.part"):
         part.unlink()
     shutil.rmtree(folder / "out", ignore_errors=True)
-    files = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder / SCRATCH]
-    spoilt = [path for path in files if path.suffix in (".json", ".safetensors") and not is_whole(path)]
-    names = [str(path.relative_to(folder)) for path in sorted(spoilt) if path.name not in DESCRIBING]
-    if any(path.match(base) for path in spoilt for base in BASES):
-        shutil.rmtree(folder)
+    kept: list[Path] = []
+    others: list[Path] = []
+    for path in (path for path in folder.iterdir() if path.is_file() or path.is_symlink()):
+        (kept if path.suffix in (".json", ".safetensors") else others).append(path)
+    spoilt = [path for path in kept if path.is_symlink() or not is_whole(path)]
+    whole = {path.name for path in kept if path not in spoilt}
+    steps = [path for path in kept if path.name.startswith("step-") and path.name in whole]
+    spoilt += [path for path in steps if f"curve-{path.stem[5:]}.json" not in whole]
+    has_pairs = any((folder / PAIRS).rglob("pairs-*"))
+    lost = has_pairs and not {"grid.json", "batch.json"} <= whole
+    anew = lost or any(path.match(base) for path in spoilt for base in BASES)
+    if anew:
+        _remove(folder)
         folder.mkdir()
-    else:
-        for path in {*spoilt, *(path for path in files if path.suffix not in (".json", ".safetensors"))}:
-            path.unlink()
-    if names:
-        since = "" if any(folder.iterdir()) else ", and with them all that was made since"
+    for path in [*spoilt, *others] if not anew else ():
+        path.unlink()
+    if spoilt or lost:
+        names = sorted(path.name for path in spoilt) or ["grid.json or batch.json is gone"]
         which = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-        said = f"{stage}: {len(names)} of its kept files are damaged and are made again{since}: {which}"
-        print(said, file=sys.stderr, flush=True)
+        what = "all of its unfinished work is made again" if anew else f"{len(names)} kept files are made again"
+        print(f"{stage}: {what}, since these are damaged: {which}", file=sys.stderr, flush=True)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in one step, so that a kill leaves all of it or none; `_prune` finds what is left then."""
+    gone = folder.with_suffix(f".{os.getpid()}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def _hand_over(entry: Entry, kept: Path, wanted: Path) -> None:
@@ -140,7 +154,9 @@ def _link(source: str | Path, place: str | Path) -> None:
 
 
 def _prune(folder: Path) -> None:
-    """Removes what nobody came for."""
+    """Removes what nobody came for, and what a kill left of what was removed."""
+    for path in folder.glob("*.gone"):
+        shutil.rmtree(path, ignore_errors=True)
     for path in [*folder.glob("*.kept"), *folder.glob("*.part")]:
         if time.time() - path.stat().st_mtime > KEPT_SECONDS:
             shutil.rmtree(path, ignore_errors=True)
@@ -182,7 +198,7 @@ def _take(lock: TextIO, stage: str, wanted: Path) -> bool:
 def publish(finished: Path, out: Path) -> None:
     """Moves a finished file, or folder with its checksums, to its place in one rename; replaces what was there."""
     if finished.is_dir():
-        seal(finished)
+        seal_all(finished)
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_dir():
         shutil.rmtree(out)

@@ -38,7 +38,8 @@ def save(state: TrainState, folder: Path) -> Path:
     """Writes `step-N.safetensors` and removes all but the newest `KEEP`."""
     path = folder / f"step-{state.step:010d}.safetensors"
     keep_tensors(path, _tensors(state))
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEEP]:
+    older = [other for other in sorted(folder.glob("step-*.safetensors")) if other.name <= path.name]
+    for old in older[:-KEEP]:  # what claims to be newer is damaged, else this one would have begun there
         old.unlink()
     return path
 

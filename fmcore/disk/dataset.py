@@ -126,7 +126,7 @@ def save_dataset(folder: Path, data: Dataset, manifest: Mapping[str, Any]) -> No
     about |= {} if data.units is None else {"units": data.units._asdict()}
     about |= {} if data.encoding is None else {"encoding": data.encoding.as_json()}
     write_json(folder / "manifest.json", {**manifest, **about})
-    seal(folder, {"data.safetensors": digest})
+    seal(folder, ["data.safetensors", "manifest.json"], {"data.safetensors": digest})
 
 
 def load_dataset(folder: Path) -> Dataset:

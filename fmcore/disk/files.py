@@ -25,6 +25,10 @@ class ArtifactError(ValueError):
     """An artifact on disk is missing, damaged or not what was asked for; the message names the file."""
 
 
+class DamagedError(ArtifactError):
+    """An artifact is not what was written: its bytes do not fit their checksum, or it cannot be read."""
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Writes a whole file or nothing: temporary name, sync, rename."""
     _write(path, len(data), lambda part: part.write_bytes(data))
@@ -66,22 +70,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sha256(path: Path) -> str:
-    """The file's SHA-256 as hexadecimal digits."""
+    """The file's SHA-256 as hexadecimal digits; a `DamagedError` if the disk does not give its bytes."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DamagedError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], digest: str | None = None) -> None:
     """Writes a safetensors file; its bytes depend on names and values alone, and it copies none of them.
 
     Main arguments:
-        about: what its header says besides.
+        digest: a checksum that its header is to hold.
     """
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
     def write(part: Path) -> None:
         try:
-            safetensors.torch.save_file(whole, part, None if about is None else dict(about))
+            safetensors.torch.save_file(whole, part, None if digest is None else {"sha256": digest})
         except safetensors.SafetensorError as error:  # what the system said stands in its text only
             raise OSError(errno.EIO, str(error)) from None
 
@@ -121,7 +128,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: expected a safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}") from None
 
 
 def read_forms(path: Path) -> dict[str, Tensor]:
@@ -132,7 +139,7 @@ def read_forms(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: expected a safetensors file") from None
     except (safetensors.SafetensorError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged: {error}") from None
+        raise DamagedError(f"{path} is damaged: {error}") from None
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 

@@ -1,4 +1,4 @@
-"""Files of unfinished work: each carries its own checksum, so that one who goes on there trusts none that changed.
+"""Files of unfinished work: each carries its own checksum, so a stage that resumes uses none that has changed.
 
 The checksum is of the file's name, too: one that was renamed is not taken for another. It lies in the file, so no
 kill between two writes can part them: in JSON under a key of its own, in a safetensors file in the header.
@@ -14,7 +14,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from fmcore.disk.files import ArtifactError, read_json, read_tensors, write_json, write_tensors
+from fmcore.disk.files import ArtifactError, DamagedError, read_json, read_tensors, write_json, write_tensors
 
 Blocks = Sequence[Sequence[Any]]  # the row after each block of rows, and the block's SHA-256
 
@@ -28,7 +28,7 @@ def kept(path: Path) -> Any:
     """Reads what `keep` wrote; an `ArtifactError` names a file that is missing or does not fit its checksum."""
     found = read_json(path)
     if found.keys() != {"sha256", "value"} or found["sha256"] != _of_value(path.name, found["value"]):
-        raise ArtifactError(f"{path} is damaged: its checksum differs")
+        raise DamagedError(f"{path} is damaged: its checksum differs")
     return found["value"]
 
 
@@ -42,7 +42,7 @@ def _of_value(name: str, value: Any) -> str:
 
 def keep_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file with its checksum."""
-    write_tensors(path, tensors, {"sha256": _of_tensors(path.name, tensors)})
+    write_tensors(path, tensors, _of_tensors(path.name, tensors))
 
 
 def kept_tensors(path: Path) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ def kept_tensors(path: Path) -> dict[str, Tensor]:
     with safetensors.safe_open(path, "pt") as file:
         expected = (file.metadata() or {}).get("sha256")
     if expected != _of_tensors(path.name, tensors):
-        raise ArtifactError(f"{path} is damaged: its checksum differs")
+        raise DamagedError(f"{path} is damaged: its checksum differs")
     return tensors
 
 

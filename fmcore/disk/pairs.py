@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json
+from fmcore.disk.files import ArtifactError, DamagedError, read_json, read_tensors, sha256, write_json
 from fmcore.disk.kept import keep_tensors, kept_tensors
 from fmcore.disk.sums import check, seal
 from fmcore.flow.couplings import Pairs, joined
@@ -60,7 +60,8 @@ def seal_pairs(folder: Path, shards: Iterable[Shard], manifest: Mapping[str, Any
     """Completes a folder of pairs with its manifest."""
     rows = sorted(shards, key=lambda shard: shard.start)
     write_json(folder / "manifest.json", {**manifest, "shards": [shard._asdict() for shard in rows]})
-    seal(folder, {shard.file: shard.sha256 for shard in rows})
+    sums = {shard.file: shard.sha256 for shard in rows}
+    seal(folder, [*sums, "manifest.json"], sums)
 
 
 def open_pairs(folder: str | Path, device: torch.device | str = "cpu") -> tuple[Pairs, dict[str, Any]]:
@@ -94,7 +95,7 @@ def map_pairs(folder: str | Path) -> tuple[tuple[Pairs, ...], dict[str, Any]]:
             raise ArtifactError(f"{folder}: expected {shard_path(folder, shard.start).name}, got {shard.file}")
         tensors = read_tensors(path)
         if sha256(path) != shard.sha256 or len(tensors["x0"]) != shard.pairs:
-            raise ArtifactError(f"{path} is damaged: its SHA-256 or length differs from the manifest's")
+            raise DamagedError(f"{path} is damaged: its SHA-256 or length differs from the manifest's")
         parts.append(Pairs(tensors["x0"], tensors["x1"], tensors.get("label")))
         expected += shard.pairs
     if not parts:

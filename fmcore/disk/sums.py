@@ -4,42 +4,59 @@ Whoever loads the folder compares what it reads with them. A folder without that
 versions wrote none, and one who edits a description on purpose removes it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from fmcore.disk.files import ArtifactError, sha256, write_file
+from fmcore.disk.files import ArtifactError, DamagedError, sha256, write_file
 
 SUMS = "SHA256SUMS"
 
 
-def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
-    """Writes the checksums of all files below a folder; `known` ones, by relative path, are not computed again."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SUMS)
-    names = {path.relative_to(folder).as_posix(): path for path in paths}
-    lines = [f"{(known or {}).get(name) or sha256(path)}  {name}\n" for name, path in names.items()]
-    write_file(folder / SUMS, "".join(lines).encode())
+def seal(folder: Path, names: Iterable[str], known: Mapping[str, str] | None = None) -> None:
+    """Writes the checksums of the named files of a folder; `known` ones are not computed again."""
+    sums = {name: (known or {}).get(name) or sha256(folder / name) for name in sorted(names)}
+    write_file(folder / SUMS, "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode())
+
+
+def seal_all(folder: Path) -> None:
+    """Writes the checksums of all files below a folder; tensors that were sealed already are not read again."""
+    known: dict[str, str] = {}
+    for path in sorted(folder.rglob(SUMS), reverse=True):
+        if path.parent == folder:
+            continue
+        names = [file.relative_to(path.parent).as_posix() for file in path.parent.rglob("*") if file.is_file()]
+        seal(path.parent, [name for name in names if name != SUMS], _of_tensors(path))
+        at = path.parent.relative_to(folder)
+        known |= {(at / name).as_posix(): digest for name, digest in _of_tensors(path).items()}
+    if (folder / SUMS).is_file():
+        known |= _of_tensors(folder / SUMS)
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    seal(folder, [name for name in names if name != SUMS], known)
+
+
+def _of_tensors(path: Path) -> dict[str, str]:
+    """Sums of files that nobody writes twice."""
+    return {name: digest for name, digest in _read(path).items() if name.endswith(".safetensors")}
 
 
 def check(folder: Path, *names: str) -> None:
     """Compares files of a folder, all that are listed if none are named, with the folder's checksums.
 
     Raises:
-        ArtifactError: if one is missing, differs or is not listed, or if the list is damaged.
+        ArtifactError: if one is missing or not listed.
+        DamagedError: if one differs, or if the list cannot be read.
     """
     if not (folder / SUMS).is_file():
         return
     sums = _read(folder / SUMS)
     for name in names or sums:
-        if name not in sums:
-            raise ArtifactError(f"{folder / SUMS} does not list {name}; expected the sums of all files beside it")
         path = folder / name
+        if name not in sums:
+            raise ArtifactError(f"{path} is not listed in {SUMS} beside it; expected the sums of all files there")
         if not path.is_file():
             raise ArtifactError(f"{path} is missing: {SUMS} beside it lists it")
         if sha256(path) != sums[name]:
-            raise ArtifactError(
-                f"{path} is damaged or was edited: its SHA-256 is not the one in {SUMS} of its folder. Remove the "
-                f"folder to have it made again, or only {SUMS} if you edited the file on purpose"
-            )
+            raise DamagedError(f"{path} is damaged or was edited: its SHA-256 differs from the one in {SUMS}")
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -50,5 +67,5 @@ def _read(path: Path) -> dict[str, str]:
             digest, name = line.split("  ", 1)
             sums[name] = digest
     except (OSError, ValueError):
-        raise ArtifactError(f"{path} is damaged: expected lines of a SHA-256, two spaces and a name") from None
+        raise DamagedError(f"{path} is damaged: expected lines of a SHA-256, two spaces and a name") from None
     return sums

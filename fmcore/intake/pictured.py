@@ -104,11 +104,11 @@ class Pictures:
         """
         how = How(self.channels, self.sides, self.fit, self.background)
         shapes = {"x1": (int((~held).sum()), *self.shape), "held_out": (int(held.sum()), *self.shape)}
-        x1, kept = (_room(name, shape, scratch) for name, shape in shapes.items())
-        images = _Images(x1, kept, held)
+        x1, held_out = (_room(name, shape, scratch) for name, shape in shapes.items())
+        images = _Images(x1, held_out, held)
         so_far = _SoFar.found(scratch, images, base, None if self.levels == "auto" else self.levels)
         places = torch.where(held, held.cumsum(0), (~held).cumsum(0)).sub(1).numpy()
-        is_held, trained, tested = held.numpy(), x1.numpy(), kept.numpy()
+        is_held, trained, tested = held.numpy(), x1.numpy(), held_out.numpy()
         levels = Levels(files, how, so_far.white)
         first, saved = so_far.tally.count + len(so_far.bad), time.monotonic()
         yield first, len(files)
@@ -129,8 +129,8 @@ class Pictures:
             named = "; ".join(bad[:NAMED_BAD_FILES])
             raise DataError(f"data.root: {len(bad)} of {len(files)} images cannot be read: {named}")
         yield len(files), len(files)
-        about = so_far.tally.about(how, levels.white) | ({"held_out": len(kept)} if len(kept) else {})
-        return Decoded(x1, kept if len(kept) else None, about, so_far.tally.notes(how, levels.white))
+        about = so_far.tally.about(how, levels.white) | ({"held_out": len(held_out)} if len(held_out) else {})
+        return Decoded(x1, held_out if len(held_out) else None, about, so_far.tally.notes(how, levels.white))
 
 
 class Decoded(NamedTuple):

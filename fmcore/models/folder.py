@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from fmcore.disk.dataset import Encoding, Units, encoding_from, units_from
-from fmcore.disk.files import ArtifactError, read_json, read_tensors, sha256, write_json, write_tensors
+from fmcore.disk.files import (
+    ArtifactError,
+    DamagedError,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+)
 from fmcore.disk.sums import check, seal
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
@@ -143,7 +151,7 @@ def save_model(
     known = dict(digests)
     first = digests.pop("model.safetensors")
     write_json(folder / "manifest.json", {**manifest, "sha256": first, "averages": digests})
-    seal(folder, known)
+    seal(folder, [*files, "config.json", "manifest.json"], {**known, "model.safetensors": first})
 
 
 def _ema_file(halflife_images: float) -> str:
@@ -181,7 +189,7 @@ def load_model(
     tensors = read_tensors(weights)
     digest = sha256(weights)
     if digest != known[name]:
-        raise ArtifactError(f"{weights} has SHA-256 {digest}, its manifest says {known[name]}")
+        raise DamagedError(f"{weights} has SHA-256 {digest}, its manifest says {known[name]}")
     try:
         if config["time"] != TIME:
             raise ValueError(f"time is {config['time']!r}, expected {TIME!r}")

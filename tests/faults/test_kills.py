@@ -168,10 +168,13 @@ def told(checkout):
 
     def is_told():
         left = [path for path in journals.iterdir() if path.is_dir() and path.name[0] != "."]
-        return all(read_state(path, "mlflow").get("done") for path in left)
+        return all(read_state(path, "mlflow").get("done") for path in left) and not running(checkout)
 
-    wait_until(is_told, ENDS)
+    wait_until(is_told, ENDS)  # a pipeline's run ends a little after its last stage's
     with closing(sqlite3.connect(checkout.folder / "mlflow.db")) as base:
         assert base.execute("pragma integrity_check").fetchone() == ("ok",)
-        left = base.execute("select name, status from runs where status = 'RUNNING'").fetchall()
-    assert left == [], left
+
+
+def running(checkout):
+    with closing(sqlite3.connect(checkout.folder / "mlflow.db")) as base:
+        return base.execute("select name from runs where status = 'RUNNING'").fetchall()

@@ -13,6 +13,7 @@ from small_pipelines import ran
 TIMES = int(os.environ.get("FMCORE_FAULTS", "0"))
 pytestmark = [pytest.mark.slow, *QUIET, pytest.mark.skipif(not TIMES, reason="make faults alone tries it")]
 RUNS = 40
+ALONE = subprocess.run(["unshare", "-rn", "true"], check=False, capture_output=True).returncode == 0
 
 
 @pytest.mark.timeout(3600)
@@ -21,6 +22,16 @@ def test_forty_runs_queued_from_the_page_are_drained(page):
     states = [ended(page, run) for run in runs]
     assert [state.message for state in states if not state.is_completed()] == []
     assert len([name for name in ran(page.project) if name == "base"]) >= 4, "each of the seeds ran once"
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0, reason="needs unshare"
+)
+@pytest.mark.timeout(1200)
+def test_without_any_network_interface_all_is_made(tmp_path):
+    checkout = Checkout(tmp_path / "alone", "smoke", postman=True)
+    checkout.run("unshare", "-rn", "dvc", "repro", "-q")
+    assert (checkout.folder / "reports/index.html").exists()
 
 
 @pytest.mark.timeout(1200)

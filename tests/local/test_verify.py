@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from flows.disk.objects import object_path
 from flows.disk.usage import files_of, rooms, unused
+from flows.local.objects import object_path as path_in
 from flows.where.checkout import locked
 from repository import ROOT
 from small_pipelines import dvc, git, make, ran
@@ -40,6 +40,10 @@ def call(project, module, *words):
     done = subprocess.run(command, cwd=project, env=env, capture_output=True, text=True, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout
+
+
+def object_path(project, digest):
+    return path_in(project / ".dvc/cache", digest)
 
 
 def outs(project):

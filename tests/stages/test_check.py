@@ -55,7 +55,8 @@ ARRAYS |= {"labels": "reports/labels.csv", "group": None, "held_out": 0.1}
     [
         ({"data": data_of("dataset")}, "data.root", "dataset"),
         ({"data": data_of("models/base/x/")}, "data.root", "models/base"),
-        ({"data": data_of(".")}, "data.root", ""),
+        ({"data": data_of("linked")}, "data.root", "dataset"),
+        ({"data": data_of("linked/to/more")}, "data.root", "dataset"),
         ({"data": data_of("mine/../scores/r1")}, "data.root", "scores/r1"),
         ({"base__teacher": "models/base"}, "base.teacher", "models/base"),
         ({"data": ARRAYS, "features__extractor": "none"}, "data.labels", "reports"),
@@ -64,8 +65,18 @@ ARRAYS |= {"labels": "reports/labels.csv", "group": None, "held_out": 0.1}
 def test_no_file_of_the_user_s_lies_where_dvc_would_delete_it(change, key, out, folder):
     (folder / "reports").mkdir()
     (folder / "reports/labels.csv").touch()
-    with pytest.raises(ValueError, match=rf"^{key}: expected a place apart from .*, where {out}.* lies: DVC"):
+    (folder / "linked").symlink_to("dataset")
+    with pytest.raises(ValueError, match=rf"^{key}: expected a place apart from {out}, which DVC removes before"):
         list(run(tiny(**change), "check"))
+
+
+@pytest.mark.parametrize("place", [".", "..", "up"])
+def test_no_folder_of_the_user_s_holds_what_the_stages_make(place, folder):
+    (folder / "up").symlink_to(folder.parent)
+    with pytest.raises(
+        ValueError, match=r"^data\.root: expected a place apart from what the stages make, .* holds"
+    ):
+        list(run(tiny(data=data_of(place)), "check"))
 
 
 def test_pairs_that_the_disk_has_no_room_for_are_told_first(monkeypatch):

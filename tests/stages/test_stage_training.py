@@ -132,7 +132,8 @@ def test_checkpoints_that_take_long_are_rarer(seconds, expected, monkeypatch):
     monkeypatch.setattr("flows.stages.training.time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr("flows.stages.training.train", records)
     monkeypatch.setattr(
-        "flows.stages.training.checkpoint", SimpleNamespace(save=save, restore=lambda state, work: [])
+        "flows.stages.training.checkpoint",
+        SimpleNamespace(save=save, restore=lambda state, work: [], size=lambda state: 0, KEEP=2),
     )
     state, config = SimpleNamespace(step=0), TrainConfig(images=100_000, batch_size=1, lr=1e-3)
     list(run_training("base", Path(), state, None, config, 0))

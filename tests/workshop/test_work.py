@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,10 +35,28 @@ def tiny(**changes):
     return validate(raw | changes, "test")
 
 
+KEPT = {
+    *(
+        "step-0000000005.safetensors",
+        "curve-0000000005.json",
+        "step-0000000009.safetensors",
+        "curve-0000000009.json",
+    ),
+    *("grid.json", "batch.json", "euler-0001.json", "pairs/pairs-0.safetensors"),
+}
+
+
+def kept(folder):
+    for name in KEPT:
+        if name.endswith("json"):
+            keep(folder / name, "done")
+        else:
+            keep_tensors(folder / name, {"x0": torch.zeros(2)})
+
+
 def test_work_is_found_again_and_goes_when_done(root, capsys):
     with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
-        keep(folder / "half.json", "done")
-        keep_tensors(folder / "pairs/pairs-0.safetensors", {"x0": torch.zeros(2)})
+        kept(folder)
         (folder / ".x.1.part").write_text("torn")
         for place in ("out", "scratch"):
             (folder / place).mkdir()
@@ -46,29 +65,57 @@ def test_work_is_found_again_and_goes_when_done(root, capsys):
         raise KeyboardInterrupt
     with work.workspace(STAGE, tiny()) as folder:
         left = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-        assert left == ["half.json", "pairs/pairs-0.safetensors", "scratch/file"]
+        assert left == sorted([*KEPT, "scratch/file"])
     assert not folder.exists()
     assert not capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["half.json", "pairs/pairs-0.safetensors", "curve.json"])
-def test_what_is_damaged_is_made_again_with_what_builds_on_it(root, name, capsys):
-    def interrupted():
-        with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
-            keep(folder / "half.json", "done")
-            keep(folder / "curve.json", [1.5])
-            keep_tensors(folder / "pairs/pairs-0.safetensors", {"x0": torch.zeros(2)})
-            raise KeyboardInterrupt
-        return folder
+def damaged(path):
+    flip_a_bit(path)
 
-    flip_a_bit(interrupted() / name)
+
+def linked(path):
+    """What another made, which may change under one's hands."""
+    path.rename(path.with_suffix(".other"))
+    path.symlink_to(path.with_suffix(".other"))
+
+
+@pytest.mark.parametrize("spoil", [damaged, linked, Path.unlink])
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        ("euler-0001.json", {"euler-0001.json"}),
+        ("step-0000000009.safetensors", {"step-0000000009.safetensors"}),
+        ("curve-0000000009.json", {"step-0000000009.safetensors", "curve-0000000009.json"}),
+        ("grid.json", KEPT),
+        ("batch.json", KEPT),
+    ],
+)
+def test_what_is_damaged_or_gone_is_made_again_with_what_builds_on_it(root, name, gone, spoil, capsys):
+    with contextlib.suppress(KeyboardInterrupt), work.workspace(STAGE, tiny()) as folder:
+        kept(folder)
+        raise KeyboardInterrupt
+    spoil(folder / name)
     with work.workspace(STAGE, tiny()) as folder:
         left = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-        whole = {"half.json", "pairs/pairs-0.safetensors", "curve.json"}
-        assert left == (set() if name == "curve.json" else whole - {name})
-    since = ", and with them all that was made since" if name == "curve.json" else ""
-    said = f"intake: 1 of its kept files are damaged and are made again{since}: {name}\n"
-    assert capsys.readouterr().err == said
+        assert left == KEPT - gone
+    said = capsys.readouterr().err
+    if gone == KEPT:
+        assert said.startswith("intake: all of its unfinished work is made again, since these are damaged: ")
+    elif spoil is not Path.unlink or "curve" in name:
+        assert (
+            said.startswith(f"intake: {len(gone)} kept files are made again, since these are damaged: ")
+            or len(gone) == 2
+        )
+    assert not list(folder.parent.glob("*.gone"))
+
+
+def test_what_a_kill_left_of_a_removed_folder_goes(root):
+    with work.workspace(STAGE, tiny()) as folder:
+        (folder.parent / "x.12.gone").mkdir()
+        (folder.parent / "x.12.gone/file").touch()
+    with work.workspace(STAGE, tiny()):
+        assert not list(folder.parent.glob("*.gone"))
 
 
 HOLDER = """
