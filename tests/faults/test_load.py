@@ -24,9 +24,7 @@ def test_forty_runs_queued_from_the_page_are_drained(page):
     assert len([name for name in ran(page.project) if name == "base"]) >= 4, "each of the seeds ran once"
 
 
-@pytest.mark.skipif(
-    subprocess.run(["unshare", "-rn", "true"], check=False).returncode != 0, reason="needs unshare"
-)
+@pytest.mark.skipif(not ALONE, reason="needs unshare -rn")
 @pytest.mark.timeout(1200)
 def test_without_any_network_interface_all_is_made(tmp_path):
     checkout = Checkout(tmp_path / "alone", "smoke", postman=True)
