@@ -5,24 +5,23 @@ import shutil
 import sys
 from pathlib import Path
 
-from flows.disk.usage import Room, SharedError, rooms, unused
-from flows.local.process import dvc_in
-from flows.workshop.place import root
+from flows.disk.usage import NotKnownError, Room, rooms, unused
+from flows.where.checkout import root_above
 
 
 def main() -> int:
     """Prints the table; prunes if asked to."""
     parser = argparse.ArgumentParser(prog="python -m flows.disk", description=__doc__)
     parser.add_argument("--prune", action="store_true", help="remove from DVC's cache what nothing has any more")
-    prune, top = parser.parse_args().prune, root()
+    prune, top = parser.parse_args().prune, root_above(Path.cwd())
+    if top is None:
+        print("expected a folder in a checkout, with a dvc.yaml in it or above", file=sys.stderr)
+        return 2
     _print(rooms(top), shutil.disk_usage(top).free)
-    if busy := dvc_in(top):  # what an experiment makes has no name yet
-        print(f"DVC is at work here (process {busy[0]}): prune when it has ended.", file=sys.stderr)
-        return int(prune)
     try:
         found = unused(top)
-    except SharedError as error:
-        print(error, file=sys.stderr)
+    except NotKnownError as error:
+        print(f"What a prune would free is not known: {error}", file=sys.stderr)
         return int(prune)
     size = sum(path.lstat().st_blocks * 512 for path in found if path.lstat().st_nlink == 1)
     for path in found if prune else ():

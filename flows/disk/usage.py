@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flows import layout
+from flows.local.checkout import state_of
+from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.local.objects import cache_of, objects
+from flows.local.process import dvc_in
+from flows.where.checkout import locked
 
 OUTS = (
     layout.DATASET,
@@ -70,24 +74,36 @@ def files_of(path: Path) -> Iterator[Path]:
         yield from (file for name in names if (file := Path(parent, name)).is_file() and not file.is_symlink())
 
 
-class SharedError(ValueError):
-    """The cache is not this checkout's alone, so nobody here knows what is needed of it."""
+class NotKnownError(ValueError):
+    """Nobody here can tell what of the cache is needed."""
 
 
 def unused(root: Path) -> list[Path]:
     """The objects of the cache that neither the workspace has nor the newest commit of a branch or experiment.
 
     Raises:
-        SharedError: if the cache lies outside the checkout, where others may use it.
-        dvc.lock.LockError: if another DVC command is at work.
+        NotKnownError: if others may use the cache, if DVC is at work, or if it cannot tell what the outs are.
     """
+    from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    cache = cache_of(root).resolve()
-    if root.resolve() not in cache.parents:
-        raise SharedError(f"DVC's cache lies in {cache}, which others may use: prune it with dvc gc --projects")
+    if busy := dvc_in(root):  # what an experiment makes has no name yet
+        raise NotKnownError(f"DVC is at work here (process {busy[0]}); prune when it has ended")
+    if not state_of(root):
+        raise NotKnownError("this is no git repository, so nothing tells which branches and experiments there are")
+    path = root / LOCK_FILE
+    if not path.is_file() or not locked(path.read_text(errors="replace")) or is_torn(root):
+        raise NotKnownError(
+            f"{LOCK_FILE} is missing or torn, so nothing tells what the outs are: make repro mends it"
+        )
     logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns of each out that a branch never made
-    with Repo(str(root)) as repo, repo.lock:
-        used = repo.used_objs(all_branches=True, all_tags=True, all_experiments=True)
+    try:
+        cache = cache_of(root).resolve()
+        with Repo(str(root)) as repo, repo.lock:
+            used = repo.used_objs(all_branches=True, all_tags=True, all_experiments=True)
+    except (DvcException, OSError, ValueError) as error:
+        raise NotKnownError(f"DVC cannot tell what its cache holds: {' '.join(str(error).split())}") from None
+    if root.resolve() not in cache.parents:
+        raise NotKnownError(f"DVC's cache lies in {cache}, which others may use: prune it with dvc gc --projects")
     needed = {found.value for found_in in used.values() for found in found_in}
     return [path for digest, path in objects(cache) if digest not in needed]

@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 from flows.local.lockfile import LOCK_FILE
 from flows.local.objects import cache_of, listed, md5, object_path, objects
-from flows.where.checkout import locked
-from flows.workshop.place import root
+from flows.where.checkout import locked, root_above
+from fmcore.disk.files import ArtifactError
+from fmcore.disk.sums import SUMS, check
 from fmcore.progress import Progress
 
 
@@ -70,7 +71,11 @@ def _files(cache: Path, out: Path, digest: str) -> tuple[dict[Path, str], list[s
         return {out / name: md5 for name, md5 in listed(cache, digest).items()}, []
     if not out.exists():
         return {}, [f"{out}: not here; dvc repro makes it, dvc pull brings it"]
-    return {}, [f"{out}: not compared, for DVC's cache does not have the list of its files"]
+    try:
+        check(out)
+    except ArtifactError as error:
+        return {}, [str(error)]
+    return {}, [f"{out}: fits its {SUMS}; not compared with DVC's, for its cache lacks the list of the files"]
 
 
 def _digest(path: Path) -> str:
@@ -81,12 +86,15 @@ def _digest(path: Path) -> str:
 
 
 def main() -> int:
-    """Prints what is damaged; returns 1 if anything is, and was not removed, or if dvc.lock cannot be read."""
+    """Prints what is damaged or could not be compared; returns 1 if anything is, and was not mended."""
     parser = argparse.ArgumentParser(prog="python -m flows.disk.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("--mend", action="store_true", help="remove what is damaged, so that it is made again")
-    mend, top = parser.parse_args().mend, root()
+    mend, top = parser.parse_args().mend, root_above(Path.cwd())
+    if top is None:
+        print("expected a folder in a checkout, with a dvc.yaml in it or above", file=sys.stderr)
+        return 2
     path = top / LOCK_FILE
-    outs = locked(path.read_text()) if path.exists() else {}
+    outs = locked(path.read_text(errors="replace")) if path.is_file() else {}
     found = verified(top, {out.path: out.md5 for out in outs.values()})
     for damage in found.damaged if mend else ():
         damage.path.unlink()
@@ -102,9 +110,9 @@ def main() -> int:
             "Mend it: python -m flows.disk.verify --mend. Is it an edit of yours, or of another run (dvc status)?"
         )
         print("Then dvc commit or dvc checkout says which of the two is right.")
-    if path.exists() and not outs:
-        print(f"{LOCK_FILE} cannot be read, so no out was compared: python -m flows.local.lockfile mends it")
-    return 1 if (found.damaged and not mend) or (path.exists() and not outs) else 0
+    if not outs:
+        print(f"{LOCK_FILE} is missing or torn, so no out was compared; make repro mends it")
+    return 1 if (found.damaged and not mend) or found.missing or not outs else 0
 
 
 def _short(path: Path, top: Path) -> Path:

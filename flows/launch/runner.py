@@ -58,8 +58,8 @@ def run(stage: str) -> int:
             trace.write_text(traceback.format_exc())
             print(f"(where in the code: {trace})", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         print(
             f"{stage}: out of memory; lower the batch or batch_size it uses, or raise train.accumulate",

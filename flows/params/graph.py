@@ -12,8 +12,10 @@ from typing import Any
 
 from flows.params.files import FILE, ParamsError, load_yaml
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
-TAKEN = re.compile(r"base|student|couplings-.*")  # what other folders are called
+NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # a number would not be read from a table as it was written
+TAKEN = re.compile(
+    r"base|student|couplings-.*|(?i:null|none|nan|na|inf|infinity|true|false)"
+)  # other things' names
 
 
 def names(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -27,7 +29,7 @@ def names(raw: Mapping[str, Any]) -> Iterator[str]:
     for name, round_ in rounds.items():
         key = f"reflow.rounds.{name}"
         if not NAME.fullmatch(name) or TAKEN.fullmatch(name):
-            wanted = f"a name like r1 ({NAME.pattern}), not base, student or couplings-..."
+            wanted = f"a name like r1 ({NAME.pattern}), not base, student, couplings-..., none or the like"
             yield f"{key}: expected {wanted}, got {json.dumps(name)}"
         teacher = round_.get("teacher") if isinstance(round_, Mapping) else None
         if teacher not in seen:

@@ -15,7 +15,7 @@ from torch import Tensor
 from flows import layout
 from flows.params.schema import Params
 from fmcore.disk.dataset import Dataset, load_dataset
-from fmcore.disk.files import read_json, read_tensors
+from fmcore.disk.files import ArtifactError, read_json, read_tensors
 from fmcore.disk.sums import check
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
@@ -144,7 +144,10 @@ def read_results(params: Params) -> Results:
 def _read(path: Path) -> pd.DataFrame:
     """A table, its numbers as they were written; texts that are not there are empty."""
     text = {"grid": str, "extractor": str, "extractor_sha256": str}
-    return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    try:
+        return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
+    except (OSError, ValueError) as error:  # pandas' own are of the latter
+        raise ArtifactError(f"{path}: expected a table: {' '.join(str(error).split())}") from None
 
 
 def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from flows import layout
 from flows.params.schema import Params
 from fmcore.disk.dataset import encoding_from
 from fmcore.disk.files import read_json, read_tensors
-from fmcore.disk.sums import check
+from fmcore.disk.sums import check, is_there
 from fmcore.flow.pixels import quantise
 from fmcore.models.autoencoder import FOLDER, decoder_of
 from fmcore.score.extractors import Extractor, load_extractor
@@ -39,7 +39,7 @@ def judge_of(params: Params, device: torch.device) -> Judge:
     function = section.extractor if ":" in section.extractor else None
     extractor = load_extractor(layout.FEATURES, device, section.weights, function)
     unseen = layout.FEATURES / HELD_OUT
-    held_out = load_reference(unseen, extractor.dims) if unseen.exists() else None
+    held_out = load_reference(unseen, extractor.dims) if is_there(layout.FEATURES, HELD_OUT) else None
     return ImageJudge(extractor, load_reference(file, extractor.dims), held_out)
 
 

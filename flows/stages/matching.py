@@ -14,9 +14,9 @@ from flows.events import Event, Events, Note
 from flows.params.schema import Params
 from flows.stages.training import resumed, run_training
 from flows.workshop.setup import fresh
+from flows.workshop.workspace import started_again
 from fmcore.disk import checkpoint
 from fmcore.disk.dataset import load_dataset
-from fmcore.disk.files import ArtifactError
 from fmcore.disk.kept import keep, kept
 from fmcore.endings.matched import Matched, target_of
 from fmcore.endings.spaces import SPACES, Hidden, Labelled, chosen, embedding
@@ -62,7 +62,7 @@ def train_matched(
         path = work / "spaces.json"
         if not path.exists():
             if state.step > first:
-                raise ArtifactError(f"{path} is missing; remove {work} to start this training again")
+                raise started_again(path)
             ends = _ends(params, start, pairs, clip=clip)
             yield from _choose(path, base, ends, _some(data, start.device), params.precision)
         spaces = tuple(SPACES[space["name"]](**space) for space in kept(path))

@@ -14,9 +14,8 @@ from flows.params.schema import Params
 from flows.stages.on_couplings import Lesson, labelled_for, lesson
 from flows.stages.training import finish, resumed, run_training
 from flows.workshop.entry import Stage
-from flows.workshop.workspace import made_by, workspace
+from flows.workshop.workspace import made_by, started_again, workspace
 from fmcore.disk import checkpoint
-from fmcore.disk.files import ArtifactError
 from fmcore.disk.kept import keep_tensors, kept_tensors
 from fmcore.disk.pairs import open_pairs
 from fmcore.flow.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, Stored
@@ -78,7 +77,7 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
         path = work / f"inverted-{first:010d}.safetensors"
         if first and not path.exists():
             if state.step != first:
-                raise ArtifactError(f"{path} is missing; remove {work} to start this training again")
+                raise started_again(path)
             yield from _invert(of, params, name, state, real, path)
         x0 = kept_tensors(path)["x0"].to(real.x0.device) if first else real.x0
         stop = first + stretch if first + stretch < last else config.steps

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
+from fmcore.disk.sums import SUMS
+
 ROOT = Path(__file__).parents[2]  # of the code that runs, which in DVC's experiments is a copy
 CODE = ("flows", "fmcore")
 SOURCES = (".py", ".html")  # all that counts as code; .dvcignore says the same to DVC
@@ -116,11 +118,14 @@ def _value(key: str, params: Mapping[str, Any]) -> Any:
 
 
 def _telling(path: Path) -> list[Path]:
-    """The files that tell versions of an input apart: its manifest, or all its files if it has none."""
-    manifest = path / "manifest.json"
-    if manifest.exists() or path.is_file():
-        return [manifest if manifest.exists() else path]
-    return sorted(file for file in path.rglob("*") if file.is_file())
+    """The files that tell versions of an input apart: its checksums, else all but those a manifest has them of."""
+    if path.is_file():
+        return [path]
+    if (path / SUMS).is_file():
+        return [path / SUMS]
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    told = (path / "manifest.json").is_file()
+    return [file for file in files if not (told and file.suffix == ".safetensors")]
 
 
 def graph() -> dict[str, Any]:

@@ -64,3 +64,5 @@ def _named(params: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, str]]
             yield from _named(value, f"{at}{key}.")
         elif key in PATHS and isinstance(value, str):
             yield f"{at}{key}", value
+        elif key == "extractor" and isinstance(value, str) and ":" in value:  # MODULE:FUNCTION
+            yield f"{at}{key}", f"{value.partition(':')[0].replace('.', '/')}.py"

@@ -69,6 +69,8 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            folder.unlink()
         folder.mkdir(exist_ok=True)  # only now: who held the lock removed it
         _sweep(folder, stage.address)
         yield folder
@@ -79,14 +81,17 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
 
 def _sweep(folder: Path, stage: str) -> None:
     """Removes what a killed writer left, and what cannot be trusted, which is said: it is made again."""
-    for part in folder.rglob(".*.part"):
-        part.unlink()
-    shutil.rmtree(folder / "out", ignore_errors=True)
     kept: list[Path] = []
     others: list[Path] = []
-    for path in (path for path in folder.iterdir() if path.is_file() or path.is_symlink()):
-        (kept if path.suffix in (".json", ".safetensors") else others).append(path)
-    spoilt = [path for path in kept if path.is_symlink() or not is_whole(path)]
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            if path.name not in (SCRATCH, PAIRS):
+                shutil.rmtree(path)
+        else:
+            (kept if path.suffix in (".json", ".safetensors") else others).append(path)
+    for part in folder.glob("*/**/.*.part"):
+        part.unlink()
+    spoilt = [path for path in kept if path.is_symlink() or not path.is_file() or not is_whole(path)]
     whole = {path.name for path in kept if path not in spoilt}
     steps = [path for path in kept if path.name.startswith("step-") and path.name in whole]
     spoilt += [path for path in steps if f"curve-{path.stem[5:]}.json" not in whole]
@@ -103,6 +108,13 @@ def _sweep(folder: Path, stage: str) -> None:
         which = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
         what = "all of its unfinished work is made again" if anew else f"{len(names)} kept files are made again"
         print(f"{stage}: {what}, since these are damaged: {which}", file=sys.stderr, flush=True)
+
+
+def started_again(path: Path) -> ArtifactError:
+    """Empties the folder of unfinished work that lacks a file; the error to raise says so."""
+    for other in path.parent.iterdir():
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
+    return ArtifactError(f"{path} was missing, which all since was made with: the same command makes it all again")
 
 
 def _remove(folder: Path) -> None:

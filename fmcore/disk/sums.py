@@ -24,19 +24,29 @@ def seal_all(folder: Path) -> None:
     for path in sorted(folder.rglob(SUMS), reverse=True):
         if path.parent == folder:
             continue
-        names = [file.relative_to(path.parent).as_posix() for file in path.parent.rglob("*") if file.is_file()]
-        seal(path.parent, [name for name in names if name != SUMS], _of_tensors(path))
+        seal(path.parent, _names(path.parent), _of_tensors(path))
         at = path.parent.relative_to(folder)
         known |= {(at / name).as_posix(): digest for name, digest in _of_tensors(path).items()}
     if (folder / SUMS).is_file():
         known |= _of_tensors(folder / SUMS)
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    seal(folder, [name for name in names if name != SUMS], known)
+    seal(folder, _names(folder), known)
+
+
+def _names(folder: Path) -> set[str]:
+    """All files below a folder but its own list of checksums."""
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
 
 
 def _of_tensors(path: Path) -> dict[str, str]:
     """Sums of files that nobody writes twice."""
     return {name: digest for name, digest in _read(path).items() if name.endswith(".safetensors")}
+
+
+def is_there(folder: Path, name: str) -> bool:
+    """Whether a folder has a file that it may lack; an `ArtifactError` if it had one, which is damaged or gone."""
+    if (folder / SUMS).is_file() and name in _read(folder / SUMS):
+        check(folder, name)
+    return (folder / name).is_file()
 
 
 def check(folder: Path, *names: str) -> None:
@@ -46,10 +56,10 @@ def check(folder: Path, *names: str) -> None:
         ArtifactError: if one is missing or not listed.
         DamagedError: if one differs, or if the list cannot be read.
     """
-    if not (folder / SUMS).is_file():
+    if not (folder / SUMS).exists():
         return
     sums = _read(folder / SUMS)
-    for name in names or sums:
+    for name in names or sorted(sums.keys() | _names(folder)):
         path = folder / name
         if name not in sums:
             raise ArtifactError(f"{path} is not listed in {SUMS} beside it; expected the sums of all files there")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fmcore.disk.files import ArtifactError, check_kinds, read_tensors, write_tensors
-from fmcore.disk.sums import check
+from fmcore.disk.sums import check, is_there
 from fmcore.flow.rng import generator
 from fmcore.score.extractors import Extractor
 from fmcore.score.frechet import Stats, stats
@@ -107,9 +107,8 @@ def load_labels(folder: Path, num_classes: int) -> Int64[Tensor, " N"] | None:
         ArtifactError: if the file is damaged, or knows other classes than 0..num_classes-1.
     """
     path = folder / LABELS
-    if not path.is_file():
+    if not is_there(folder, LABELS):
         return None
-    check(folder, LABELS)
     label = read_tensors(path).get("label")
     if label is None or label.dtype != torch.int64 or label.ndim != 1 or not len(label):
         raise ArtifactError(f"{path}: expected a tensor label (N,) of torch.int64")

@@ -34,11 +34,12 @@ def test_a_conditional_model_has_the_numbers_of_the_report(tmp_path, monkeypatch
     assert status == 0
     assert "uniformly" not in said
     assert float(score()) == pytest.approx(report[4], rel=1e-4)
-    Path("features/labels.safetensors").rename("labels.safetensors")
+    Path("features/labels.safetensors").unlink()
+    assert "labels.safetensors is missing: SHA256SUMS beside it lists it" in evaluated(capsys, *options)[2]
+    Path("features/SHA256SUMS").unlink()
     assert "how frequent classes are: they are drawn uniformly" in evaluated(capsys, *options)[1]
     assert float(score()) != pytest.approx(report[4], rel=1e-3)
     write_tensors(Path("features/labels.safetensors"), {"label": torch.tensor([3, 10])})
-    Path("features/SHA256SUMS").unlink()
     status, _, error = evaluated(capsys, *options)
     assert status == 2
     assert "labels.safetensors: expected labels in 0..9, got up to 10" in error

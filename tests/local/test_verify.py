@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -99,7 +100,8 @@ def test_a_damaged_list_of_a_folder_is_named(project):
 def test_what_is_gone_is_told_and_is_no_damage(project):
     (project / "base.txt").unlink()
     code, said = call(project, "flows.disk.verify")
-    assert code == 0
+    assert code == 1, "not all is as it was written"
+    assert "0 damaged" in said
     assert "base.txt: not here; dvc repro makes it, dvc pull brings it" in said
 
 
@@ -135,3 +137,61 @@ def test_a_prune_frees_what_nothing_has_and_keeps_experiments(project):
     for digest in (experiment, workspace, committed):
         assert object_path(project, digest).exists()
     assert unused(project) == []
+
+
+def lockless(project):
+    (project / "dvc.lock").unlink()
+
+
+def torn(project):
+    path = project / "dvc.lock"
+    path.write_bytes(path.read_bytes()[:200])
+
+
+def binary(project):
+    (project / "dvc.lock").write_bytes(b"\xff\xfe\x00" * 50)
+
+
+def shared(project):
+    (project / ".dvc/cache").rename(project.parent / "shared")
+    dvc(project, "cache", "dir", "--local", str(project.parent / "shared"))
+
+
+def without_git(project):
+    shutil.rmtree(project / ".git")
+    (project / ".dvc/config.local").write_text("[core]\n    no_scm = true\n")
+
+
+@pytest.mark.parametrize("state", [lockless, torn, binary, shared, without_git])
+def test_where_it_cannot_be_told_what_is_needed_nothing_is_pruned(project, state):
+    state(project)
+    place = project.parent / "shared" if state is shared else project / ".dvc/cache"
+    before = {path for path in (place / "files/md5").rglob("*") if path.is_file()}
+    assert len(before) > 3
+    for words, expected in (((), 0), (("--prune",), 1)):
+        code, said = call(project, "flows.disk", *words)
+        assert code == expected
+        assert "A prune would free" not in said
+        assert "Freed" not in said
+    assert {path for path in (place / "files/md5").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("state", [lockless, torn, binary])
+def test_without_dvc_lock_nothing_is_called_verified(project, state):
+    state(project)
+    code, said = call(project, "flows.disk.verify")
+    assert code == 1
+    assert "dvc.lock is missing or torn, so no out was compared" in said
+
+
+def test_a_cache_elsewhere_is_read_where_it_is(project):
+    shared(project)
+    flip(path_in(project.parent / "shared", outs(project)["base.txt"]))
+    code, said = call(project, "flows.disk.verify")
+    assert code == 1
+    assert "2 damaged" in said, "the out is a link to it"
+
+
+def test_both_know_their_checkout_from_a_folder_in_it(project):
+    for module in ("flows.disk", "flows.disk.verify"):
+        assert call(project / "reports", module) == call(project, module)

@@ -108,7 +108,11 @@ def test_each_bound_is_of_a_key_that_there_is(key):
     """Some are of choices that the preset does not make: they are put where they would stand."""
     section, _, last = key.rpartition(".")
     at = {"train": "base.train", "distance": "reflow.distance", "ending": "distill.ending"}.get(section, section)
+    at = {"path": "base.path", "grid": "couple.grid"}.get(section, at)
     there = copy.deepcopy(RAW)
+    there["base"]["path"] |= {"sigma_max": 50.0, "beta_min": 0.1, "beta_max": 20.0}
+    there["couple"]["grid"] |= {"trajectories": 64}
+    there["distill"]["ending"] |= {"k": 1}
     there["data"]["count"] = 100
     there["evaluate"] |= {"dopri5": {"rtol": 1e-5, "atol": 1e-5}}
     there["evaluate"] |= {"likelihood": {"samples": 500, "solver": "rk4", "nfe": 256, "probes": 1}}

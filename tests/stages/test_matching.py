@@ -59,13 +59,16 @@ def test_spaces_are_said_and_stand_in_the_manifest():
 
 def test_lost_spaces_of_a_matching_that_had_begun_are_told(monkeypatch):
     params = points(**matched())
-    list(run(params, *TO_COUPLINGS))
+    list(run(params, *TO_COUPLINGS, "distill"))
+    whole = digest()
     checkpoints_at_every_record(monkeypatch)
     killed_at(events_of(params, "distill"), 20_000, "student")
     (kept,) = Path("work/distill").rglob("spaces.json")
     kept.unlink()
-    with pytest.raises(ArtifactError, match=r"spaces\.json is missing; remove .* to start this training again"):
+    with pytest.raises(ArtifactError, match=r"spaces\.json was missing, .*: the same command makes it all again"):
         list(run(params, "distill"))
+    assert notes(run(params, "distill"))
+    assert digest() == whole
 
 
 def test_the_scorer_never_enters():

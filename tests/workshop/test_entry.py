@@ -105,8 +105,17 @@ def test_parameters_inputs_and_code_decide_the_key(copied):
     assert key() == first
     assert key(seed=1) != first
     assert key(evaluate=load_yaml(ROOT / "presets/smoke.yaml")["evaluate"] | EVALUATE) == first
-    Path("dataset/more").write_text("its manifest tells versions apart")
+    Path("dataset/x.safetensors").write_text("its manifest has a checksum of it")
     assert key() == first
+    Path("dataset/more").write_text("which the manifest does not know")
+    assert key() != first
+    Path("dataset/more").write_text("dataset")
+    assert key() == first
+    Path("dataset/SHA256SUMS").write_text("of all")
+    sealed = key()
+    Path("dataset/manifest.json").write_text("its checksum tells versions apart")
+    assert key() == sealed != first
+    Path("dataset/SHA256SUMS").unlink()
     Path("dataset/manifest.json").write_text("changed")
     assert key() != first
     Path("dataset/manifest.json").write_text("dataset")
