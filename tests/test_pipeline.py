@@ -268,9 +268,9 @@ def test_killed_couplings_go_on_to_the_same_bytes(made, tmp_path):
     source = checkout.folder / "flows/stages/shards.py"
     source.write_text(source.read_text().replace("SHARD_BYTES = 16 * 2**20", "SHARD_BYTES = 32 * 2**10"))
     work = checkout.folder / "work" / "couple-r1"
-    kill_when(checkout, "couple@r1", lambda: len(list(work.glob("*/out/pairs-*.safetensors"))) >= 2)
+    kill_when(checkout, "couple@r1", lambda: len(list(work.glob("*/pairs/pairs-*.safetensors"))) >= 2)
     (newest,) = [path for path in work.iterdir() if path.is_dir()]
-    part = sorted(newest.glob("out/pairs-*.safetensors"))[-1]
+    part = sorted(newest.glob("pairs/pairs-*.safetensors"))[-1]
     part.write_bytes(part.read_bytes()[:-100])  # as a crash of the machine may leave it
     done = checkout.repro("couple@r1")
     assert re.search(r"\d+ of 12000 pairs are there already", done.text)

@@ -1,6 +1,7 @@
 """What DVC writes: a torn dvc.lock is mended, a kill loses nothing, and nobody else's pickles are read."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ def project(tmp_path):
     for name in ("pyproject.toml", "constraints.txt"):
         (tmp_path / name).touch()
     (tmp_path / "ready").touch()
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     subprocess.run([PYTHON, "-m", "dvc", "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
     return tmp_path
 
