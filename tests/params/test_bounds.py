@@ -4,6 +4,7 @@ import copy
 
 import pytest
 
+import edited
 from flows.params.bounds import BOUNDS, out_of_bounds
 from flows.params.files import PRESETS, ParamsError, load_yaml
 from flows.params.preset import rendered
@@ -14,13 +15,7 @@ RAW = load_yaml(ROOT / "presets/digits.yaml")
 
 
 def changed(path, value):
-    raw = copy.deepcopy(RAW)
-    *parents, last = path.split(".")
-    at = raw
-    for part in parents:
-        at = at[part]
-    at[last] = value
-    return raw
+    return edited.changed(RAW, path, value)
 
 
 WRONG = {

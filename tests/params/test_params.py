@@ -1,11 +1,11 @@
 """params.yaml: every key is read, every mistake is one line that names it."""
 
-import copy
 from dataclasses import asdict, fields, is_dataclass
 
 import pytest
 from ruamel.yaml import YAML
 
+import edited
 from flows.params.reading import ParamsError, load_yaml, read, validate
 from flows.params.schema import Params
 from repository import ROOT
@@ -20,13 +20,7 @@ POINTS = {"data": {"name": "moons", "count": 100}, "features": {**RAW["features"
 
 
 def changed(path, value):
-    raw = copy.deepcopy(RAW)
-    *parents, last = path.split(".")
-    at = raw
-    for part in parents:
-        at = at[part]
-    at[last] = value
-    return raw
+    return edited.changed(RAW, path, value)
 
 
 def mistakes(raw):
