@@ -121,7 +121,7 @@ def _remove(folder: Path) -> None:
     """Removes a folder in one step, so that a kill leaves all of it or none; `_prune` finds what is left then."""
     gone = folder.with_suffix(f".{os.getpid()}.gone")
     folder.rename(gone)
-    shutil.rmtree(gone)
+    shutil.rmtree(gone, ignore_errors=True)  # another stage may be at it
 
 
 def _hand_over(entry: Entry, kept: Path, wanted: Path) -> None:

@@ -33,8 +33,9 @@ def seal_all(folder: Path) -> None:
 
 
 def _names(folder: Path) -> set[str]:
-    """All files below a folder but its own list of checksums."""
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {SUMS}
+    """All files below a folder but its own list of checksums, and hidden ones, which file managers leave."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix() for path in files} - {SUMS}
 
 
 def _of_tensors(path: Path) -> dict[str, str]:
