@@ -193,5 +193,9 @@ def test_a_cache_elsewhere_is_read_where_it_is(project):
 
 
 def test_both_know_their_checkout_from_a_folder_in_it(project):
+    def told(where, module):
+        code, said = call(where, module)
+        return code, [line for line in said.splitlines() if not line.startswith("free on the disk")]
+
     for module in ("flows.disk", "flows.disk.verify"):
-        assert call(project / "reports", module) == call(project, module)
+        assert told(project / "reports", module) == told(project, module)
