@@ -1,16 +1,21 @@
-"""dvc.lock, which DVC does not write in one piece: `python -m flows.local.lockfile` mends what a kill has torn.
+"""Files that DVC does not write in one piece: `python -m flows.local.lockfile` mends what a kill has torn.
 
-Killed while it writes the file, DVC leaves a part of it. It then refuses every later command, or takes a stage
+Killed while it writes dvc.lock, DVC leaves a part of it. It then refuses every later command, or takes a stage
 whose digests are cut short for one that has changed, and runs it again. What the stages made is not lost: DVC
 keeps each finished stage in its run cache before it writes the file. So the torn file is moved aside, and the next
 `dvc repro` restores the stages without running them.
+
+Killed while it writes .dvc/tmp/rwlock, its list of who reads and writes which file at the moment, DVC refuses
+every command that runs a stage. The list holds nothing that outlives its processes, so a torn one is removed.
 """
 
+import json
 import os
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 LOCK_FILE = "dvc.lock"
 
@@ -35,13 +40,42 @@ def _is_cut(root: Path) -> bool:
 
 
 def mend(root: Path) -> str | None:
-    """Moves a dvc.lock that is torn or that DVC cannot read aside, and says so in a line; None if it is well."""
+    """Mends what is torn or what DVC cannot read, and says so in a line; None if all is well."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        said = [line for line in (_mend_list(repo), _mend_lock(repo, root)) if line]
+    return "; ".join(said) or None
+
+
+def _mend_list(repo: Any) -> str | None:
+    """Removes a torn list of readers and writers."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import make_lock
+    from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
+
+    path = Path(repo.tmp_dir or "") / RWLOCK_FILE
+    guard = make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=False)
+    with suppress(DvcException, OSError), guard:  # held by whoever writes it
+        try:
+            json.loads(path.read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            path.unlink()
+            return (
+                f"a kill had torn {path.relative_to(repo.root_dir)}, DVC's list of who is at work; it is removed"
+            )
+    return None
+
+
+def _mend_lock(repo: Any, root: Path) -> str | None:
+    """Moves a dvc.lock aside that is torn or that DVC cannot read."""
     from dvc.dvcfile import Lockfile
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
 
-    with suppress(LockError), Repo(str(root)) as repo, repo.lock:  # held by whoever writes the file
+    with suppress(LockError), repo.lock:  # held by whoever writes the file
         path, reason = root / LOCK_FILE, ""
         try:
             Lockfile(repo, str(path)).load()
@@ -64,7 +98,7 @@ def _aside(path: Path) -> Path:
 
 
 def main() -> int:
-    """Mends the file of this checkout; returns 0 if there was something to mend."""
+    """Mends the files of this checkout; returns 0 if there was something to mend."""
     from dvc.repo import Repo
 
     line = mend(Path(Repo.find_root()))

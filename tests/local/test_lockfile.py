@@ -183,3 +183,15 @@ def test_dvc_keeps_its_pickles_where_nobody_else_can_write(project, tmp_path):
     assert folder.is_dir()
     assert folder.is_relative_to(tmp_path / "caches" / "fmcore" / "dvc")
     assert (tmp_path / "caches" / "fmcore").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("torn", ["", '{"write": {"a.txt": {"pid"'])
+def test_a_torn_list_of_who_is_at_work_is_removed(project, torn, capsys):
+    (project / ".dvc/tmp").mkdir(exist_ok=True)
+    (project / ".dvc/tmp/rwlock").write_text(torn)
+    assert "JSON structure is corrupted" in plain_repro(project).stderr, "DVC mends it not itself"
+    assert lockfile.mend(project) == (
+        "a kill had torn .dvc/tmp/rwlock, DVC's list of who is at work; it is removed"
+    )
+    assert plain_repro(project).returncode == 0
+    assert lockfile.mend(project) is None
