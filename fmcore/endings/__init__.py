@@ -2,8 +2,12 @@
 
 from typing import get_args
 
+from fmcore.endings.consistency import Consistency
+from fmcore.endings.lagrangian import Lagrangian
 from fmcore.endings.matched import Matched
+from fmcore.endings.meanflow import MeanFlow
 from fmcore.endings.regression import Regression
+from fmcore.endings.shortcut import Shortcut
 
-Ending = Regression | Matched
+Ending = Regression | Matched | Consistency | Shortcut | Lagrangian | MeanFlow
 ENDINGS = {ending.name: ending for ending in get_args(Ending)}

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from fmcore.endings.maps import cut
 from fmcore.endings.spaces import BATCH, Embedding, Scale, Space, energy, scale_of
 from fmcore.flow.couplings import Coupling, Independent, Pairs, rows
 from fmcore.flow.fields import Convention, VelocityField, network_field
@@ -77,7 +78,7 @@ class Matched:
             pairs = coupling(batch_size, generator, progress)
             t = torch.rand(1, generator=generator, device=generator.device).expand(later)
             real = target.draw(self.real, generator) if target and progress >= self.start else None
-            return Batch(_cut(pairs, slice(first)), _cut(pairs, slice(first, None)), t, real)
+            return Batch(cut(pairs, slice(first)), cut(pairs, slice(first, None)), t, real)
 
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             field = network_field(network, precision, convention, LINEAR)
@@ -210,8 +211,3 @@ def _label(data: Independent, index: Tensor, device: torch.device) -> Tensor | N
     if data.label is None:
         return None
     return moved(data.label[moved(index % len(data), data.label.device)], device)
-
-
-def _cut(pairs: Pairs, part: slice) -> Pairs:
-    label = None if pairs.label is None else pairs.label[part]
-    return Pairs(pairs.x0[part], pairs.x1[part], label)

@@ -7,7 +7,7 @@ t = 1 data. Networks of another convention are converted here.
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import inf
 from typing import Any, cast
 
@@ -114,6 +114,10 @@ def network_field(
     """
     device = next(network.parameters()).device
     dtype, call = autocast_dtype(precision, device), as_field(network)
+    if getattr(network, "has_second_time", False):
+        if convention != Convention(target):
+            raise ValueError(f"a flow map predicts velocities on the path it is used on, got {convention}")
+        return _map_of(network, device, dtype)
 
     def field(x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
@@ -126,6 +130,37 @@ def network_field(
 
     scaled = convention.path.normalised and convention.predicts == "velocity"
     return reparametrised(normalised if scaled else field, convention, target)
+
+
+@dataclass(frozen=True)
+class MapField:
+    """A flow map as a velocity field v(x, t) = u(x, t, t).
+
+    Main arguments:
+        mean: u(x, t, s) of x, t, s and the class.
+        exact: the same in float32, for differences of it.
+    """
+
+    mean: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    exact: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+    def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+        return self.mean(x, t, t, label)
+
+
+def _map_of(network: nn.Module, device: torch.device, dtype: torch.dtype | None) -> MapField:
+    def mean(x: Tensor, t: Tensor, s: Tensor, label: Tensor | None, dtype: torch.dtype | None = dtype) -> Tensor:
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            u: Tensor = network(x.float(), t.float(), label, s.float())
+        return u.to(x.dtype)
+
+    return MapField(mean, partial(mean, dtype=None))
+
+
+def mean_velocity(field: VelocityField, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+    """The mean velocity from t to s as far as the field knows it: a flow map's u(x, t, s), else v(x, t)."""
+    mean = getattr(field, "mean", None)
+    return field(x, t, label) if mean is None else mean(x, t, s, label)
 
 
 def reparametrised(field: VelocityField, source: Convention, target: ProbPath = LINEAR) -> VelocityField:
@@ -211,3 +246,8 @@ class Counted:
     def __call__(self, x: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
         self.nfe += 1
         return self.field(x, t, label)
+
+    def mean(self, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
+        """See `mean_velocity`."""
+        self.nfe += 1
+        return mean_velocity(self.field, x, t, s, label)

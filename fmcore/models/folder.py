@@ -25,6 +25,7 @@ from fmcore.disk.files import (
 from fmcore.disk.sums import check, seal
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
+from fmcore.models.flow_maps import FlowMap, TakesSecondTime
 from fmcore.models.networks import STORED_NETWORKS, Own, StoredNetwork
 
 TIME = "t=0 noise, t=1 data"
@@ -50,7 +51,7 @@ class Trained:
     """
 
     network: nn.Module
-    network_config: StoredNetwork
+    network_config: StoredNetwork | FlowMap
     shape: tuple[int, ...]
     num_classes: int | None
     manifest: dict[str, Any]
@@ -110,7 +111,7 @@ def save_model(
     folder: Path,
     network: nn.Module,
     *,
-    network_config: StoredNetwork,
+    network_config: StoredNetwork | FlowMap,
     shape: tuple[int, ...],
     num_classes: int | None,
     manifest: Mapping[str, Any],
@@ -210,7 +211,7 @@ def load_model(
 
 
 def _network(
-    config: StoredNetwork, shape: tuple[int, ...], num_classes: int | None, given: nn.Module | None
+    config: StoredNetwork | FlowMap, shape: tuple[int, ...], num_classes: int | None, given: nn.Module | None
 ) -> nn.Module:
     if given is None:
         return config.build(shape, num_classes)
@@ -228,8 +229,13 @@ def _names(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def network_from(value: Mapping[str, Any]) -> StoredNetwork:
+def network_from(value: Mapping[str, Any]) -> StoredNetwork | FlowMap:
     """The network configuration that `dataclasses.asdict` wrote, back from JSON."""
+    if value["name"] == FlowMap.name:
+        inner = network_from(value["inner"])
+        if not isinstance(inner, TakesSecondTime):
+            raise ValueError(f"a flow map of a {inner.name}: expected one of an mlp or a unet")
+        return FlowMap(inner)
     config: StoredNetwork = STORED_NETWORKS[value["name"]](**_tupled(value))
     return config
 

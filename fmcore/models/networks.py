@@ -199,6 +199,7 @@ class ResidualMLP(nn.Module):
         self.modulate = nn.ModuleList(nn.Linear(SIGNAL, 2 * width) for _ in range(config.depth))
         self.inner = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
         self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(config.depth))
+        self.second: nn.Module | None = None  # of a flow map (`fmcore.models.flow_maps`)
         self.norm = nn.LayerNorm(width)
         self.leave = nn.Linear(width, dims)
         self.gain = nn.Linear(TIME_FEATURES, 1)
@@ -206,13 +207,24 @@ class ResidualMLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
+    @property
+    def has_second_time(self) -> bool:
+        """Whether it is a flow map."""
+        return self.second is not None
+
     def forward(
-        self, x: Float[Tensor, "B *D"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+        self,
+        x: Float[Tensor, "B *D"],
+        t: Float[Tensor, " B"],
+        label: Int64[Tensor, " B"] | None,
+        s: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B *D"]:
-        """See the module's docstring."""
+        """See the module's docstring; a flow map takes a later time `s`, t if none is given."""
         flat = x.flatten(1)
         features = time_features(t)
         signal = self.time(features)
+        if self.second is not None and s is not None:
+            signal = signal + self.second(t, s)
         if self.classes is not None:
             signal = signal + self.classes(label)
         h = self.enter(self._octaves(flat) if self.fourier else flat)
@@ -253,6 +265,7 @@ class VelocityUNet(_AnyLayout):
         super().__init__()
         from diffusers import UNet2DModel
 
+        self.has_second_time = False  # `fmcore.models.flow_maps` gives it one
         self.patch, levels = config.patch, len(config.channels)
         channels, *sides = shape[0] * self.patch**2, shape[1] // self.patch, shape[2] // self.patch
         kinds = ["AttnDownBlock2D" if config.attention and i else "DownBlock2D" for i in range(levels)]
@@ -272,12 +285,17 @@ class VelocityUNet(_AnyLayout):
         )
 
     def forward(
-        self, x: Float[Tensor, "B C H W"], t: Float[Tensor, " B"], label: Int64[Tensor, " B"] | None
+        self,
+        x: Float[Tensor, "B C H W"],
+        t: Float[Tensor, " B"],
+        label: Int64[Tensor, " B"] | None,
+        s: Float[Tensor, " B"] | None = None,
     ) -> Float[Tensor, "B C H W"]:
-        """See the module's docstring."""
+        """See the module's docstring; a flow map takes a later time `s`, t if none is given."""
         if self.patch > 1:
             x = nn.functional.pixel_unshuffle(x, self.patch)
-        v: Tensor = self.unet(x, 1000 * t, class_labels=label, return_dict=False)[0]
+        told: Any = (label, t, t if s is None else s) if self.has_second_time else label
+        v: Tensor = self.unet(x, 1000 * t, class_labels=told, return_dict=False)[0]
         return nn.functional.pixel_shuffle(v, self.patch) if self.patch > 1 else v
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from fmcore.flow import rng
-from fmcore.flow.fields import Field, VelocityField, as_field
+from fmcore.flow.fields import Field, VelocityField, as_field, mean_velocity
 from fmcore.flow.speed import is_out_of_memory, moved
 from fmcore.flow.times import uniform_grid
 
@@ -75,6 +75,20 @@ class Tableau:
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for t, s in pairwise(knots):
             x = step(field, x, t, s, self, label)
+            yield x
+
+
+@dataclass(frozen=True)
+class Euler(Tableau):
+    """x + (s - t) v(x, t). Of a flow map, a step towards the data is the map's own: x + (s - t) u(x, t, s)."""
+
+    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
+        for t, s in pairwise(knots):
+            if s > t:  # a map goes one way
+                u = mean_velocity(field, x, x.new_full(x.shape[:1], t), x.new_full(x.shape[:1], s), label)
+                x = x + (s - t) * u
+            else:
+                x = step(field, x, t, s, self, label)
             yield x
 
 
@@ -172,7 +186,7 @@ class EulerMaruyama:
             yield x
 
 
-EULER = Tableau(a=((),), b=(1.0,), c=(0.0,), order=1)
+EULER = Euler(a=((),), b=(1.0,), c=(0.0,), order=1)
 TRAPEZE = Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2)
 SOLVERS: dict[str, Solver] = {
     "euler": EULER,

@@ -1,0 +1,144 @@
+"""What the endings that train a flow map share: times, batches, derivatives.
+
+A flow map's network u(x, t, s) is the mean velocity from t to s. Each of these endings trains it on two parts of
+a batch: at s = t on the velocities of pairs, as in reflow, and at s > t on a property that the map of that flow
+alone has. They differ in the property.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from fmcore.flow.couplings import Coupling, Pairs
+from fmcore.flow.fields import OURS, Convention, MapField, network_field
+from fmcore.flow.losses import Distance
+from fmcore.flow.paths import expand
+from fmcore.flow.training import Objective
+
+HALVINGS = 6  # the shortest step that is trained is 2^-6
+EPSILON = 5e-3  # half the width of the differences that stand in for a derivative
+
+Arguments = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]  # x, t, s and label, of what varies
+
+
+class Spans(NamedTuple):
+    """Pairs at the times `at`, and others that are carried from t to s > t."""
+
+    here: Pairs
+    at: Tensor
+    far: Pairs
+    t: Tensor
+    s: Tensor
+
+
+def spans(count: int, generator: Generator) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
+    """Times t < s: s - t = min(1, 2^(1 - e)) with e uniform in [0, HALVINGS + 1], and t uniform in what is left.
+
+    So one in HALVINGS + 1 goes from 0 to 1 at once, and steps of all sizes have their share.
+    """
+    e, place = torch.rand(2, count, generator=generator, device=generator.device)
+    length = torch.exp2(1 - (HALVINGS + 1) * e).clamp(max=1)
+    t = place * (1 - length)
+    return t, torch.where(length == 1, 1.0, t + length)
+
+
+@dataclass(frozen=True)
+class MapEnding:
+    """What endings of flow maps have in common.
+
+    Main arguments:
+        distance: between velocities.
+        diagonal: share of each batch that learns the velocities of pairs, at s = t.
+    """
+
+    distance: Distance
+    diagonal: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.diagonal < 1:
+            raise ValueError(f"a flow map needs diagonal in (0, 1), got {self.diagonal}")
+
+    def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """What is predicted at s > t, and what it should be."""
+        raise NotImplementedError
+
+    def objective(
+        self, coupling: Coupling, *, batch_size: int, precision: str, convention: Convention
+    ) -> Objective:
+        """The student's objective.
+
+        Raises:
+            ValueError: for a coupling without pairs, for a network whose output is no velocity on the linear path,
+                and for a batch of one.
+        """
+        if not len(coupling):
+            raise ValueError("there is nothing to train on: the coupling holds no pairs")
+        if convention != OURS:
+            raise ValueError(f"a flow map starts from a velocity on the linear path, got {convention}")
+        if batch_size < 2:
+            raise ValueError(f"a flow map needs batches of 2 or more, got {batch_size}")
+        here = min(max(1, round(self.diagonal * batch_size)), batch_size - 1)
+
+        def draw(generator: Generator, progress: float) -> Spans:
+            pairs = coupling(batch_size, generator, progress)
+            at = torch.rand(here, generator=generator, device=generator.device)
+            times = spans(batch_size - here, generator)
+            return Spans(cut(pairs, slice(here)), at, cut(pairs, slice(here, None)), *times)
+
+        def loss(network: nn.Module, batch: Spans) -> Tensor:
+            field = network_field(network, precision)
+            if not isinstance(field, MapField):
+                raise TypeError(f"expected a network with a second time, got a {type(network).__name__}")
+            x_t, at = points(batch.here, batch.at), batch.at
+            v, u_t = field(x_t, at, batch.here.label), batch.here.x1 - batch.here.x0
+            on_diagonal = self.distance(v, u_t, x_t, at)
+            x_t = points(batch.far, batch.t)
+            predicted, target = self.of_map(field, batch.far, x_t, batch.t, batch.s)
+            return torch.cat([on_diagonal, self.distance(predicted, target, x_t, batch.t)])
+
+        return Objective(draw, loss, coupling.slow, batch_size)
+
+
+def cut(pairs: Pairs, part: slice) -> Pairs:
+    """A part of the pairs."""
+    label = None if pairs.label is None else pairs.label[part]
+    return Pairs(pairs.x0[part], pairs.x1[part], label)
+
+
+def points(pairs: Pairs, t: Float[Tensor, " B"]) -> Float[Tensor, "B *D"]:
+    """The points x_t on the lines between the pairs."""
+    return pairs.x0 + expand(t, pairs.x0) * (pairs.x1 - pairs.x0)
+
+
+def derivative(
+    field: MapField, arguments: Arguments, at: tuple[Tensor, ...], towards: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """u where `arguments` puts `at`, and its derivative towards a direction; gradients flow through both.
+
+    By forward mode, or by a central difference in float32 where a kernel has no forward mode, as attention's on a
+    GPU. (Forward mode computes in bfloat16 where the network does.)
+    """
+    _load_forward_mode()
+    try:
+        u, slope = torch.func.jvp(lambda *given: field.mean(*arguments(*given)), at, towards)[:2]
+    except NotImplementedError:
+        ahead, behind = (
+            field.exact(*arguments(*(x + sign * EPSILON * d for x, d in zip(at, towards, strict=True))))
+            for sign in (1, -1)
+        )
+        return field.mean(*arguments(*at)), (ahead - behind) / (2 * EPSILON)
+    return u, slope
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Has torch load its forward mode, which warns of torch's own use of TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        torch.func.jvp(torch.sin, (torch.zeros(1),), (torch.ones(1),))
