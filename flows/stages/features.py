@@ -55,7 +55,8 @@ def features(params: Params, stage: Stage) -> Events:
             reference = yield from _reference(params, extractor, pixels)
             save_reference(out / "reference.safetensors", reference)
             if data.held_out is not None:
-                yield from _unseen(params, extractor, data.held_out, out)
+                unseen = quantise(data.held_out) if data.held_out.is_floating_point() else data.held_out
+                yield from _unseen(params, extractor, unseen, out)
             floor = _floor(reference)
             if data.encoding is not None:
                 decoded = yield from _decoded(params, data, extractor, reference)

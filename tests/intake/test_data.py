@@ -134,3 +134,17 @@ def test_an_empty_root_is_named(tmp_path, name):
     with pytest.raises(DataError, match=r"data\.root: \w+ could not be read from") as caught:
         TORCHVISION[name](root=str(tmp_path)).load()
     assert "\n" not in str(caught.value)
+
+
+def test_a_share_of_a_known_set_is_held_out():
+    whole, data = Digits().load(), Digits(held_out=0.2).load()
+    assert (len(data.x1), len(data.held_out)) == (1438, 359)
+    assert data.reference is data.x1
+    assert data.notes == ("359 of 1797 are held out",)
+    rows = {row.numpy().tobytes() for row in data.x1}
+    assert not any(row.numpy().tobytes() in rows for row in data.held_out)
+    index = [next(i for i in range(1797) if torch.equal(whole.x1[i], data.x1[j])) for j in (0, 700, 1437)]
+    assert [int(whole.label[i]) for i in index] == [int(data.label[j]) for j in (0, 700, 1437)]
+    assert whole.held_out is None
+    with pytest.raises(ValueError, match=r"held_out must lie in \[0, 1\), got 1.0"):
+        Digits(held_out=1.0)
