@@ -23,7 +23,7 @@ PARAMS = {"data": {"name": "digits"}, "train": {"seed": 0, "rates": [1, 2]}, "no
 TAGS = {"fmcore.data": "digits"}
 
 
-def record_stage(root, stage="distill", status="FINISHED", points=200, model="student"):
+def record_stage(root, stage="distill@student", status="FINISHED", points=200, model="student"):
     """Plays a stage that yields every kind of event; returns the bytes of its model."""
     work = root / "outs"
     folder = work / "student"
@@ -151,10 +151,10 @@ def play_pipeline(root, started, *, run=MODELS, data="digits", params=None):
     os.environ[process.PIPELINE] = f"4194304-{started:.2f}"
     for model in run:
         curve = [trained(step, 1 / (1 + step), 1.0, 1e-3) for step in (64, 128, 192)]
-        kind = {"base": "base", "student": "distill"}.get(model, f"reflow@{model}")
+        kind = {"base": "base", "student": "distill@student"}.get(model, f"reflow@{model}")
         play_stage(root, kind, model, curve, **about)
     for model in run:
-        kind = {"base": "evaluate_base", "student": "evaluate_student"}.get(model, f"evaluate@{model}")
+        kind = {"base": "evaluate_base", "student": "evaluate_student@student"}.get(model, f"evaluate@{model}")
         told = [*scores_of(model, data), samples_at(1, picture), samples_at(4, picture)]
         play_stage(root, kind, model, told, **about)
     report = [event for model in MODELS for event in scores_of(model, data, of=model)]

@@ -63,7 +63,7 @@ def run(params, *stages):
             yield from events_of(params, "intake")
 
 
-ALL = ("check", "features", "base", "couple@r1", "reflow@r1", "distill", "evaluate_base", "evaluate@r1")
+ALL = ("check", "features", "base", "couple@r1", "reflow@r1", "distill@student", "evaluate_base", "evaluate@r1")
 
 
 def notes(events):

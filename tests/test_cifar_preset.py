@@ -52,8 +52,8 @@ def params(tmp_path, monkeypatch):
 def test_the_preset_runs_from_data_to_scores(params):
     assert params.network.attention
     assert params.network.dropout == 0.1
-    stages = ("check", "look", "intake", "features", "base", "couple@r1", "reflow@r1", "distill")
-    for stage in (*stages, "evaluate_base", "evaluate@r1", "evaluate_student"):
+    stages = ("check", "look", "intake", "features", "base", "couple@r1", "reflow@r1", "distill@student")
+    for stage in (*stages, "evaluate_base", "evaluate@r1", "evaluate_student@student"):
         list(started(params, stage_at(stage)))
     curve = pd.read_csv("curves/base.csv")
     assert curve.step.max() == STEPS

@@ -75,7 +75,10 @@ MISTAKES = {
     "unknown key": ({"base.train.lerning_rate": 1.0}, ["check"], "base.train.lerning_rate: unknown key"),
     "out of range": ({"couple.pairs": -1}, ["check"], "couple.pairs: expected pairs >= 1"),
     "missing data": (
-        {"data": {"name": "mnist", "root": "nowhere", "download": False}, "features.extractor": "classifier"},
+        {
+            "data": {"name": "mnist", "root": "nowhere", "download": False, "held_out": 0.0},
+            "features.extractor": "classifier",
+        },
         ["check", "look"],
         "data.root: no file or folder 'nowhere'",
     ),

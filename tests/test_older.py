@@ -67,11 +67,14 @@ def test_params_of_every_version_so_far_are_brought_up_to_date(project, old, cap
     assert upgrade.main() == 0
     params, said = read(Path("params.yaml")), capsys.readouterr().out
     assert params.base.train.images == before["base"]["train"]["images"]
-    drew_to_data = bool(before["distill"].get("match"))
+    known = before["distill"].get("ending")  # of later versions
+    drew_to_data = known["name"] == "matched" if known else bool(before["distill"].get("match"))
     assert params.distill.ending.name == ("matched" if drew_to_data else "regression"), (
         "what it does is what it did"
     )
     assert drew_to_data or params.distill.ending.k == before["distill"]["k"]
+    (student,) = params.distill.students.values()
+    assert (student.init, student.couplings) == tuple(before["distill"][key] for key in ("init", "couplings"))
     text = Path("params.yaml").read_text()
     for comment in ("# Every key must stand here.", "# auto | cpu | cuda;"):
         assert comment in text

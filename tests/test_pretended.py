@@ -46,8 +46,8 @@ from fmcore.score.scoring import ImageScorer
 from pretended import DEVICE, There, cuda
 from stage_runs import REGRESSION, points, run, small, tiny
 
-STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
-SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1")
+STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill@student")
+SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student@student", "evaluate_pairs@r1")
 CONFIG = TrainConfig(images=48, batch_size=8, lr=1e-3, ema_halflife_images=(10.0, 20.0))
 
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from flows.launch.stages import stage_at
 from flows.layout import MODELS
 from flows.local.checkout import state_of
+from flows.params.files import lay_over
 from flows.params.schema import Params
 from flows.workshop.entry import Entry, Stage, addresses, entry_of, graph
 
@@ -63,17 +64,18 @@ def params_of_models(params: Params, whole: Mapping[str, Any]) -> dict[str, dict
 def own_params(stage: Stage, entry: Entry) -> dict[str, Any]:
     """The parameters that decide a stage, named alike for all models, so that runs can be compared.
 
-    `base.train` and `reflow.train` with what a round changes in it are both `train`. Sections that several stages
-    of one model read keep their names: how its couplings were made is `couple`. Those that cannot differ between
-    the models of a pipeline are not among them.
+    `base.train` and `reflow.train` with what a round changes in it are both `train`; what a student differs in is
+    laid over its section. Sections that several stages of one model read keep their names: how its couplings were
+    made is `couple`. Those that cannot differ between the models of a pipeline are not among them.
     """
     kind = stage.address.partition("@")[0]
     trains = any(out.parts[0] == MODELS.name for out in entry.outs)
     found: dict[str, Any] = {}
     for key, value in ((key, value) for key, value in entry.params.items() if key not in COMMON):
-        key = re.sub(rf"^\w+\.rounds\.{re.escape(stage.name)}\.", "", key)
+        key = re.sub(rf"^\w+\.(rounds|students)\.{re.escape(stage.name)}(\.|$)", "", key)
         key = key.removeprefix(f"{kind}.") if trains else key
-        for name, item in value.items() if trains and key == kind else [(key, value)]:
+        for name, item in value.items() if trains and key in (kind, "") else [(key, value)]:
             known = found.get(name)
             found[name] = {**known, **item} if isinstance(known, Mapping) and isinstance(item, Mapping) else item
+    lay_over(found, found.pop("differs", {}))
     return found

@@ -19,9 +19,8 @@ class Code(NamedTuple):
 # Stages whose file has another name, or that are always about one model.
 OTHERS = {
     "base": Code("base", "base"),
-    "distill": Code("distill", "student"),
     "evaluate_base": Code("evaluate", "base"),
-    "evaluate_student": Code("evaluate", "student"),
+    "evaluate_student": Code("evaluate"),
 }
 
 

@@ -20,6 +20,7 @@ DEFAULT = "digits"  # the preset that is whole; all others lie over it
 MAX_BYTES = 64 * 1024
 DEPTH = 20
 LARGEST = 10**15
+NAMES_OF_THE_USER = ("rounds", "students", "solvers")  # sections whose keys are
 
 
 class ParamsError(ValueError):
@@ -87,7 +88,7 @@ def lay_over(whole: Any, over: Mapping[str, Any], at: str = "") -> None:
     """Lays the keys of a preset over the whole defaults.
 
     A section that chooses by `name` is replaced when the name differs, since the keys belong to the choice; so are
-    `rounds` and `solvers`, whose keys are names of the user's.
+    `rounds`, `students` and `solvers`, whose keys are names of the user's.
 
     Raises:
         ParamsError: if the defaults lack a key.
@@ -97,7 +98,7 @@ def lay_over(whole: Any, over: Mapping[str, Any], at: str = "") -> None:
             raise ParamsError(f"{at}{key}: not a key of {PRESETS}/{DEFAULT}.yaml")
         old = whole.get(key)
         same_choice = isinstance(value, dict) and isinstance(old, dict) and old.get("name") == value.get("name")
-        if same_choice and key not in ("rounds", "solvers"):
+        if same_choice and key not in NAMES_OF_THE_USER:
             lay_over(old, value, f"{at}{key}.")
         else:
             whole[key] = value

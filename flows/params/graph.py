@@ -1,4 +1,4 @@
-"""What DVC itself takes from params.yaml, the rounds and who teaches them: `python -m flows.params.graph`.
+"""What DVC itself takes from params.yaml, rounds and students: `python -m flows.params.graph`.
 
 DVC builds its graph before the first stage runs, so a mistake here never reaches the stage `check`: DVC answers it
 in words of its own. `make repro` asks here first. This loads without torch.
@@ -13,9 +13,8 @@ from typing import Any
 from flows.params.files import FILE, ParamsError, load_yaml
 
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")  # a number would not be read from a table as it was written
-TAKEN = re.compile(
-    r"base|student|couplings-.*|(?i:null|none|nan|na|inf|infinity|true|false)"
-)  # other things' names
+TAKEN = re.compile(r"base|couplings-.*|(?i:null|none|nan|na|inf|infinity|true|false)")  # other things' names
+NAMED = f"({NAME.pattern}), not base, couplings-..., none or the like"
 
 
 def names(raw: Mapping[str, Any]) -> Iterator[str]:
@@ -28,19 +27,37 @@ def names(raw: Mapping[str, Any]) -> Iterator[str]:
     seen = ["base"]
     for name, round_ in rounds.items():
         key = f"reflow.rounds.{name}"
-        if not NAME.fullmatch(name) or TAKEN.fullmatch(name):
-            wanted = f"a name like r1 ({NAME.pattern}), not base, student, couplings-..., none or the like"
-            yield f"{key}: expected {wanted}, got {json.dumps(name)}"
+        if not _is_name(name):
+            yield f"{key}: expected a name like r1 {NAMED}, got {json.dumps(name)}"
         teacher = round_.get("teacher") if isinstance(round_, Mapping) else None
         if teacher not in seen:
             yield f"{key}.teacher: expected a model made before it ({', '.join(seen)}), got {json.dumps(teacher)}"
         seen.append(name)
-    distill = _mapping(raw, "distill")
-    if distill.get("init") not in seen:
-        yield f"distill.init: expected one of {', '.join(seen)}, got {json.dumps(distill.get('init'))}"
-    if distill.get("couplings") not in seen[1:]:
-        rounds = ", ".join(seen[1:])
-        yield f"distill.couplings: expected a round ({rounds}), got {json.dumps(distill.get('couplings'))}"
+    yield from _students(raw, seen)
+
+
+def _students(raw: Mapping[str, Any], made: list[str]) -> Iterator[str]:
+    students = _mapping(raw, "distill").get("students")
+    if not isinstance(students, Mapping) or not students:
+        example = f"{{student: {{init: {made[1]}, couplings: {made[1]}, differs: {{}}}}}}"
+        yield f"distill.students: expected at least one student, e.g. {example}, got {json.dumps(students)}"
+        return
+    for name, student in students.items():
+        key = f"distill.students.{name}"
+        if not _is_name(name) or name in made:
+            others = f", and no model's of those before it ({', '.join(made)})" if name in made else ""
+            yield f"{key}: expected a name like student {NAMED}{others}, got {json.dumps(name)}"
+        init, couplings = (
+            student.get(of) if isinstance(student, Mapping) else None for of in ("init", "couplings")
+        )
+        if init not in made:
+            yield f"{key}.init: expected one of {', '.join(made)}, got {json.dumps(init)}"
+        if couplings not in made[1:]:
+            yield f"{key}.couplings: expected a round ({', '.join(made[1:])}), got {json.dumps(couplings)}"
+
+
+def _is_name(name: str) -> bool:
+    return bool(NAME.fullmatch(name)) and not TAKEN.fullmatch(name)
 
 
 def _mapping(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:

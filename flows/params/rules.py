@@ -5,14 +5,16 @@ Each broken rule is one line that names the keys, what was expected and what cam
 
 import json
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from pydantic import ValidationError
 
 from flows.params.bounds import LEAST_POINTS, LEFT, out_of_bounds
+from flows.params.files import ParamsError
 from flows.params.graph import names
 from flows.params.messages import lines_of
-from flows.params.schema import Couple, Params
+from flows.params.schema import Couple, Distill, Params, Student
+from fmcore.endings.maps import MapEnding
 from fmcore.endings.matched import Matched
 from fmcore.flow.couplings import COUPLINGS
 from fmcore.flow.losses import WEIGHTINGS
@@ -20,6 +22,7 @@ from fmcore.flow.paths import Linear
 from fmcore.flow.perceptual import Perceptual
 from fmcore.flow.times import TIMES, KGrid
 from fmcore.intake.latents import Latents
+from fmcore.models.flow_maps import TakesSecondTime
 from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, cost, steps_for
 from fmcore.score.efficientnet import EFFICIENTNET
@@ -28,6 +31,9 @@ from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
 from fmcore.score.scoring import METRICS, METRICS_OF_POINTS
 
 USUAL_BATCH = 2**14  # harmless even with few pairs
+DIFFERS = tuple(
+    field.name for field in fields(Distill) if field.name != "students"
+)  # what a student may differ in
 WITH_CLASSES = ("classifier", "inception-v3-compat")
 
 
@@ -45,7 +51,7 @@ def rules(params: Params) -> Iterator[str]:
         if isinstance(times, KGrid):
             flows = ", ".join(name for name, kind in TIMES.items() if kind is not KGrid)
             yield f"{where}.name: k_grid is for students; expected one of {flows}"
-    yield from _ending_rules(params)
+    yield from _student_rules(params)
     yield from _evaluate_rules(params)
     yield from _data_rules(params)
 
@@ -60,10 +66,7 @@ def _couple_rules(params: Params, couple: Couple, at: Callable[[str], str], teac
         yield f"{at('batch')}: expected at most {most}, or auto, since each batch is filled up, got {couple.batch}"
     if params.is_points and couple.pairs < LEAST_POINTS:
         yield f"{at('pairs')}: expected at least {LEAST_POINTS}, which scores of points need, got {couple.pairs}"
-    for of, share in (("reflow", params.reflow.drop_longest), ("distill", params.distill.drop_longest)):
-        if 0 < share < 1 and (1 - share) * couple.pairs < LEFT:
-            left = f"{(1 - share) * couple.pairs:.0f} of {couple.pairs}"
-            yield f"{of}.drop_longest: expected to leave {LEFT} pairs or more, got {share}, which leaves {left}"
+    yield from _left_rules("reflow.drop_longest", params.reflow.drop_longest, couple.pairs)
     if couple.dtype == "uint8" and (params.is_points or isinstance(params.data, Latents)):
         yield f"{at('dtype')}: expected float32 or float16 for what is no image, got uint8"
     passes = 1 if couple.guidance is None else 2
@@ -144,9 +147,8 @@ def _reflow_rules(params: Params) -> Iterator[str]:
     reflow, mix = params.reflow, params.reflow.mix
     if reflow.weighting not in WEIGHTINGS:
         yield f"reflow.weighting: expected one of {', '.join(WEIGHTINGS)}, got {json.dumps(reflow.weighting)}"
-    for at, share in (("reflow", reflow.drop_longest), ("distill", params.distill.drop_longest)):
-        if not 0 <= share < 1:
-            yield f"{at}.drop_longest: expected a number in [0, 1), got {share}"
+    if not 0 <= reflow.drop_longest < 1:
+        yield f"reflow.drop_longest: expected a number in [0, 1), got {reflow.drop_longest}"
     if not (0 <= mix.inverted <= 1 and 0 < mix.until <= 1 and 0 <= mix.slerp <= 1 and mix.refresh_images >= 0):
         yield (
             "reflow.mix: expected inverted and slerp in [0, 1], until in (0, 1] and refresh_images >= 0, got "
@@ -154,18 +156,10 @@ def _reflow_rules(params: Params) -> Iterator[str]:
         )
     if not mix.inverted and (mix.slerp or mix.refresh_images):
         yield "reflow.mix.inverted: slerp and refresh_images act on inverted data, expected a share > 0, got 0"
-    distill = params.distill
-    keeps = params.conditional and distill.labels == "keep" and distill.init == "base"
-    if keeps and reflow.labels == "drop" and _is_unlabelled(params, distill.couplings):
-        yield (
-            f"distill.labels: expected drop, since reflow.labels drop leaves distill.couplings "
-            f"{distill.couplings} without labels, and distill.init {distill.init} needs them"
-        )
-    for at, part in (("reflow", reflow), ("distill", params.distill)):
-        if part.labels == "drop" and not params.conditional:
-            yield f"{at}.labels: drop needs conditional: true, got false"
-        if part.network is not None:
-            yield from _network_rules(params, part.network, f"{at}.network")
+    if reflow.labels == "drop" and not params.conditional:
+        yield "reflow.labels: drop needs conditional: true, got false"
+    if reflow.network is not None:
+        yield from _network_rules(params, reflow.network, "reflow.network")
 
 
 def _network_rules(params: Params, network: Network, at: str) -> Iterator[str]:
@@ -175,27 +169,80 @@ def _network_rules(params: Params, network: Network, at: str) -> Iterator[str]:
         yield f"{at}.name: expected {' or '.join(takes)} for samples of shape {shape}, got {network.name}"
 
 
-def _ending_rules(params: Params) -> Iterator[str]:
-    distill, train = params.distill, params.distill.train
-    if not isinstance(distill.ending, Matched):
-        return
-    first, later = distill.ending.sizes(train.batch_size)
-    if min(first, later or first, distill.ending.real) < 2 * train.accumulate:
+def _left_rules(at: str, share: float, pairs: int) -> Iterator[str]:
+    if 0 < share < 1 and (1 - share) * pairs < LEFT:
+        left = f"{(1 - share) * pairs:.0f} of {pairs}"
+        yield f"{at}: expected to leave {LEFT} pairs or more, got {share}, which leaves {left}"
+
+
+def _student_rules(params: Params) -> Iterator[str]:
+    """Rules for the section `distill` with what each student differs in; each line once."""
+    told: list[str] = []
+    for name, student in params.distill.students.items():
+        key = f"distill.students.{name}"
+        if unknown := [other for other in student.differs if other not in DIFFERS]:
+            yield f"{key}.differs.{unknown[0]}: unknown key; expected any of {', '.join(DIFFERS)}"
+            continue
+        try:
+            section = params.distill_of(name)
+        except ParamsError as error:
+            yield str(error)
+            continue
+        except ValidationError as error:
+            yield from (f"{key}.differs.{line}" for line in lines_of(error, params.raw_distill_of(name)))
+            continue
+
+        def at(of: str, own: Collection[str] = student.differs, key: str = key) -> str:
+            return f"{key}.differs.{of}" if of in own else f"distill.{of}"
+
+        found = [*_section_rules(params, section, student, at), *_ending_rules(params, section, at)]
+        fresh = [line for line in found if line not in told]
+        told += fresh
+        yield from fresh
+
+
+def _section_rules(params: Params, section: Distill, student: Student, at: Callable[[str], str]) -> Iterator[str]:
+    """Rules for a student's section; `at` says where a key of it stands."""
+    if not 0 <= section.drop_longest < 1:
+        yield f"{at('drop_longest')}: expected a number in [0, 1), got {section.drop_longest}"
+    round_ = params.reflow.rounds.get(student.couplings)
+    pairs = params.couple.pairs if round_ is None else round_.couple.get("pairs", params.couple.pairs)
+    if isinstance(pairs, int):
+        yield from _left_rules(at("drop_longest"), section.drop_longest, pairs)
+    if section.labels == "drop" and not params.conditional:
+        yield f"{at('labels')}: drop needs conditional: true, got false"
+    keeps = params.conditional and section.labels == "keep" and student.init == "base"
+    unlabelled = params.reflow.labels == "drop" and round_ is not None and round_.teacher != "base"
+    if keeps and unlabelled:
         yield (
-            "distill.ending: each part of a batch needs 2 samples or more at t = 0, at later times (if there are "
-            f"any) and of data, got {first}, {later} and {distill.ending.real} in {train.accumulate} parts "
-            "(distill.train.accumulate)"
+            f"{at('labels')}: expected drop, since reflow.labels drop leaves the couplings of "
+            f"{student.couplings} without labels, and a student that starts from base needs them"
         )
-    if params.conditional and distill.labels == "drop" and not params.base.label_dropout:
+    if section.network is not None:
+        yield from _network_rules(params, section.network, at("network"))
+
+
+def _ending_rules(params: Params, section: Distill, at: Callable[[str], str]) -> Iterator[str]:
+    """Rules for a student's ending."""
+    train, ending = section.train, section.ending
+    if isinstance(ending.distance, Perceptual) and _are_no_images(params):
+        yield f"{at('ending')}.distance.name: lpips compares images, and data.name {params.data.name} are none"
+    if isinstance(ending, MapEnding):
+        yield from _map_rules(params, section, at)
+    if not isinstance(ending, Matched):
+        return
+    first, later = ending.sizes(train.batch_size)
+    if min(first, later or first, ending.real) < 2 * train.accumulate:
         yield (
-            "distill.labels: drop needs base.label_dropout > 0 for the ending matched, which asks the base about "
+            f"{at('ending')}: each part of a batch needs 2 samples or more at t = 0, at later times (if there are "
+            f"any) and of data, got {first}, {later} and {ending.real} in {train.accumulate} parts "
+            f"({at('train')}.accumulate)"
+        )
+    if params.conditional and section.labels == "drop" and not params.base.label_dropout:
+        yield (
+            f"{at('labels')}: drop needs base.label_dropout > 0 for the ending matched, which asks the base about "
             "samples without their classes, got 0"
         )
-
-
-def _is_unlabelled(params: Params, couplings: str) -> bool:
-    """Whether a round's couplings have no labels: its teacher is a round that dropped them."""
-    return couplings in params.reflow.rounds and params.reflow.rounds[couplings].teacher != "base"
 
 
 def _solver_rules(
@@ -275,10 +322,30 @@ def _image_rules(params: Params) -> Iterator[str]:
         yield f"flip: {name} are no images, expected false"
     if params.base.teacher is not None:
         yield f"base.teacher: expected null for {name}, no images: teachers make images"
-    sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
-    for at, section in sections:
+    for at, section in (("base", params.base), ("reflow", params.reflow)):
         if isinstance(section.distance, Perceptual):
             yield f"{at}.distance.name: lpips compares images, and data.name {name} are none"
+
+
+def _map_rules(params: Params, section: Distill, at: Callable[[str], str]) -> Iterator[str]:
+    """Rules for an ending whose student is a flow map."""
+    needs = f"{at('ending')}.name: {section.ending.name}"
+    if params.base.path != Linear():
+        path = params.base.path.name
+        yield f"{needs} makes a flow map, which needs base.path {{name: linear, sigma_min: 0.0}}, got {path}"
+    if params.base.teacher is not None and section.network is None:
+        wanted = f"expected {at('network')}, got null"
+        yield f"{needs} makes a flow map, and base.teacher takes no second time: {wanted}"
+    used = section.network or params.reflow.network or params.network
+    if not isinstance(used, TakesSecondTime):
+        yield f"{needs} needs a network that takes a second time, an mlp or a unet, got {used.name}"
+    if section.train.batch_size < 2 * section.train.accumulate:
+        yield f"{needs} needs two or more samples in each part of a batch ({at('train')}.accumulate)"
+
+
+def _are_no_images(params: Params) -> bool:
+    """Whether what is trained on is none."""
+    return params.is_points or isinstance(params.data, Latents)
 
 
 def _data_rules(params: Params) -> Iterator[str]:

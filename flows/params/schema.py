@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
+from flows.params.files import lay_over
 from fmcore.endings import ENDINGS, Ending
 from fmcore.endings.spaces import SPACES
 from fmcore.flow.fields import Guidance
@@ -127,16 +128,24 @@ class Reflow:
 
 
 @dataclass(frozen=True)
-class Distill:
-    """The few-step student: the model it starts from, the round whose couplings it learns, and how."""
+class Student:
+    """One student: the model it starts from, the round whose couplings it learns, what differs from `distill`."""
 
     init: str
     couplings: str
+    differs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Distill:
+    """The few-step students, in order, and how each is trained."""
+
     ending: Ending
     network: Network | None
     labels: Literal["keep", "drop"]
     drop_longest: float
     train: TrainConfig
+    students: dict[str, Student]
 
 
 @dataclass(frozen=True)
@@ -202,10 +211,25 @@ class Params(BaseModel):
         """How round `name` trains."""
         return _merged(TrainConfig, self.reflow.train, self.reflow.rounds[name].train)
 
+    def distill_of(self, name: str) -> Distill:
+        """How student `name` is trained; without the students."""
+        return TypeAdapter(Distill).validate_json(json.dumps(self.raw_distill_of(name)), strict=True)
+
+    def raw_distill_of(self, name: str) -> dict[str, Any]:
+        """`distill_of`, not yet checked; a ParamsError for an unknown key."""
+        section: dict[str, Any] = TypeAdapter(Distill).dump_python(self.distill, mode="json") | {"students": {}}
+        lay_over(section, self.distill.students[name].differs, f"distill.students.{name}.differs.")
+        return section
+
+    @property
+    def students(self) -> list[str]:
+        """The students, in order."""
+        return list(self.distill.students)
+
     @property
     def models(self) -> list[str]:
         """Every model the pipeline makes, in order."""
-        return ["base", *self.reflow.rounds, "student"]
+        return ["base", *self.reflow.rounds, *self.distill.students]
 
     @property
     def is_points(self) -> bool:
@@ -227,6 +251,6 @@ def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) 
 def _sections() -> list[type]:
     members = [kind for family in FAMILIES for kind in family.values()]
     return [
-        *(Features, Base, Couple, Round, Mix, Reflow, Distill, Adaptive, Likelihood, Evaluate),
+        *(Features, Base, Couple, Round, Mix, Reflow, Student, Distill, Adaptive, Likelihood, Evaluate),
         *(TrainConfig, Guidance, *members),
     ]

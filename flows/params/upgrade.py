@@ -20,7 +20,7 @@ from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
 
 # New keys whose usual value would change what an older file did, and the value that does not.
 AS_BEFORE: dict[str, Any] = {"couple.batch": 1000}
-NAMES_OF_THE_USER = ("reflow.rounds", "evaluate.solvers")
+NAMES_OF_THE_USER = ("reflow.rounds", "distill.students", "evaluate.solvers")
 
 Step = Callable[[Any], Iterator[str]]
 
@@ -87,6 +87,18 @@ def with_ending(whole: Any) -> Iterator[str]:
     yield f"distill.ending is what {', '.join(f'distill.{key}' for key in found)} were: {_shown(ending)}"
 
 
+def with_students(whole: Any) -> Iterator[str]:
+    """Makes `distill.students` of the older keys `init` and `couplings`, of the one student there was."""
+    section = _at(whole, "distill")
+    found = {} if section is None else {key: section.pop(key) for key in ("init", "couplings") if key in section}
+    if not found:
+        return
+    (usual,) = YAML(typ="safe").load(PRESETS / f"{DEFAULT}.yaml")["distill"]["students"].values()
+    student = {**usual, **found, "differs": {}}
+    section["students"] = {"student": student}
+    yield f"distill.students is what distill.init and distill.couplings were: {_shown({'student': student})}"
+
+
 def with_euler_last(whole: Any) -> Iterator[str]:
     """Lowers even NFE of Heun's method by one: its last step is Euler's now, and costs one evaluation less."""
     rounds = _at(whole, "reflow.rounds") or {}
@@ -111,6 +123,7 @@ STEPS: tuple[Step, ...] = (
     renamed("evaluate.grid", "evaluate.grids", lambda value: [value]),
     changed("features.extractor", lambda _: "inception-v3-compat", lambda value: value == "inception"),
     with_ending,
+    with_students,
     with_euler_last,
     renamed("data.grey", "data.channels", lambda grey: 1 if grey else 3),
 )

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flows.report.hover import Tip, overlay
-from flows.report.results import PARETO_NFE, Level, run_name
+from flows.report.results import PARETO_NFE, Ceiling, Level, run_name
 from flows.report.words import flop_unit, plus_minus
 
 if TYPE_CHECKING:
@@ -167,9 +167,9 @@ def runs_of(curves: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def quality(
-    figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceiling: Level
+    figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceilings: Sequence[Ceiling]
 ) -> list[Tip]:
-    """The headline against NFE, a line a model, with the floor of the data and the ceiling of the student.
+    """The headline against NFE, a line a model, with the floor of the data and the pairs that students learnt.
 
     The line is Euler's on the first grid; other solvers and grids are hollow markers.
     """
@@ -191,10 +191,12 @@ def quality(
     for i, (solver, grid) in list(enumerate(runs))[1:]:
         mark = MARKS[i % len(MARKS)][0]
         handles.append(_line(run_name(solver, grid, curves), INK, mark, markerfacecolor="none"))
-    student = colour_of(models, "student")
-    axes.axhline(ceiling.value, color=student, linestyle=":", linewidth=1.5)
-    handles.append(_line("the student's pairs", student, ":", linewidth=1.5))
-    low, high = min(curves.low.min(), ceiling.value), curves.high.max()
+    for of, level, learners in ceilings:
+        colour = colour_of(models, learners[0]) if len(learners) == 1 else INK
+        axes.axhline(level.value, color=colour, linestyle=":", linewidth=1.5)
+        label = f"the {learners[0]}'s pairs" if len(learners) == 1 else f"students' pairs ({of})"
+        handles.append(_line(label, colour, ":", linewidth=1.5))
+    low, high = min(curves.low.min(), *(one.level.value for one in ceilings)), curves.high.max()
     if floor is not None:
         low = min(low, floor.value)
         _floor(axes, floor)

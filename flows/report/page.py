@@ -17,7 +17,9 @@ from flows.report.results import Results, choices_of
 def charts_of(results: Results, curves: pd.DataFrame, points: pd.DataFrame) -> dict[str, Chart]:
     """Every chart by name; the first is drawn twice, for wide and for narrow pages."""
     models, metric = results.models, label_of(results.headline)
-    quality = partial(figures.quality, curves=curves, models=models, floor=results.floor, ceiling=results.ceiling)
+    quality = partial(
+        figures.quality, curves=curves, models=models, floor=results.floor, ceilings=results.ceilings
+    )
     cost = partial(figures.transport, costs=tables.transport_costs(results), models=models)
     drawn = [
         chart("curves", f"{metric} against NFE", WIDE, quality),
@@ -101,14 +103,15 @@ def page(
         "cost": words.cost(results),
         "straight": words.straightness(results),
         "coupled": words.couplings(results.quality, {key: name for key, name, _ in tables.QUALITY}),
-        "matched": params.distill.ending.name == "matched",
+        "matched": [name for name in params.students if results.is_matched(name)],
+        "stepped": any(params.distill_of(name).ending.name == "regression" for name in params.students),
         "data": drawn.data,
         "read": results.read,
         "digests": results.digests,
         "costs": tables.costs_table(points),
         "best": tables.pruned(tables.best_table(choices_of(results))),
         "floor": results.floor,
-        "ceiling": results.ceiling,
+        "ceilings": results.ceilings,
         "scores": tables.scores_table(curves),
         "others": None if others is None else tables.pruned(others),
         "bent": results.bends.t.nunique() > 1,

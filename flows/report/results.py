@@ -3,7 +3,7 @@
 Nothing here draws. Tables are tidy: a row is one number with its error and all that identifies it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import hypot
 from pathlib import Path
@@ -45,6 +45,14 @@ class Level(NamedTuple):
     moved: float = 0.0
 
 
+class Ceiling(NamedTuple):
+    """The score of the pairs of the round `of`, and the students that learnt them."""
+
+    of: str
+    level: Level
+    learners: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything the report shows.
@@ -61,7 +69,7 @@ class Results:
         headline: the distance that charts and tables show first.
         data: what the models learnt, and what they are compared with; `read` is what its manifest says of it.
         floor: the score of fresh data, None if it is not known.
-        ceiling: the score of the pairs that the student learnt.
+        ceilings: the score of the pairs that students learnt.
     """
 
     params: Params
@@ -80,7 +88,7 @@ class Results:
     data: Dataset
     read: Mapping[str, Any]
     floor: Level | None
-    ceiling: Level
+    ceilings: tuple[Ceiling, ...]
 
     @property
     def models(self) -> list[str]:
@@ -91,6 +99,11 @@ class Results:
     def rounds(self) -> list[str]:
         """All reflow rounds, in order."""
         return list(self.params.reflow.rounds)
+
+    def is_matched(self, model: str) -> bool:
+        """Whether it is a student that was matched to data."""
+        students = self.params.distill.students
+        return model in students and self.params.distill_of(model).ending.name == "matched"
 
     @property
     def of_models(self) -> pd.DataFrame:
@@ -117,7 +130,6 @@ def read_results(params: Params) -> Results:
     floor = read_json(layout.FEATURES / "floor.json")
     abouts = {name: read_json(layout.scores(name) / "about.json") for name in models}
     data, features = load_dataset(layout.DATASET), read_json(layout.FEATURES / "manifest.json")
-    ((_, ceiling),) = distances[distances.model == layout.coupled(params.distill.couplings)].iterrows()
     return Results(
         params=params,
         scores=scores,
@@ -137,7 +149,7 @@ def read_results(params: Params) -> Results:
         floor=_floor_of_points(data, params.evaluate.samples)
         if params.is_points
         else _floor_of_images(floor, distances),
-        ceiling=_ceiling(ceiling, int(distances.n_samples.iloc[0]), floor),
+        ceilings=tuple(_ceilings(params, distances, floor)),
     )
 
 
@@ -181,6 +193,14 @@ def _floor_of_points(data: Dataset, count: int) -> Level:
     else:
         found = sliced_wasserstein(data.x1[:count].flatten(1), data.reference.flatten(1))
     return Level(found.value, found.std, found.samples)
+
+
+def _ceilings(params: Params, distances: pd.DataFrame, floor: Mapping[str, float]) -> Iterator[Ceiling]:
+    students = params.distill.students
+    for of in dict.fromkeys(student.couplings for student in students.values()):
+        row = distances[distances.model == layout.coupled(of)].iloc[0]
+        level = _ceiling(row, int(distances.n_samples.iloc[0]), floor)
+        yield Ceiling(of, level, tuple(name for name, student in students.items() if student.couplings == of))
 
 
 def _ceiling(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
@@ -228,7 +248,8 @@ def headlines(results: Results) -> dict[str, Any]:
         rows = table[table.metric == metric]
         if len(rows):
             out[metric] = dict(zip(rows.model, rows.value, strict=True))
-    out["ceiling"] = float(f"{results.ceiling.value:.6g}")
+    ceilings = {of: float(f"{level.value:.6g}") for of, level, _ in results.ceilings}
+    out["ceiling"] = next(iter(ceilings.values())) if len(ceilings) == 1 else ceilings
     if results.floor is not None:
         out["floor"] = float(f"{results.floor.value:.6g}")
     return out
@@ -249,8 +270,9 @@ def training_passes(params: Params) -> dict[str, int]:
         made = {f"couplings of {name}": (section.pairs + section.inverted) * section.nfe}
         couplings[name] = spent[round_.teacher] | made
         spent[name] = couplings[name] | {name: params.train_of(name).images}
-    section_ = params.distill
-    spent["student"] = spent[section_.init] | couplings[section_.couplings] | {"student": section_.train.images}
+    for name, student in params.distill.students.items():
+        images = params.distill_of(name).train.images
+        spent[name] = spent[student.init] | couplings[student.couplings] | {name: images}
     return {name: sum(parts.values()) for name, parts in spent.items()}
 
 

@@ -145,7 +145,10 @@ def flows_table(results: Results) -> Table:
     """The metrics with one number a model, and the transport cost of the couplings that it learnt."""
     table = results.of_models
     metrics = [m for m in MEASURES if (table.metric == m).any()]
-    learnt = {**{name: name for name in results.rounds}, "student": results.params.distill.couplings}
+    learnt = {
+        **{name: name for name in results.rounds},
+        **{student: one.of for one in results.ceilings for student in one.learners},
+    }
     rows = []
     for model in results.models:
         mine = table[table.model == model]

@@ -132,10 +132,10 @@ def _beside(results: Results, few: Sampled) -> list[str]:
         fresh = f"As many fresh {what} of the data score {level.value:.2g}"
         if few.score.value >= level.value:
             lines.append(f"{fresh}: no honest sample scores lower.")
-        elif few.name == "student" and results.params.distill.ending.name == "matched":
+        elif results.is_matched(few.name):
             lines.append(
-                f"{fresh}. The student scores lower, since it was matched to the very samples that it is compared "
-                "with: compare it with held-out data before you say that it beats the data."
+                f"{fresh}. The {few.name} scores lower, since it was matched to the very samples that it is "
+                "compared with: compare it with held-out data before you say that it beats the data."
             )
         else:
             lines.append(f"{fresh}; copies of the training data score lower.")

@@ -10,13 +10,14 @@ import torch
 
 from flows import layout
 from flows.events import Events, Note
-from flows.params.schema import Params
+from flows.params.schema import Distill, Params
 from flows.stages.shards import shard_size
 from flows.workshop.entry import Stage, addresses, entry_of
 from flows.workshop.place import in_the_way, root
 from flows.workshop.setup import device_of
 from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
+from fmcore.endings import Ending
 from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import Hidden
 from fmcore.flow.perceptual import Perceptual, load_lpips
@@ -43,7 +44,8 @@ def check(params: Params, stage: Stage) -> Events:
     digest = digest_of(section.extractor, *options)
     write_json(layout.CHECKED_FEATURES, {"extractor_sha256": digest} if digest else {})
     sections = {"network": None if params.base.teacher else params.network}
-    sections |= {"reflow.network": params.reflow.network, "distill.network": params.distill.network}
+    sections |= {"reflow.network": params.reflow.network}
+    sections |= {f"{at}.network": section.network for at, section in _students(params)}
     with torch.device("meta"):  # takes no memory, and still raises for what cannot be built
         for key, network in sections.items():
             try:
@@ -51,7 +53,8 @@ def check(params: Params, stage: Stage) -> Events:
                     network.build(params.data.shape, None)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
-    _check_spaces(params)
+    for at, student in _students(params):
+        _check_spaces(params, student.ending, f"{at}.ending.spaces")
     _check_disk(params)
     yield from _long_warm_ups(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
@@ -60,7 +63,7 @@ def check(params: Params, stage: Stage) -> Events:
 
 def _long_warm_ups(params: Params) -> Events:
     """Says which trainings end before they reach their learning rate."""
-    sections = {"reflow": params.reflow.train, "distill": params.distill.train}
+    sections = {"reflow": params.reflow.train} | {at: section.train for at, section in _students(params)}
     sections |= {"base": params.base.train} if params.base.teacher is None else {}
     sections |= {"features": params.features.train} if params.features.extractor in FITTED else {}
     for name, train in sections.items():
@@ -96,12 +99,19 @@ def _check_disk(params: Params) -> None:
     need_space(root(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")
 
 
-def _check_spaces(params: Params) -> None:
-    """A ValueError if the student's ending asks the base for activations that it does not have."""
-    ending, teacher = params.distill.ending, params.base.teacher
+def _students(params: Params) -> list[tuple[str, Distill]]:
+    """The sections of the students, and where they stand; `distill` once, if some differ from it in nothing."""
+    sections = {}
+    for name, student in params.distill.students.items():
+        sections[f"distill.students.{name}" if student.differs else "distill"] = params.distill_of(name)
+    return list(sections.items())
+
+
+def _check_spaces(params: Params, ending: Ending, at: str) -> None:
+    """A ValueError if a student's ending asks the base for activations that it does not have."""
+    teacher = params.base.teacher
     if not isinstance(ending, Matched):
         return
-    at = "distill.ending.spaces"
     if teacher is not None:
         base = read_teacher(teacher).network
     else:
@@ -124,9 +134,9 @@ def _check_spaces(params: Params) -> None:
 def _check_perceptual(params: Params) -> dict[str, str]:
     """Digests of the weights of every perceptual distance; they are read now, not after hours of training."""
     found = {}
-    sections = (("base", params.base), ("reflow", params.reflow), ("distill.ending", params.distill.ending))
-    for at, section in sections:
-        distance = section.distance
+    distances = {"base": params.base.distance, "reflow": params.reflow.distance}
+    distances |= {f"{at}.ending": section.ending.distance for at, section in _students(params)}
+    for at, distance in distances.items():
         if isinstance(distance, Perceptual):
             try:
                 load_lpips(distance.backbone, distance.linear)

@@ -1,4 +1,4 @@
-"""Stage `distill`: the few-step student."""
+"""Stage `distill@STUDENT`: a few-step student."""
 
 from flows.events import Events
 from flows.params.schema import Params
@@ -7,22 +7,27 @@ from flows.stages.on_couplings import lesson
 from flows.stages.training import finish, run_training
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import made_by, workspace
+from fmcore.endings import Ending
+from fmcore.endings.maps import MapEnding
 from fmcore.endings.matched import Matched
+from fmcore.endings.regression import Regression
 from fmcore.flow.couplings import Coupling, Flipped
 from fmcore.flow.training import new_state
 
 
 def distill(params: Params, stage: Stage) -> Events:
     """The student, trained as its ending says."""
-    name, section = stage.name, params.distill
-    config, ending = section.train, section.ending
-    of = yield from lesson(params, name, section.init, section.couplings, section, config.images)
+    name, section = stage.name, params.distill_of(stage.name)
+    ending: Ending = section.ending
+    config, student = section.train, params.distill.students[name]
+    as_map = isinstance(ending, MapEnding)
+    of = yield from lesson(params, name, student.init, student.couplings, section, config.images, as_map=as_map)
     pairs: Coupling = Flipped(of.pairs) if params.flip else of.pairs
-    about = {"rounds": of.teacher.manifest["rounds"], "coupling": "stored"}
+    about = {"rounds": of.teacher.manifest["rounds"], "coupling": "stored", "ending": ending.name}
     with workspace(stage, params) as work:
         state = new_state(of.start.network.train().requires_grad_(True), config)
         if isinstance(ending, Matched):
-            about["matched"] = yield from train_matched(params, of.start, pairs, ending, work, state)
+            about["matched"] = yield from train_matched(params, name, of.start, pairs, ending, work, state)
         else:
             objective = ending.objective(
                 pairs,
@@ -31,5 +36,6 @@ def distill(params: Params, stage: Stage) -> Events:
                 convention=of.start.convention,
             )
             yield from run_training(name, work, state, objective, config, params.seed)
+        if isinstance(ending, Regression):
             about["k"] = ending.k
         yield from finish(name, work, state, config, of.start, made_by(params, stage) | of.origin | about)

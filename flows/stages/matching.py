@@ -32,14 +32,20 @@ SHOWN = 4  # spaces that the log names
 
 
 def train_matched(
-    params: Params, start: Trained, pairs: Coupling, ending: Matched, work: Path, state: TrainState
+    params: Params,
+    name: str,
+    start: Trained,
+    pairs: Coupling,
+    ending: Matched,
+    work: Path,
+    state: TrainState,
 ) -> Generator[Event, None, dict[str, Any]]:
-    """Trains to the end, from the newest checkpoint in `work`; returns what the manifest says of the matching.
+    """Trains student `name`, from the newest checkpoint in `work`; returns what the manifest says of the matching.
 
     Raises:
         ArtifactError: if there is a checkpoint of the matching, but the file with its spaces is missing.
     """
-    config = params.distill.train
+    config = params.distill_of(name).train
     objective = partial(
         ending.objective,
         pairs,
@@ -48,9 +54,9 @@ def train_matched(
         convention=start.convention,
     )
     first = ceil(ending.start * config.steps)
-    yield from resumed("student", work, state, config)
+    yield from resumed(name, work, state, config)
     if state.step < first:
-        yield from run_training("student", work, state, objective(None), config, params.seed, stop=first)
+        yield from run_training(name, work, state, objective(None), config, params.seed, stop=first)
         checkpoint.save(state, work)
     base = load_model(layout.model("base"), start.device)
     prepare(base.network, params.precision, "off", work=0, training=False)
@@ -64,21 +70,21 @@ def train_matched(
             if state.step > first:
                 raise started_again(path)
             ends = _ends(params, start, pairs, clip=clip)
-            yield from _choose(path, base, ends, _some(data, start.device), params.precision)
+            yield from _choose(name, path, base, ends, _some(data, start.device), params.precision)
         spaces = tuple(SPACES[space["name"]](**space) for space in kept(path))
     embed = embedding(spaces, base, params.precision)
     target = target_of(embed, data, flip=params.flip, clip=clip, device=start.device)
-    yield from run_training("student", work, state, objective(target), config, params.seed)
+    yield from run_training(name, work, state, objective(target), config, params.seed)
     return {"base": base.digest, "spaces": [asdict(space) for space in spaces]}
 
 
-def _choose(path: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
+def _choose(name: str, path: Path, base: Trained, ends: Labelled, data: Labelled, precision: str) -> Events:
     """Chooses and stores the spaces that tell the student's ends from data best as the matching begins."""
     choice = chosen(base, ends, data, precision)
     largest = sorted(choice.energies.items(), key=lambda item: -item[1])[:SHOWN]
     told = ", ".join(f"{value:.3g} in {_place(space)}" for space, value in largest)
     places = " and in ".join(map(_place, choice.spaces))
-    yield Note(f"student: its ends differ from data by {told}; they are matched in {places}")
+    yield Note(f"{name}: its ends differ from data by {told}; they are matched in {places}")
     keep(path, [asdict(space) for space in choice.spaces])
 
 

@@ -4,6 +4,8 @@ from collections.abc import Generator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import torch
+
 from flows import layout
 from flows.events import Event, Note
 from flows.params.schema import Distill, Params, Reflow
@@ -13,6 +15,7 @@ from fmcore.disk.pairs import map_pairs
 from fmcore.flow.couplings import Coupling, Pairs, Sharded, Stored, joined, without_longest
 from fmcore.flow.fields import OURS, Convention
 from fmcore.flow.speed import room
+from fmcore.models.flow_maps import FlowMap, TakesSecondTime, with_second_time
 from fmcore.models.folder import Trained, load_model
 from fmcore.models.networks import Diffusers, initialised, transfer
 
@@ -36,9 +39,19 @@ class Lesson(NamedTuple):
 
 
 def lesson(
-    params: Params, name: str, init: str, round_name: str, section: Reflow | Distill, images: int
+    params: Params,
+    name: str,
+    init: str,
+    round_name: str,
+    section: Reflow | Distill,
+    images: int,
+    *,
+    as_map: bool = False,
 ) -> Generator[Event, None, Lesson]:
     """Sets up model `name`, with the weights of model `init`, to train on the couplings of a round.
+
+    Main arguments:
+        as_map: whether its network takes a second time.
 
     Raises:
         ArtifactError: if the couplings are not of the model's shape or lack labels it needs.
@@ -56,6 +69,8 @@ def lesson(
             f"{folder} holds samples of shape {tuple(parts[0].x0.shape[1:])}, {init} {teacher.shape}"
         )
     start, note = _student(teacher, section, params.seed)
+    if as_map:
+        start = _as_map(start, params.seed)
     yield Note(f"{name}: {note.format(init)}")
     yield set_up(params, start, images, training=True)
     if start.num_classes is not None and parts[0].label is None:
@@ -79,6 +94,7 @@ def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Tr
     """What is trained, the teacher's network or another with its weights if they fit, and a line about {}."""
     teacher = replace(teacher, convention=_trainable(teacher.convention))
     config = section.network or teacher.network_config
+    assert not isinstance(config, FlowMap)  # of a student, which teaches nobody
     classes = teacher.num_classes if section.labels == "keep" else None
     if config == teacher.network_config and classes == teacher.num_classes:
         return replace(teacher, null_label=None), "starts from {}'s weights"
@@ -97,6 +113,17 @@ def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Tr
         convention=convention,
         null_label=None,
     ), note
+
+
+def _as_map(start: Trained, seed: int) -> Trained:
+    """The model with a second time."""
+    config = start.network_config
+    if not isinstance(config, TakesSecondTime):
+        raise ValueError(f"a {config.name} takes no second time: expected a network that is an mlp or a unet")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = with_second_time(start.network).to(start.device)
+    return replace(start, network=network, network_config=FlowMap(config))
 
 
 def _trainable(convention: Convention) -> Convention:

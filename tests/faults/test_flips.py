@@ -74,7 +74,7 @@ STAGES = {
     "base": (BEFORE[:1], "train base", "models/base"),
     "couple@r1": (BEFORE[:3], "invert r1", "couplings/r1"),
     "reflow@r1": (BEFORE[:4], "train r1", "models/r1"),
-    "distill": (BEFORE, "train student", "models/student"),
+    "distill@student": (BEFORE, "train student", "models/student"),
     "evaluate@r1": (BEFORE, "score r1", "scores/r1"),
 }
 
@@ -120,7 +120,12 @@ READERS = {
 def test_a_flipped_bit_in_a_finished_folder_is_named_or_changes_nothing(folder):
     """It changes nothing where nobody reads it, as in the checksum of a file that another checksum covers."""
     settings = params()
-    stages = [*BEFORE, "distill", *(f"evaluate{of}" for of in ("_base", "@r1", "_student", "_pairs@r1")), "report"]
+    stages = [
+        *BEFORE,
+        "distill@student",
+        *(f"evaluate{of}" for of in ("_base", "@r1", "_student@student", "_pairs@r1")),
+        "report",
+    ]
     list(run(settings, *stages))
     named = []
     for place, readers in READERS.items():

@@ -24,7 +24,7 @@ os.chdir(disk)
 checkpoints_at_every_record(pytest.MonkeyPatch())
 params = tiny(base__train=small(5000), couple__pairs=400, reflow__train=small(2500), distill__train=small(2500))
 OUTS = {"intake": "dataset", "features": "features", "base": "models/base", "couple@r1": "couplings/r1"}
-OUTS |= {"reflow@r1": "models/r1", "distill": "models/student", "evaluate@r1": "scores/r1"}
+OUTS |= {"reflow@r1": "models/r1", "distill@student": "models/student", "evaluate@r1": "scores/r1"}
 list(run(params, "check"))
 
 def used():

@@ -23,7 +23,10 @@ def own(address, raw):
 
 def test_models_are_compared_by_keys_of_the_same_name(raw):
     assert own("base", raw)["train"]["images"] == raw["base"]["train"]["images"]
-    assert own("distill", raw)["train"]["images"] == raw["distill"]["train"]["images"]
+    raw["distill"]["students"]["student"]["differs"] = {"train": {"images": 7_000}}
+    found = own("distill@student", raw)
+    assert found["train"] == raw["distill"]["train"] | {"images": 7_000}
+    assert found["init"] == raw["distill"]["students"]["student"]["init"]
     for name, lr, nfe in (("r1", raw["reflow"]["train"]["lr"], raw["couple"]["nfe"]), ("r2", 5e-4, 8)):
         assert own(f"reflow@{name}", raw)["train"] == raw["reflow"]["train"] | {"lr": lr}
         assert own(f"couple@{name}", raw)["couple"] == raw["couple"] | {"nfe": nfe}

@@ -107,7 +107,7 @@ def test_each_bound_is_of_a_key_that_there_is(key):
     there = copy.deepcopy(RAW)
     there["base"]["path"] |= {"sigma_max": 50.0, "beta_min": 0.1, "beta_max": 20.0}
     there["couple"]["grid"] |= {"trajectories": 64}
-    there["distill"]["ending"] |= {"k": 1}
+    there["distill"]["ending"] |= {"k": 1, "halvings": 6}
     there["data"]["count"] = 100
     there["evaluate"] |= {"dopri5": {"rtol": 1e-5, "atol": 1e-5}}
     there["evaluate"] |= {"likelihood": {"samples": 500, "solver": "rk4", "nfe": 256, "probes": 1}}

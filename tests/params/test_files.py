@@ -100,7 +100,13 @@ ROUNDS = {
     "reflow: {rounds: {../x: {teacher: base}}}": "reflow.rounds.../x: expected a name like r1",
     "reflow: {rounds: {a: {teacher: b}, b: {teacher: a}}}": "reflow.rounds.a.teacher: expected a model made",
     "reflow: {rounds: {a: 3}}": "reflow.rounds.a.teacher: expected a model made before it (base), got null",
-    "reflow: {rounds: {a: {teacher: base}}}\ndistill: 3": "distill.init: expected one of base, a, got null",
+    "reflow: {rounds: {a: {teacher: base}}}\ndistill: 3": "distill.students: expected at least one student, e.g.",
+    "reflow: {rounds: {a: {teacher: base}}}\ndistill: {students: {a: {init: base, couplings: a}}}": (
+        "distill.students.a: expected a name like student"
+    ),
+    "reflow: {rounds: {a: {teacher: base}}}\ndistill: {students: {s: 3}}": (
+        "distill.students.s.init: expected one of base, a, got null"
+    ),
 }
 
 

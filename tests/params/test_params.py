@@ -145,20 +145,7 @@ WRONG = {
     ),
     "mix out of range": (changed("reflow.mix.until", 0.0), "reflow.mix: expected inverted and slerp in [0, 1]"),
     "slerp of nothing": (changed("reflow.mix.slerp", 0.1), "reflow.mix.inverted: slerp and refresh_images act on"),
-    "drop everything": (changed("distill.drop_longest", 1.0), "distill.drop_longest: expected a number in [0, 1)"),
     "labels to drop": (changed("reflow.labels", "drop"), "reflow.labels: drop needs conditional: true, got false"),
-    "a student whose labels are gone": (
-        {
-            **changed("reflow.labels", "drop"),
-            "conditional": True,
-            "distill": {**RAW["distill"], "init": "base", "couplings": "r2"},
-        },
-        "distill.labels: expected drop, since reflow.labels drop leaves distill.couplings r2 without labels",
-    ),
-    "a student of no kind": (
-        changed("distill.network", {"name": "vit"}),
-        "distill.network.name: expected one of mlp",
-    ),
     "likelihood of a stochastic sampler": (
         changed("evaluate.likelihood", {"samples": 10, "solver": "sde", "nfe": 8, "probes": 1}),
         "evaluate.likelihood.solver: sde has no likelihood; expected a deterministic solver",
@@ -208,43 +195,6 @@ WRONG = {
     ),
     "override out of range": (changed("reflow.rounds.r2.train", {"lr": -1.0}), "reflow.rounds.r2.train"),
     "override of nfe": (changed("reflow.rounds.r2.couple", {"solver": "heun", "nfe": 4}), "rounds.r2.couple.nfe"),
-    "init that is not there": (changed("distill.init", "r9"), "distill.init: expected one of base, r1, r2"),
-    "couplings of no round": (
-        changed("distill.couplings", "base"),
-        "distill.couplings: expected a round (r1, r2)",
-    ),
-    "k of 0": (
-        changed("distill.ending", {**REGRESSION, "k": 0}),
-        "distill.ending: regression needs k >= 1, got 0",
-    ),
-    "ending of no kind": (
-        changed("distill.ending.name", "magic"),
-        "distill.ending.name: expected one of regression, matched",
-    ),
-    "share beyond one": (
-        changed("distill.ending.at_noise", 1.5),
-        "distill.ending: matched needs at_noise in (0, 1]",
-    ),
-    "no space": (changed("distill.ending.spaces", []), "distill.ending: matched needs"),
-    "space of no kind": (
-        changed("distill.ending.spaces", [{"name": "inception"}]),
-        "distill.ending.spaces.0.name: expected one of pixels, hidden",
-    ),
-    "one sample a part": (
-        changed("distill.train.accumulate", 64),
-        "distill.ending: each part of a batch needs 2 samples or more",
-    ),
-    "two rows of data in two parts": (
-        {
-            **RAW,
-            "distill": {**RAW["distill"], "ending": {**MATCHED, "real": 2}, "train": {**TRAIN, "accumulate": 2}},
-        },
-        "distill.ending: each part of a batch needs 2 samples or more",
-    ),
-    "base that knows classes only": (
-        {**RAW, "conditional": True, "distill": {**RAW["distill"], "labels": "drop"}},
-        "distill.labels: drop needs base.label_dropout > 0 for the ending matched",
-    ),
     "k_grid for a flow": (
         changed("base.times", {"name": "k_grid", "k": 2}),
         "base.times.name: k_grid is",

@@ -32,7 +32,7 @@ def test_presets_are_valid_and_list_only_what_differs(name, monkeypatch):
         for path, value in raw_leaves(over):
             section = path.split(".")[0]
             replaced = over[section].get("name", RAW[section].get("name")) != RAW[section].get("name")
-            in_rounds = path.startswith(("reflow.rounds", "evaluate.solvers"))
+            in_rounds = path.startswith(("reflow.rounds", "distill.students", "evaluate.solvers"))
             assert (
                 replaced or in_rounds or path.endswith(".name") or path not in default or default[path] != value
             ), path

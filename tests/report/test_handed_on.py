@@ -39,7 +39,12 @@ def place(tmp_path, tmp_path_factory, monkeypatch):
 def test_what_made_the_page_is_in_another_file(place):
     before = {path.name: path.read_bytes() for path in (place / "reports").iterdir()}
     origin.note(place, TAGS)
-    line = {"pipeline": "4194304-1000.00", "pipeline_started": 1000.0, "stage": "distill", "started": 1001.0}
+    line = {
+        "pipeline": "4194304-1000.00",
+        "pipeline_started": 1000.0,
+        "stage": "distill@student",
+        "started": 1001.0,
+    }
     mine = line | {"ended": 1013.5, "worked": 12.0, "peak_mb": 600.0}
     other = mine | {"pipeline": "1-1.00", "stage": "base"}
     (place / "work/timing.jsonl").write_text(f"{json.dumps(mine)}\n{json.dumps(other)}\n")
@@ -47,7 +52,9 @@ def test_what_made_the_page_is_in_another_file(place):
     page = (place / "work/report.html").read_text()
     assert "1a2b3c4d5e6f on main, edited: params.yaml" in page
     assert re.search(r"<dt>versions</dt><dd>Python 3[^<]*torch \d", page)
-    assert re.findall(r'<th scope="row" class="label">(.*?)</th><td>12.5</td><td>12.0</td>', page) == ["distill"]
+    assert re.findall(r'<th scope="row" class="label">(.*?)</th><td>12.5</td><td>12.0</td>', page) == [
+        "distill@student"
+    ]
     assert "<!--MADE-->" not in page
     assert "<script" not in page
     assert before == {path.name: path.read_bytes() for path in (place / "reports").iterdir()}
@@ -69,13 +76,16 @@ def test_records_are_linked(place):
         database.execute("create table tags (key, value, run_uuid)")
         database.executemany("insert into runs values (?, 1)", [("p",), ("s",), ("other",)])
         tags = [("fmcore.pipeline", "4194304-1000.00", "p"), ("fmcore.pipeline", "4194304-1000.00", "s")]
-        tags += [("fmcore.model", "student", "s"), ("prefect.page.distill", "http://127.0.0.1:4200/runs/1", "s")]
+        tags += [
+            ("fmcore.model", "student", "s"),
+            ("prefect.page.distill@student", "http://127.0.0.1:4200/runs/1", "s"),
+        ]
         tags += [("fmcore.pipeline", "1-1.00", "other"), ("prefect.page.base", "javascript:alert(1)", "p")]
         database.executemany("insert into tags values (?, ?, ?)", tags)
     assert known(place, sha256(place / "reports/index.html")).links == {
         "MLflow: pipeline": "http://127.0.0.1:5000/?page#/experiments/1/runs/p",
         "MLflow: student": "http://127.0.0.1:5000/?page#/experiments/1/runs/s",
-        "Prefect: distill": "http://127.0.0.1:4200/runs/1",
+        "Prefect: distill@student": "http://127.0.0.1:4200/runs/1",
     }
 
 

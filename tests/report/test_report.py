@@ -199,9 +199,9 @@ def test_metrics(made):
         assert metrics["floor"] == pytest.approx(63 * (1 / 10_000 + 1 / 1797), rel=1e-5)
 
 
-def passes(section, **base):
+def passes(student, **base):
     raw = json.loads(json.dumps(preset.overlaid("digits")))
-    raw["distill"] |= section
+    raw["distill"]["students"]["student"] |= student
     raw["base"] |= base
     raw["couple"]["inverted"] = raw["couple"]["pairs"] if base else 0
     return training_passes(validate(raw, "digits"))

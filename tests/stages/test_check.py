@@ -21,7 +21,10 @@ def folder(tmp_path, monkeypatch):
     [
         ({"base__teacher": "nowhere"}, "nowhere: expected a diffusers model"),
         (
-            {"base__teacher": "teacher", "data": {"name": "mnist", "root": "none", "download": True}},
+            {
+                "base__teacher": "teacher",
+                "data": {"name": "mnist", "root": "none", "download": True, "held_out": 0.0},
+            },
             r"base.teacher: teacher makes samples of shape \(1, 8, 8\), but those of data.name mnist have",
         ),
         (

@@ -22,7 +22,7 @@ from fmcore.score.reference import load_reference
 from fmcore.score.scoring import ImageScorer
 from stage_runs import REGRESSION, events_of, points, run, tiny
 
-MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
+MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill@student")
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def made(folder, params):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.delenv("DVC_ROOT", raising=False)
-        list(run(params, *MADE, "evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1"))
+        list(run(params, *MADE, "evaluate_base", "evaluate@r1", "evaluate_student@student", "evaluate_pairs@r1"))
     return folder
 
 
@@ -165,7 +165,7 @@ def test_what_is_shown(here):
 
 
 def test_a_student_by_regression_has_scores_and_pictures_but_no_flow(here):
-    list(run(tiny(distill__ending=REGRESSION), "distill", "evaluate_student"))
+    list(run(tiny(distill__ending=REGRESSION), "distill@student", "evaluate_student@student"))
     assert set(scores("student").metric) == {"fd_cnn64", "memorisation"}
     assert not (layout.scores("student") / "bends.csv").exists()
     assert {"strips", "nearest"} < set(read_tensors(layout.scores("student") / "samples.safetensors"))

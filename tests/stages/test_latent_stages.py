@@ -35,13 +35,18 @@ from written import write_model
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
-STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
-SCORED = ("evaluate_base", "evaluate@r1", "evaluate_student", "evaluate_pairs@r1", "report")
+STAGES = ("check", "features", "base", "couple@r1", "reflow@r1", "distill@student")
+SCORED = ("evaluate_base", "evaluate@r1", "evaluate_student@student", "evaluate_pairs@r1", "report")
 UNET = {"name": "unet", "channels": [8], "layers": 1, "attention": False, "dropout": 0.0, "patch": 1}
 
 
 def latent(**changes):
-    data = {"name": "latents", "images": {"name": "digits"}, "autoencoder": "vae", "shape": [4, 4, 4]}
+    data = {
+        "name": "latents",
+        "images": {"name": "digits", "held_out": 0.0},
+        "autoencoder": "vae",
+        "shape": [4, 4, 4],
+    }
     return tiny(data=data, conditional=True, network=UNET, **changes)
 
 

@@ -24,7 +24,7 @@ def folder(tmp_path, monkeypatch):
 
 def matched(**more):
     """From the base, so that no round need be trained."""
-    return {"distill__init": "base", "distill__train": small(20_000), **more}
+    return {"distill__students__student__init": "base", "distill__train": small(20_000), **more}
 
 
 def digest():
@@ -34,18 +34,18 @@ def digest():
 @pytest.mark.parametrize(("images", "kept"), [(5000, 2500), (17_500, 15_000), (20_000, 17_500)])
 def test_killed_before_at_or_in_the_matching_it_ends_in_the_same_bytes(monkeypatch, images, kept):
     params = points(**matched())
-    list(run(params, *TO_COUPLINGS, "distill"))
+    list(run(params, *TO_COUPLINGS, "distill@student"))
     whole = digest()
     checkpoints_at_every_record(monkeypatch)
-    killed_at(events_of(params, "distill"), images, "student")
-    again = list(run(params, "distill"))
+    killed_at(events_of(params, "distill@student"), images, "student")
+    again = list(run(params, "distill@student"))
     assert digest() == whole
     assert f"student: going on from step {kept // 50} of 400" in notes(again)
 
 
 def test_spaces_are_said_and_stand_in_the_manifest():
     params = points(**matched())
-    said = notes(run(params, *TO_COUPLINGS, "distill"))
+    said = notes(run(params, *TO_COUPLINGS, "distill@student"))
     (line,) = [text for text in said if "they are matched in" in text]
     about = read_json(Path("models/student/manifest.json"))
     assert about["matched"]["base"] == load_model("models/base").digest
@@ -59,24 +59,24 @@ def test_spaces_are_said_and_stand_in_the_manifest():
 
 def test_lost_spaces_of_a_matching_that_had_begun_are_told(monkeypatch):
     params = points(**matched())
-    list(run(params, *TO_COUPLINGS, "distill"))
+    list(run(params, *TO_COUPLINGS, "distill@student"))
     whole = digest()
     checkpoints_at_every_record(monkeypatch)
-    killed_at(events_of(params, "distill"), 20_000, "student")
-    (kept,) = Path("work/distill").rglob("spaces.json")
+    killed_at(events_of(params, "distill@student"), 20_000, "student")
+    (kept,) = Path("work/distill-student").rglob("spaces.json")
     kept.unlink()
     with pytest.raises(ArtifactError, match=r"spaces\.json was missing, .*: the same command makes it all again"):
-        list(run(params, "distill"))
-    assert notes(run(params, "distill"))
+        list(run(params, "distill@student"))
+    assert notes(run(params, "distill@student"))
     assert digest() == whole
 
 
 def test_the_scorer_never_enters():
     """Without features, or with others, the student is the same to the last bit."""
     params = tiny(**matched(distill__train=small(2000)))
-    list(run(params, *TO_COUPLINGS, "distill"))
+    list(run(params, *TO_COUPLINGS, "distill@student"))
     without = digest()
-    list(run(params, "features", "distill"))
+    list(run(params, "features", "distill@student"))
     assert digest() == without
     shutil.rmtree("features")
 
@@ -96,7 +96,7 @@ def test_every_kind_of_base_and_data_is_matched(kind, folder):
     if kind == "no classes any more":
         changes["distill__network"] = None
     params = tiny(**matched(distill__train=small(400), base__train=small(400), couple__pairs=200), **changes)
-    list(run(params, *TO_COUPLINGS, "distill"))
+    list(run(params, *TO_COUPLINGS, "distill@student"))
     student, base = load_model("models/student"), load_model("models/base")
     assert student.num_classes == (None if "no classes" in kind else base.num_classes)
     spaces = student.manifest["matched"]["spaces"]

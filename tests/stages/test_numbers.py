@@ -8,7 +8,7 @@ import fmcore
 from fmcore.cli import main
 from stage_runs import run, tiny
 
-MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill")
+MADE = ("check", "features", "base", "couple@r1", "reflow@r1", "distill@student")
 LIKELIHOOD = {"samples": 20, "solver": "euler", "nfe": 4, "probes": 0}
 
 
@@ -38,7 +38,7 @@ def test_a_table_comes_back_in_its_units_and_classes(folder, capsys):
     frame.to_csv("table.csv", index=False)
     data = numbers(root="table.csv", shape=[2], labels="kind")
     metrics = {"evaluate__metrics": ["mmd"], "evaluate__likelihood": LIKELIHOOD, "evaluate__samples": 100}
-    list(run(tiny(**data, conditional=True, **metrics), *MADE, "evaluate_student"))
+    list(run(tiny(**data, conditional=True, **metrics), *MADE, "evaluate_student@student"))
     assert (
         main(["sample", "models/base", "--label", "dog", "--count", "200", "--nfe", "8", "--out", "dogs.csv"]) == 0
     )

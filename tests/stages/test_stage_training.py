@@ -73,7 +73,7 @@ def test_reflow_on_a_mix_with_refreshed_real_data(monkeypatch):
     assert min(e.done for e in again if e.title == "train r1") >= 7500
     assert again[0].title == "train r1", "it does not invert again what it had"
 
-    list(run(params, "distill", "evaluate_base", "evaluate_student"))
+    list(run(params, "distill@student", "evaluate_base", "evaluate_student@student"))
     table = pd.read_csv("scores/base/scores.csv")
     assert set(table[table.metric == "straightness"].grid) == {"cosine"}
     (bits,) = table[table.metric == "bits_per_dim"].itertuples()

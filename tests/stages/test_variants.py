@@ -172,7 +172,7 @@ def test_a_diffusion_model_is_reflowed_into_a_smaller_student(kind, folder):
         distill__network=student,
         evaluate__solvers={"euler": [1, 4]},
     )
-    said = notes(run(params, *ALL, "evaluate_student"))
+    said = notes(run(params, *ALL, "evaluate_student@student"))
     assert any("taken as it is" in line for line in said)
     assert "student: starts anew: its network has another architecture than r1's" in said
     base, r1, small_one = (load_model(f"models/{name}") for name in ("base", "r1", "student"))
@@ -234,7 +234,7 @@ def test_matching_brings_the_students_samples_to_the_data(conditional):
     found = []
     list(run(plain, *ALL[:5]))
     for params in (matched, plain):
-        list(run(params, "distill"))
+        list(run(params, "distill@student"))
         samples = load_model("models/student").sample(1000, 1).clamp(-1, 1)
         found.append(energy_distance(samples.flatten(1), params.data.load().x1.flatten(1)[:1000]).value)
     assert found[0] < 0.7 * found[1]

@@ -35,7 +35,7 @@ def test_entries_are_resolved_as_dvc_resolves_them(checkout, monkeypatch, name):
     monkeypatch.chdir(checkout)  # DVC's addresses are relative to where one stands
     with Repo(str(checkout)) as repo:
         found = [stage for stage in repo.index.stages if stage.cmd]
-        assert len(found) == 10 + 4 * len(raw["reflow"]["rounds"]) - 1
+        assert len(found) == 7 + 4 * len(raw["reflow"]["rounds"]) + 2 * len(raw["distill"]["students"])
         for stage in found:
             entry = entry_of(stage.addressing, raw)
             paths = {Path(dep.fs_path).relative_to(checkout) for dep in stage.deps if dep.protocol == "local"}
@@ -61,7 +61,7 @@ def test_stages_come_after_what_they_read():
             ("intake", "base"),
             ("base", "couple@r1"),
         ),
-        *(("couple@r1", "reflow@r1"), ("reflow@r1", "couple@r2"), ("couple@r1", "distill")),
+        *(("couple@r1", "reflow@r1"), ("reflow@r1", "couple@r2"), ("couple@r1", "distill@student")),
     ):
         assert found.index(before) < found.index(after)
     assert found[-1] == "report"
