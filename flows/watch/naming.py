@@ -11,10 +11,13 @@ from flows.params.files import Difference
 # A row for every third pipeline: the report's colours, darker ones, lighter ones; a model keeps its hue. The rows
 # were searched for: any two colours differ as much as they can at a contrast of 3 : 1 to white and to MLflow's
 # dark page. Mixing the first row with black made r1 of one pipeline look like the student of the next.
-COLOURS = (
-    ("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2", "#8f7a10", "#d6455d"),
-    ("#52677f", "#8f5712", "#376f6a", "#8c5865", "#6f5b86", "#606742", "#be3012"),
-    ("#8496b3", "#9c8572", "#739993", "#b58291", "#a886bf", "#8f9566", "#c87968"),
+COLOURS = tuple(
+    tuple(row.split())
+    for row in (
+        "#2b7de0 #d9650a #12926f #c2429b #8a63d2 #8f7a10 #d6455d #756057 #6aa117 #099eae",
+        "#52677f #8f5712 #376f6a #8c5865 #6f5b86 #606742 #be3012 #f53df5 #0b9cda #960df2",
+        "#8496b3 #9c8572 #739993 #b58291 #a886bf #8f9566 #c87968 #2d762d #3d50f5 #14768f",
+    )
 )
 LONGEST = 40  # characters of what differs
 NEWEST = 99_999
