@@ -1,7 +1,7 @@
 """Samples of two models from the same noise, row by row: python docs/strips.py PROJECT OUT
 
-PROJECT is a checkout whose pipeline has run on images; OUT is the picture: the base at 4 and 16 evaluations (by ab2),
-its student at 1 and 4.
+PROJECT is a checkout whose pipeline has run on images; OUT is the picture: the base at 4 and 16 evaluations (by
+ab2), its student at 1 and 4.
 """
 
 import sys

@@ -9,6 +9,7 @@ import pytest
 from ruamel.yaml import YAML
 
 import fmcore
+from flows.params.files import lay_over
 from flows.params.reading import load_yaml, validate
 from repository import ROOT
 
@@ -51,20 +52,11 @@ def test_links_lead_somewhere(page):
     assert [link for link in LINK.findall(prose) if not (page.parent / link).exists()] == []
 
 
-def overlay(whole, part):
-    for key, value in part.items():
-        nested = isinstance(value, dict) and isinstance(whole[key], dict) and key not in ("rounds", "solvers")
-        if nested and value.get("name") == whole[key].get("name"):
-            overlay(whole[key], value)
-        else:
-            whole[key] = value
-
-
 PARAMS = [text for page in PAGES for language, text in BLOCK.findall(page.read_text()) if language == "yaml"]
 
 
 @pytest.mark.parametrize("text", PARAMS, ids=range(len(PARAMS)))
 def test_params_in_the_pages_are_valid(text):
     whole = load_yaml(ROOT / "presets/digits.yaml")
-    overlay(whole, YAML(typ="safe").load(text))
+    lay_over(whole, YAML(typ="safe").load(text))
     validate(whole, "page")

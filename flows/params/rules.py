@@ -139,6 +139,13 @@ def _base_rules(params: Params) -> Iterator[str]:
         yield f"base.coupling: expected one of {', '.join(COUPLINGS)}, got {json.dumps(base.coupling)}"
     if base.weighting not in WEIGHTINGS:
         yield f"base.weighting: expected one of {', '.join(WEIGHTINGS)}, got {json.dumps(base.weighting)}"
+    if base.predicts != "velocity":
+        for at, there in (("base.teacher", base.teacher), ("base.path", base.path.normalised or None)):
+            if there is not None:
+                got = base.path.name if at == "base.path" else there
+                yield f"base.predicts: expected velocity with {at} {got}, got {base.predicts}"
+        if isinstance(base.distance, Perceptual):
+            yield f"base.distance.name: lpips needs base.predicts velocity, got {base.predicts}"
     if isinstance(base.distance, Perceptual) and base.path != Linear():
         yield f"base.distance.name: lpips needs base.path {{name: linear, sigma_min: 0}}, got {base.path.name}"
 
@@ -333,6 +340,8 @@ def _map_rules(params: Params, section: Distill, at: Callable[[str], str]) -> It
     if params.base.path != Linear():
         path = params.base.path.name
         yield f"{needs} makes a flow map, which needs base.path {{name: linear, sigma_min: 0.0}}, got {path}"
+    if params.base.predicts != "velocity":
+        yield f"{needs} makes a flow map, which needs base.predicts velocity, got {params.base.predicts}"
     if params.base.teacher is not None and section.network is None:
         wanted = f"expected {at('network')}, got null"
         yield f"{needs} makes a flow map, and base.teacher takes no second time: {wanted}"

@@ -57,6 +57,7 @@ class Base:
 
     teacher: str | None
     path: ContinuousPath
+    predicts: Literal["velocity", "noise", "data", "v"]
     coupling: str
     label_dropout: float
     times: Times

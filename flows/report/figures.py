@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 
 INK, PAPER = "#1b1f24", "#fffffe"  # of text and axes, and behind text on lines; the page replaces both by its own
 # Contrast of at least 3 : 1 to the page's white and its dark grey; a model keeps its colour in all figures.
-COLOURS = tuple("#2b7de0 #d9650a #12926f #c2429b #8a63d2 #8f7a10 #d6455d #756057 #6aa117 #099eae".split())
+COLOURS = (
+    *("#2b7de0", "#d9650a", "#12926f", "#c2429b", "#8a63d2"),
+    *("#8f7a10", "#d6455d", "#756057", "#6aa117", "#099eae"),
+)
 # Marker and line of each solver and grid, in the order of the table; a single point has no line anyway.
 MARKS = ("o-", "s--", "^:", "D-.", "v--", "X:", "P-.", "*-")
 NARROW, WIDE = (4.2, 3.5), (9.0, 4.6)  # inches; at 72 an inch, the first is about a phone's width

@@ -35,10 +35,11 @@ def base(params: Params, stage: Stage) -> Events:
         batch_size=section.train.batch_size,
         precision=params.precision,
         weighting=section.weighting,
+        predicts=section.predicts,
     )
     with workspace(stage, params) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
-        convention, known = Convention(section.path), (data.names, data.units, data.encoding)
+        convention, known = Convention(section.path, section.predicts), (data.names, data.units, data.encoding)
         like = Trained(network, params.network, data.shape, classes, {}, "", convention, null_label, *known)
         yield set_up(params, like, section.train.images, training=True)
         state = new_state(network, section.train)

@@ -43,9 +43,15 @@ def train_matched(
     """Trains student `name`, from the newest checkpoint in `work`; returns what the manifest says of the matching.
 
     Raises:
+        ValueError: if more data are to be drawn in a step than there are.
         ArtifactError: if there is a checkpoint of the matching, but the file with its spaces is missing.
     """
-    config = params.distill_of(name).train
+    config, dataset = params.distill_of(name).train, load_dataset(layout.DATASET)
+    if ending.real > len(dataset.x1):
+        raise ValueError(
+            f"distill.ending.real of {name}: expected at most the {len(dataset.x1)} samples that there are, got "
+            f"{ending.real}"
+        )
     objective = partial(
         ending.objective,
         pairs,
@@ -60,7 +66,6 @@ def train_matched(
         checkpoint.save(state, work)
     base = load_model(layout.model("base"), start.device)
     prepare(base.network, params.precision, "off", work=0, training=False)
-    dataset = load_dataset(layout.DATASET)
     data = fresh(dataset, start.device, labelled=start.num_classes is not None)
     clip = dataset.bin_width is not None  # of images, which have a range
     spaces = ending.spaces

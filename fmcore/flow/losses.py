@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmcore.flow.couplings import Pairs
 from fmcore.flow.fields import VelocityField
-from fmcore.flow.paths import ProbPath, coefficients, interpolate
+from fmcore.flow.paths import Prediction, ProbPath, coefficients, interpolate, prediction
 from fmcore.flow.perceptual import Perceptual, pseudo_huber
 
 
@@ -62,7 +62,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 class Compared(NamedTuple):
-    """A field's velocity v and its target u_t, at x_t and the path's own time t."""
+    """A field's velocity v and its target u_t (or other predictions), at x_t and the path's own time t."""
 
     v: Tensor
     u_t: Tensor
@@ -70,8 +70,14 @@ class Compared(NamedTuple):
     t: Tensor
 
 
-def compared(field: VelocityField, path: ProbPath, pairs: Pairs, t: Float[Tensor, " B"]) -> Compared:
-    """The velocities that the flow-matching loss compares.
+def compared(
+    field: VelocityField,
+    path: ProbPath,
+    pairs: Pairs,
+    t: Float[Tensor, " B"],
+    predicts: Prediction = "velocity",
+) -> Compared:
+    """The velocities that the flow-matching loss compares, or what else the field `predicts`.
 
     Times in [0, 1] are mapped linearly to `path.span`. On a `normalised` path both velocities are divided by
     sqrt(a'^2 + s'^2), so that all noise levels weigh alike, as in noise prediction.
@@ -80,6 +86,8 @@ def compared(field: VelocityField, path: ProbPath, pairs: Pairs, t: Float[Tensor
     t = low + (high - low) * t
     x_t, u_t = interpolate(path, pairs.x0, pairs.x1, t)
     v = field(x_t, t, pairs.label)
+    if predicts != "velocity":
+        return Compared(v, prediction(predicts, coefficients(path, t, x_t), pairs.x0, pairs.x1), x_t, t)
     if path.normalised:
         _, _, da, ds = coefficients(path, t, x_t)
         unit = (da**2 + ds**2).rsqrt()
@@ -94,11 +102,14 @@ def flow_matching_loss(
     t: Float[Tensor, " B"],
     distance: Distance,
     weight: Weighting = torch.ones_like,
+    predicts: Prediction = "velocity",
 ) -> Float[Tensor, " B"]:
     """weight(t) distance(v(x_t, t), u_t) for each pair: the conditional flow-matching loss.
+
+    A field that `predicts` the noise is trained as a diffusion model is (Ho et al., arXiv:2006.11239, eq. 14).
 
     Lipman et al., arXiv:2210.02747, eq. 9; on pairs that a flow induced it is the reflow objective of
     Liu et al., arXiv:2209.03003, eq. 1. `compared` says what becomes of t and of the velocities.
     """
-    found = compared(field, path, pairs, t)
+    found = compared(field, path, pairs, t, predicts)
     return weight(found.t) * distance(*found)

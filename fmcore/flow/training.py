@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 
 from fmcore.flow import ema, rng
 from fmcore.flow.couplings import Coupling, Pairs
-from fmcore.flow.fields import Convention, check_precision, network_field
+from fmcore.flow.fields import OURS, Convention, check_precision, network_field
 from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Distance, flow_matching_loss
 from fmcore.flow.named import named
-from fmcore.flow.paths import CONTINUOUS_PATHS, ProbPath
+from fmcore.flow.paths import CONTINUOUS_PATHS, LINEAR, Prediction, ProbPath
 from fmcore.flow.times import TIMES, TimeSampler
 
 
@@ -146,6 +146,7 @@ def flow_objective(
     precision: str = "auto",
     convention: Convention | None = None,
     weighting: str = "none",
+    predicts: Prediction = "velocity",
 ) -> Objective:
     """The flow-matching loss on pairs drawn with replacement from a coupling.
 
@@ -154,9 +155,12 @@ def flow_objective(
         convention: what the network's output means; a velocity on that path if None. Another convention is
             trained through its conversion, so that a diffusion model's network can learn a rectified flow.
         weighting: see `fmcore.flow.losses.WEIGHTINGS`.
+        predicts: what a network without a `convention` learns to predict on the path, by the distance of
+            predictions; its convention is `Convention(path, predicts)` then.
 
     Raises:
-        ValueError: for a coupling without pairs, and for unknown names.
+        ValueError: for a coupling without pairs, for unknown names, and for another prediction than the velocity
+            on a path whose points are not of unit scale, or of a network that has a convention.
         TypeError: for what is neither a name nor what it names.
     """
     if not isinstance(coupling, Coupling):
@@ -169,15 +173,20 @@ def flow_objective(
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting: expected one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     check_precision(precision)
-    weight, source = WEIGHTINGS[weighting], convention or Convention(on)
+    if predicts != "velocity" and (on.normalised or convention is not None):
+        what = f"the path {on.name}" if on.normalised else "a network that has a convention"
+        raise ValueError(f"predicts: expected velocity for {what}, got {predicts}")
+    # A network's own output is what passes as a velocity on the linear path.
+    source, to = (convention or Convention(on), on) if predicts == "velocity" else (OURS, LINEAR)
+    weight = WEIGHTINGS[weighting]
 
     def draw(generator: Generator, progress: float) -> tuple[Pairs, Tensor]:
         return coupling(batch_size, generator, progress), at(batch_size, generator)
 
     def loss(network: nn.Module, batch: tuple[Pairs, Tensor]) -> Tensor:
         pairs, t = batch
-        field = network_field(network, precision, source, on)
-        return flow_matching_loss(field, on, pairs, t, apart, weight)
+        field = network_field(network, precision, source, to)
+        return flow_matching_loss(field, on, pairs, t, apart, weight, predicts)
 
     return Objective(draw, loss, coupling.slow, batch_size)
 

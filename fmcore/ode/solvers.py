@@ -10,17 +10,17 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import isclose, sqrt
+from math import isclose
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fmcore.flow import rng
 from fmcore.flow.fields import Field, VelocityField, as_field, mean_velocity
-from fmcore.flow.speed import is_out_of_memory, moved
+from fmcore.flow.speed import is_out_of_memory
 from fmcore.flow.times import uniform_grid
+from fmcore.ode.stochastic import Ancestral, EulerMaruyama, Noisy
 
 
 @runtime_checkable
@@ -157,35 +157,6 @@ class NoiseAnchored:
             yield x
 
 
-@dataclass(frozen=True)
-class EulerMaruyama:
-    """dx = (v + g^2 / 2 score) dt + g dW with g^2 = 2 churn (1 - t): other paths with the ODE's marginals.
-
-    Song et al. (arXiv:2011.13456), appendix D. On the linear path, with noise and data paired independently, the
-    score is -(x - t v) / (1 - t), and this g keeps g^2 score finite (Ma et al., arXiv:2401.08740, section 2.3).
-    The velocity of a rectified flow does not give the score. The last step adds no noise, which would stay in the
-    sample. The noise of step k for sample i depends on (seed, k, start + i) alone; see `seeded`.
-    """
-
-    churn: float = 1.0
-    seed: int = 0
-    start: int = 0
-    stages: ClassVar[int] = 1
-    saved: ClassVar[int] = 0
-    order: ClassVar[int] = 1
-    stochastic: ClassVar[bool] = True
-    reversible: ClassVar[bool] = False
-
-    def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
-        for k, (t, s) in enumerate(pairwise(knots)):
-            v, h = _at(field, x, t, label), s - t
-            x = x + h * (v - self.churn * (x - t * v))
-            if s < 1:
-                dw = rng.noise(self.seed, f"solver/{k}", self.start, len(x), tuple(x.shape[1:]))
-                x = x + sqrt(2 * self.churn * (1 - t) * h) * moved(dw, x.device).to(x.dtype)
-            yield x
-
-
 EULER = Euler(a=((),), b=(1.0,), c=(0.0,), order=1)
 TRAPEZE = Tableau(a=((), (1.0,)), b=(0.5, 0.5), c=(0.0, 1.0), order=2)
 SOLVERS: dict[str, Solver] = {
@@ -201,6 +172,7 @@ SOLVERS: dict[str, Solver] = {
     "ab2": AdamsBashforth(),
     "noise_anchored": NoiseAnchored(),
     "sde": EulerMaruyama(),
+    "ancestral": Ancestral(),
 }
 ADAPTIVE = "dopri5"
 
@@ -221,7 +193,7 @@ _method = solver  # where a parameter has its name
 
 def seeded(method: Solver, seed: int, start: int) -> Solver:
     """The solver, which draws the noise of the samples from index `start` on if it is stochastic."""
-    return replace(method, seed=seed, start=start) if isinstance(method, EulerMaruyama) else method
+    return replace(method, seed=seed, start=start) if isinstance(method, Noisy) else method
 
 
 def cost(solver: Solver, steps: int) -> int:
@@ -357,7 +329,7 @@ def solve(
             raise
     # Outside of `except`: inside, the error keeps the failed batch's memory.
     half = len(x) // 2
-    later = replace(solver, start=solver.start + half) if isinstance(solver, EulerMaruyama) else solver
+    later = replace(solver, start=solver.start + half) if isinstance(solver, Noisy) else solver
     rest = None if label is None else label[half:]
     first = solve(field, x[:half], grid, solver, None if label is None else label[:half])
     return torch.cat([first, solve(field, x[half:], grid, later, rest)])

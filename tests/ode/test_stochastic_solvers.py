@@ -57,8 +57,8 @@ def test_a_stochastic_solver_ends_elsewhere_from_the_same_start(method):
     field, x0 = gaussian(s1=1.0), standard_normal(50, 100)
     ends = [integrate(field, x0, uniform_grid(200), seeded(churned(method, 3.0), seed, 0)) for seed in (0, 1)]
     a, b = (stats.pearsonr(x.flatten(), y.flatten()).statistic for x, y in (ends, (ends[0], x0)))
-    assert 0 <= a < 0.5
-    assert 0 <= b < 0.5
+    assert -0.05 <= a < 0.5
+    assert -0.05 <= b < 0.5
 
 
 def test_the_velocity_of_a_rectified_flow_is_no_score():
@@ -103,8 +103,25 @@ def test_a_stochastic_solver_s_weak_order_is_what_it_says(method):
     def bias(steps):
         return 1 - float(integrate(gaussian(s1=1.0), x0, uniform_grid(steps), method).var())
 
-    assert bias(16) > 20 * (2 / x0.numel()) ** 0.5
-    assert log2(bias(8) / bias(16)) == pytest.approx(method.order, abs=0.25)
+    assert bias(32) > 15 * (2 / x0.numel()) ** 0.5
+    assert log2(bias(16) / bias(32)) == pytest.approx(method.order, abs=0.25)
+
+
+@pytest.mark.parametrize("s1", [0.5, 2.0])
+@pytest.mark.parametrize("steps", [1, 4, 16])
+def test_ancestral_draws_have_the_moments_of_the_posterior_of_a_ddpm(steps, s1):
+    """In a DDPM's own terms: y = x / t = x_1 + r noise with r = (1 - t) / t falls from noise to data."""
+    m, v = 0.0, 1.0  # of x at t = 0, where y is infinite and tells nothing
+    for i in range(steps):
+        t, s = i / steps, (i + 1) / steps
+        slope = t * s1**2 / (t**2 * s1**2 + (1 - t) ** 2)  # of the mean of x_1 given x_t
+        share = 0.0 if t == 0 else (((1 - s) / s) / ((1 - t) / t)) ** 2  # of y_t in the posterior's mean
+        of_x = s * ((share / t if t else 0.0) + (1 - share) * slope)
+        m, v = of_x * m + s * (1 - share) * (1.5 - slope * t * 1.5), of_x**2 * v + (1 - s) ** 2 * (1 - share)
+    x0 = standard_normal(200, 1000)
+    x = integrate(gaussian(m1=1.5, s1=s1), x0, uniform_grid(steps), SOLVERS["ancestral"])
+    assert float(x.mean()) == pytest.approx(m, abs=4 * (v / x.numel()) ** 0.5 + 1e-9)
+    assert float(x.var()) == pytest.approx(v, rel=4 * (2 / x.numel()) ** 0.5, abs=1e-9)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

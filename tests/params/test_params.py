@@ -164,6 +164,17 @@ WRONG = {
         ),
         "base.distance.name: lpips needs base.path {name: linear, sigma_min: 0}, got cosine",
     ),
+    "a prediction on a path of no unit scale": (
+        changed(
+            "base",
+            {**RAW["base"], "path": {"name": "ve", "sigma_min": 0.01, "sigma_max": 50.0}, "predicts": "noise"},
+        ),
+        "base.predicts: expected velocity with base.path ve, got noise",
+    ),
+    "a prediction of a teacher's": (
+        changed("base", {**RAW["base"], "teacher": "some/folder", "predicts": "v"}),
+        "base.predicts: expected velocity with base.teacher some/folder, got v",
+    ),
     "points to flip": ({**RAW, **POINTS, "flip": True}, "flip: moons are no images, expected false"),
     "a teacher of points": (
         {**RAW, **POINTS, "base": {**RAW["base"], "teacher": "x"}},
