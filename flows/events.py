@@ -74,7 +74,7 @@ class Note(NamedTuple):
 
 
 class ModelReady(NamedTuple):
-    """A finished model folder (safetensors + JSON) at `path`; `name` is `base`, a round or `student`."""
+    """A finished model folder (safetensors + JSON) at `path`; `name` is `base`, a round or a student."""
 
     name: str
     path: Path

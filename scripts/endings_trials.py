@@ -4,14 +4,12 @@
 
 A second call goes on where the first stopped. It knows finished stages by name alone: after an edit, take another
 folder. Models and couplings stay in FOLDER. Held-out images are those of `data.held_out`; points are compared with
-points held out anyway. Training passes count evaluations of the student's network on samples, a backward pass as
-two; seconds are of this machine.
+points held out anyway. Seconds are those of the stage that trained the model, on this machine.
 """
 
 import argparse
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -65,7 +63,6 @@ def run(address: str, raw: dict[str, Any]) -> None:
     for _ in started(validate(raw, address), stage_at(address)):
         pass
     about = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}
-    about["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     done.parent.mkdir(exist_ok=True)
     done.write_text(json.dumps(about))
     print(Path.cwd().name, address, f"{about['seconds']:.0f} s", flush=True)

@@ -90,7 +90,8 @@ def round_costs() -> list[list[str]]:
         section = wanted.couple_of(name)
         pairs = (section.pairs + section.inverted) * section.nfe
         passes[name] = (3 * wanted.train_of(name).images, pairs)
-    passes["student"] = (3 * wanted.distill.train.images, 0)
+    for name in wanted.students:
+        passes[name] = (3 * wanted.distill_of(name).train.images, 0)
     total = sum(map(sum, passes.values()))
     return [
         [name, *(f"{n / 1e6:.2f}" for n in (learning, pairs, learning + pairs)), of_whole(learning + pairs, total)]

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,5 +78,6 @@ def own_params(stage: Stage, entry: Entry) -> dict[str, Any]:
         for name, item in value.items() if trains and key in (kind, "") else [(key, value)]:
             known = found.get(name)
             found[name] = {**known, **item} if isinstance(known, Mapping) and isinstance(item, Mapping) else item
+    found = deepcopy(found)  # the entry's own values stay as they are
     lay_over(found, found.pop("differs", {}))
     return found

@@ -17,6 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flows.local.process import dvc_in
+
 LOCK_FILE = "dvc.lock"
 
 
@@ -54,8 +56,11 @@ def _mend_list(repo: Any) -> str | None:
     from dvc.lock import make_lock
     from dvc.rwlock import RWLOCK_FILE, RWLOCK_LOCK
 
+    if dvc_in(Path(repo.root_dir)):  # who is at work stands there
+        return None
     path = Path(repo.tmp_dir or "") / RWLOCK_FILE
-    guard = make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=False)
+    hardlink = repo.config["core"].get("hardlink_lock", False)
+    guard = make_lock(str(path.with_name(RWLOCK_LOCK)), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink)
     with suppress(DvcException, OSError), guard:  # held by whoever writes it
         try:
             json.loads(path.read_text())

@@ -28,7 +28,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "ending.weight": (ANY, 1e6),
     "ending.real": (ANY, 2**20),
     "ending.k": (ANY, 1000),
-    "ending.halvings": (ANY, 30),
+    "ending.halvings": (ANY, 16),
     "grid.trajectories": (ANY, 10**6),
     "train.ema_halflife_images": (ANY, 10**13),
     "path.sigma_min": (ANY, 1),

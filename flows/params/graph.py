@@ -45,7 +45,7 @@ def _students(raw: Mapping[str, Any], made: list[str]) -> Iterator[str]:
     for name, student in students.items():
         key = f"distill.students.{name}"
         if not _is_name(name) or name in made:
-            others = f", and no model's of those before it ({', '.join(made)})" if name in made else ""
+            others = f" and not {', '.join(made)}, which are taken" if name in made else ""
             yield f"{key}: expected a name like student {NAMED}{others}, got {json.dumps(name)}"
         init, couplings = (
             student.get(of) if isinstance(student, Mapping) else None for of in ("init", "couplings")

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, fields
 
+import torch
 from pydantic import ValidationError
 
 from flows.params.bounds import LEAST_POINTS, LEFT, out_of_bounds
@@ -30,6 +31,7 @@ from fmcore.score.estimates import GROUPS, group_sizes
 from fmcore.score.extractors import EXTRACTORS, FUNCTION, dims_of
 from fmcore.score.scoring import METRICS, METRICS_OF_POINTS
 
+LEAST_SIGNAL = 1e-3  # of the data at the start of a path, for noise to say something of it
 USUAL_BATCH = 2**14  # harmless even with few pairs
 DIFFERS = tuple(
     field.name for field in fields(Distill) if field.name != "students"
@@ -139,6 +141,11 @@ def _base_rules(params: Params) -> Iterator[str]:
         yield f"base.coupling: expected one of {', '.join(COUPLINGS)}, got {json.dumps(base.coupling)}"
     if base.weighting not in WEIGHTINGS:
         yield f"base.weighting: expected one of {', '.join(WEIGHTINGS)}, got {json.dumps(base.weighting)}"
+    if base.predicts == "noise" and float(base.path(torch.tensor(base.path.span[0])).a) < LEAST_SIGNAL:
+        yield (
+            f"base.predicts: noise says nothing of the data where x_t is noise alone, as on base.path "
+            f"{base.path.name} at t = 0: expected data or v there, or the path vp"
+        )
     if base.predicts != "velocity":
         for at, there in (("base.teacher", base.teacher), ("base.path", base.path.normalised or None)):
             if there is not None:
@@ -185,24 +192,26 @@ def _left_rules(at: str, share: float, pairs: int) -> Iterator[str]:
 def _student_rules(params: Params) -> Iterator[str]:
     """Rules for the section `distill` with what each student differs in; each line once."""
     told: list[str] = []
+    whole = params.model_dump(mode="json")
     for name, student in params.distill.students.items():
         key = f"distill.students.{name}"
         if unknown := [other for other in student.differs if other not in DIFFERS]:
             yield f"{key}.differs.{unknown[0]}: unknown key; expected any of {', '.join(DIFFERS)}"
             continue
         try:
-            section = params.distill_of(name)
+            over = {**whole, "distill": params.raw_distill_of(name)}
+            section = Params.model_validate_json(json.dumps(over)).distill
         except ParamsError as error:
             yield str(error)
             continue
         except ValidationError as error:
-            yield from (f"{key}.differs.{line}" for line in lines_of(error, params.raw_distill_of(name)))
+            yield from (f"{key}.differs.{line.removeprefix('distill.')}" for line in lines_of(error, over))
             continue
 
         def at(of: str, own: Collection[str] = student.differs, key: str = key) -> str:
             return f"{key}.differs.{of}" if of in own else f"distill.{of}"
 
-        found = [*_section_rules(params, section, student, at), *_ending_rules(params, section, at)]
+        found = [*_section_rules(params, section, student, at), *_ending_rules(params, section, student, at)]
         fresh = [line for line in found if line not in told]
         told += fresh
         yield from fresh
@@ -229,15 +238,18 @@ def _section_rules(params: Params, section: Distill, student: Student, at: Calla
         yield from _network_rules(params, section.network, at("network"))
 
 
-def _ending_rules(params: Params, section: Distill, at: Callable[[str], str]) -> Iterator[str]:
+def _ending_rules(params: Params, section: Distill, student: Student, at: Callable[[str], str]) -> Iterator[str]:
     """Rules for a student's ending."""
     train, ending = section.train, section.ending
     if isinstance(ending.distance, Perceptual) and _are_no_images(params):
         yield f"{at('ending')}.distance.name: lpips compares images, and data.name {params.data.name} are none"
     if isinstance(ending, MapEnding):
-        yield from _map_rules(params, section, at)
+        yield from _map_rules(params, section, student, at)
     if not isinstance(ending, Matched):
         return
+    count = getattr(params.data, "count", None)
+    if count is not None and ending.real > count:
+        yield f"{at('ending')}.real: expected at most data.count {count}, got {ending.real}"
     first, later = ending.sizes(train.batch_size)
     if min(first, later or first, ending.real) < 2 * train.accumulate:
         yield (
@@ -334,7 +346,7 @@ def _image_rules(params: Params) -> Iterator[str]:
             yield f"{at}.distance.name: lpips compares images, and data.name {name} are none"
 
 
-def _map_rules(params: Params, section: Distill, at: Callable[[str], str]) -> Iterator[str]:
+def _map_rules(params: Params, section: Distill, student: Student, at: Callable[[str], str]) -> Iterator[str]:
     """Rules for an ending whose student is a flow map."""
     needs = f"{at('ending')}.name: {section.ending.name}"
     if params.base.path != Linear():
@@ -342,14 +354,23 @@ def _map_rules(params: Params, section: Distill, at: Callable[[str], str]) -> It
         yield f"{needs} makes a flow map, which needs base.path {{name: linear, sigma_min: 0.0}}, got {path}"
     if params.base.predicts != "velocity":
         yield f"{needs} makes a flow map, which needs base.predicts velocity, got {params.base.predicts}"
-    if params.base.teacher is not None and section.network is None:
+    used = section.network or (None if student.init == "base" else params.reflow.network)
+    if used is None and params.base.teacher is not None:
         wanted = f"expected {at('network')}, got null"
         yield f"{needs} makes a flow map, and base.teacher takes no second time: {wanted}"
-    used = section.network or params.reflow.network or params.network
-    if not isinstance(used, TakesSecondTime):
-        yield f"{needs} needs a network that takes a second time, an mlp or a unet, got {used.name}"
-    if section.train.batch_size < 2 * section.train.accumulate:
-        yield f"{needs} needs two or more samples in each part of a batch ({at('train')}.accumulate)"
+    elif not isinstance(used or params.network, TakesSecondTime):
+        got = (used or params.network).name
+        yield f"{needs} needs a network that takes a second time, an mlp or a unet, got {got}"
+    if isinstance(section.ending.distance, Perceptual):
+        yield f"{at('ending')}.distance.name: lpips compares images, and the ends of a flow map's steps are none"
+    assert isinstance(section.ending, MapEnding)
+    sizes, parts = section.ending.sizes(section.train.batch_size), section.train.accumulate
+    if min(sizes) < parts:
+        here, far = sizes
+        yield (
+            f"{at('ending')}.diagonal: each part of a batch needs samples at s = t and at s > t, got {here} and "
+            f"{far} in {parts} parts ({at('train')}.accumulate)"
+        )
 
 
 def _are_no_images(params: Params) -> bool:

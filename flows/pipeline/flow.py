@@ -91,7 +91,7 @@ def reflow_stage(*, stage: form.Stage, force: bool = True, hours: form.Hours = 0
     """Runs one stage.
 
     Args:
-        stage: The stage; of several rounds all.
+        stage: The stage; of several rounds or students all.
         force: Run it although nothing has changed.
         hours: Longest time that it may take; 0: as long as it needs.
     """

@@ -1,5 +1,7 @@
 """Stage `base`: the flow that the first round starts from."""
 
+import torch
+
 from flows import layout
 from flows.events import Events, Note
 from flows.params.schema import Params
@@ -39,13 +41,24 @@ def base(params: Params, stage: Stage) -> Events:
     )
     with workspace(stage, params) as work:
         network = initialised(params.network, data.shape, classes, params.seed).to(device)
-        convention, known = Convention(section.path, section.predicts), (data.names, data.units, data.encoding)
+        convention = Convention(section.path, section.predicts, _clip(params, data))
+        known = (data.names, data.units, data.encoding)
         like = Trained(network, params.network, data.shape, classes, {}, "", convention, null_label, *known)
         yield set_up(params, like, section.train.images, training=True)
         state = new_state(network, section.train)
         yield from run_training("base", work, state, objective, section.train, params.seed)
         about = {"rounds": 0, "coupling": section.coupling}
         yield from finish("base", work, state, section.train, like, made_by(params, stage) | about)
+
+
+def _clip(params: Params, data: Dataset) -> float | None:
+    """Where the data that predicted noise comes to is cut: at the largest value of the data, as DDPMs do.
+
+    Near t = 0 noise says next to nothing of the data, and an error of it becomes one many times as large.
+    """
+    if params.base.predicts != "noise":
+        return None
+    return 1.0 if data.bin_width is not None else float(torch.stack(torch.aminmax(data.x1)).abs().max())
 
 
 def _coupling(params: Params, data: Dataset, classes: int | None) -> Coupling:

@@ -4,6 +4,7 @@ It runs first whenever params.yaml changed, and a mistake stops `dvc repro` ther
 Its outputs are digests of the other files that params.yaml names: when one changes, stages run again.
 """
 
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ def check(params: Params, stage: Stage) -> Events:
     write_json(layout.CHECKED_FEATURES, {"extractor_sha256": digest} if digest else {})
     sections = {"network": None if params.base.teacher else params.network}
     sections |= {"reflow.network": params.reflow.network}
-    sections |= {f"{at}.network": section.network for at, section in _students(params)}
+    sections |= {at("network"): student.network for student, at in _students(params)}
     with torch.device("meta"):  # takes no memory, and still raises for what cannot be built
         for key, network in sections.items():
             try:
@@ -53,8 +54,8 @@ def check(params: Params, stage: Stage) -> Events:
                     network.build(params.data.shape, None)
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
-    for at, student in _students(params):
-        _check_spaces(params, student.ending, f"{at}.ending.spaces")
+    for student, at in _students(params):
+        _check_spaces(params, student.ending, f"{at('ending')}.spaces")
     _check_disk(params)
     yield from _long_warm_ups(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
@@ -63,7 +64,8 @@ def check(params: Params, stage: Stage) -> Events:
 
 def _long_warm_ups(params: Params) -> Events:
     """Says which trainings end before they reach their learning rate."""
-    sections = {"reflow": params.reflow.train} | {at: section.train for at, section in _students(params)}
+    sections = {"reflow": params.reflow.train}
+    sections |= {at("train").removesuffix(".train"): student.train for student, at in _students(params)}
     sections |= {"base": params.base.train} if params.base.teacher is None else {}
     sections |= {"features": params.features.train} if params.features.extractor in FITTED else {}
     for name, train in sections.items():
@@ -99,12 +101,14 @@ def _check_disk(params: Params) -> None:
     need_space(root(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")
 
 
-def _students(params: Params) -> list[tuple[str, Distill]]:
-    """The sections of the students, and where they stand; `distill` once, if some differ from it in nothing."""
-    sections = {}
+def _students(params: Params) -> Iterator[tuple[Distill, Callable[[str], str]]]:
+    """Each student's section, and where a key of it stands."""
     for name, student in params.distill.students.items():
-        sections[f"distill.students.{name}" if student.differs else "distill"] = params.distill_of(name)
-    return list(sections.items())
+
+        def at(of: str, own: Collection[str] = student.differs, name: str = name) -> str:
+            return f"distill.students.{name}.differs.{of}" if of in own else f"distill.{of}"
+
+        yield params.distill_of(name), at
 
 
 def _check_spaces(params: Params, ending: Ending, at: str) -> None:
@@ -133,14 +137,14 @@ def _check_spaces(params: Params, ending: Ending, at: str) -> None:
 
 def _check_perceptual(params: Params) -> dict[str, str]:
     """Digests of the weights of every perceptual distance; they are read now, not after hours of training."""
-    found = {}
+    found: dict[str, str] = {}
     distances = {"base": params.base.distance, "reflow": params.reflow.distance}
-    distances |= {f"{at}.ending": section.ending.distance for at, section in _students(params)}
+    distances |= {at("ending"): student.ending.distance for student, at in _students(params)}
     for at, distance in distances.items():
         if isinstance(distance, Perceptual):
             try:
                 load_lpips(distance.backbone, distance.linear)
             except ValueError as error:
                 raise ValueError(f"{at}.distance: {error}") from None
-            found[f"{at}_lpips_sha256"] = " ".join(sha256(Path(p)) for p in (distance.backbone, distance.linear))
+            found |= {f"lpips {p}": sha256(Path(p)) for p in (distance.backbone, distance.linear)}
     return found

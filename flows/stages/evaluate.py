@@ -1,4 +1,4 @@
-"""Stages `evaluate_base`, `evaluate@ROUND` and `evaluate_student`: scores of a model over solvers and NFE."""
+"""Stages `evaluate_base`, `evaluate@ROUND`, `evaluate_student@STUDENT`: a model's scores over solvers and NFE."""
 
 from collections.abc import Callable, Generator, Iterator
 from functools import partial

@@ -49,8 +49,7 @@ def train_matched(
     config, dataset = params.distill_of(name).train, load_dataset(layout.DATASET)
     if ending.real > len(dataset.x1):
         raise ValueError(
-            f"distill.ending.real of {name}: expected at most the {len(dataset.x1)} samples that there are, got "
-            f"{ending.real}"
+            f"{name}: real of its ending is {ending.real}, expected at most the {len(dataset.x1)} samples"
         )
     objective = partial(
         ending.objective,

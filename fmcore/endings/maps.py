@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmcore.flow.couplings import Coupling, Pairs
 from fmcore.flow.fields import OURS, Convention, MapField, network_field
@@ -22,7 +23,6 @@ from fmcore.flow.paths import expand
 from fmcore.flow.training import Objective
 
 HALVINGS = 6  # the shortest step that is trained is 2^-6
-EPSILON = 5e-3  # half the width of the differences that stand in for a derivative
 
 Arguments = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]  # x, t, s and label, of what varies
 
@@ -64,8 +64,13 @@ class MapEnding:
         if not 0 < self.diagonal < 1:
             raise ValueError(f"a flow map needs diagonal in (0, 1), got {self.diagonal}")
 
+    def sizes(self, batch_size: int) -> tuple[int, int]:
+        """How many of a batch are at s = t, and how many at s > t."""
+        here = min(max(1, round(self.diagonal * batch_size)), batch_size - 1)
+        return here, batch_size - here
+
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """What is predicted at s > t, and what it should be."""
+        """What is predicted at s > t, and what it should be; each ending's own."""
         raise NotImplementedError
 
     def objective(
@@ -83,7 +88,7 @@ class MapEnding:
             raise ValueError(f"a flow map starts from a velocity on the linear path, got {convention}")
         if batch_size < 2:
             raise ValueError(f"a flow map needs batches of 2 or more, got {batch_size}")
-        here = min(max(1, round(self.diagonal * batch_size)), batch_size - 1)
+        here, _ = self.sizes(batch_size)
 
         def draw(generator: Generator, progress: float) -> Spans:
             pairs = coupling(batch_size, generator, progress)
@@ -121,18 +126,11 @@ def derivative(
 ) -> tuple[Tensor, Tensor]:
     """u where `arguments` puts `at`, and its derivative towards a direction; gradients flow through both.
 
-    By forward mode, or by a central difference in float32 where a kernel has no forward mode, as attention's on a
-    GPU. (Forward mode computes in bfloat16 where the network does.)
+    By forward mode, in float32 and with attention in its plain form: other kernels have no forward mode.
     """
     _load_forward_mode()
-    try:
-        u, slope = torch.func.jvp(lambda *given: field.mean(*arguments(*given)), at, towards)[:2]
-    except NotImplementedError:
-        ahead, behind = (
-            field.exact(*arguments(*(x + sign * EPSILON * d for x, d in zip(at, towards, strict=True))))
-            for sign in (1, -1)
-        )
-        return field.mean(*arguments(*at)), (ahead - behind) / (2 * EPSILON)
+    with sdpa_kernel(SDPBackend.MATH):
+        u, slope = torch.func.jvp(lambda *given: field.exact(*arguments(*given)), at, towards)[:2]
     return u, slope
 
 

@@ -83,7 +83,7 @@ class Matched:
         def loss(network: nn.Module, batch: Batch) -> Tensor:
             field = network_field(network, precision, convention, LINEAR)
             at_noise, later, t, real = batch
-            on_its_way = later.x1 - later.x0 if real is None else mean_velocity(field, later, t)
+            on_its_way = later.x1 - later.x0 if real is None else mean_of_two_steps(field, later, t)
             x_t = torch.cat([at_noise.x0, later.x0 + expand(t, later.x0) * on_its_way])
             u_t = torch.cat([at_noise.x1 - at_noise.x0, on_its_way])
             t = torch.cat([t.new_zeros(len(at_noise.x0)), t])
@@ -112,7 +112,7 @@ class Batch(NamedTuple):
 
 
 @torch.no_grad()
-def mean_velocity(field: VelocityField, pairs: Pairs, t: Float[Tensor, " B"]) -> Float[Tensor, "B *D"]:
+def mean_of_two_steps(field: VelocityField, pairs: Pairs, t: Float[Tensor, " B"]) -> Float[Tensor, "B *D"]:
     """The mean velocity of two Euler steps from the pairs' noise at 0 to time t."""
     x0, label = pairs.x0, pairs.label
     v = field(x0, torch.zeros_like(t), label)

@@ -44,6 +44,8 @@ def as_field(field: Field | nn.Module) -> VelocityField:
     """
     if not callable(field):
         raise TypeError(f"expected a field of (x, t) or (x, t, label), got {type(field).__name__}")
+    if isinstance(field, nn.Module) and getattr(field, "has_second_time", False):
+        return _map_of(field, next(field.parameters()).device, None)
     inner = getattr(field, "_orig_mod", field)  # of a network that torch.compile has wrapped
     kind: Any = type(inner)
     names = _of_class(kind) if isinstance(inner, nn.Module) else _arguments(inner, 0)
@@ -138,7 +140,7 @@ class MapField:
 
     Main arguments:
         mean: u(x, t, s) of x, t, s and the class.
-        exact: the same in float32, for differences of it.
+        exact: the same in float32, for its derivatives.
     """
 
     mean: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -159,8 +161,7 @@ def _map_of(network: nn.Module, device: torch.device, dtype: torch.dtype | None)
 
 def mean_velocity(field: VelocityField, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
     """The mean velocity from t to s as far as the field knows it: a flow map's u(x, t, s), else v(x, t)."""
-    mean = getattr(field, "mean", None)
-    return field(x, t, label) if mean is None else mean(x, t, s, label)
+    return field.mean(x, t, s, label) if isinstance(field, MapField | Counted) else field(x, t, label)
 
 
 def reparametrised(field: VelocityField, source: Convention, target: ProbPath = LINEAR) -> VelocityField:

@@ -39,18 +39,18 @@ class Noisy:
 class Ancestral(Noisy):
     """From x_t to a draw of x_s given x_t and the predicted data: how a DDPM samples (arXiv:2006.11239, eqs. 6-7).
 
-    On the linear path x_s = s (k t x + (1 - k t^2) x_1) + (1 - s) sqrt(1 - k t^2) z with x_1 = x + (1 - t) v and
-    k = ((1 - s) / (s (1 - t)))^2. (Without noise, s x_1 + (1 - s) x_0, it is DDIM, which is Euler's method on the
+    On the linear path x_s = s (r t x + (1 - r t^2) x_1) + (1 - s) sqrt(1 - r t^2) z with x_1 = x + (1 - t) v and
+    r = ((1 - s) / (s (1 - t)))^2. (Without noise, s x_1 + (1 - s) x_0, it is DDIM, which is Euler's method on the
     linear path.) The predicted data must be the mean of the data given x_t, which a rectified flow's is not.
     """
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
-        for i, (t, s) in enumerate(pairwise(knots)):
+        for k, (t, s) in enumerate(pairwise(knots)):
             x1 = x + (1 - t) * _at(field, x, t, label)
-            k = ((1 - s) / (s * (1 - t))) ** 2
-            x = s * (k * t * x + (1 - k * t**2) * x1)
+            kept = ((1 - s) / (s * (1 - t))) ** 2
+            x = s * (kept * t * x + (1 - kept * t**2) * x1)
             if s < 1:
-                x = x + (1 - s) * sqrt(1 - k * t**2) * self.noise(i, x)
+                x = x + (1 - s) * sqrt(1 - kept * t**2) * self.noise(k, x)
             yield x
 
 

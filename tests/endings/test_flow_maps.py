@@ -123,28 +123,6 @@ def test_the_velocity_of_the_lagrangian_s_end_is_that_of_differences():
     assert not target.requires_grad
 
 
-def test_what_has_no_forward_mode_is_differentiated_by_differences():
-    def refused(x, t, s, label):
-        raise NotImplementedError("Trying to use forward AD with it that does not support it")
-
-    asked = []
-
-    def known(x, t, s, label):
-        asked.append(s)
-        return x * s[:, None].sin()
-
-    def mean(x, t, s, label):
-        return (refused if torch._C._functorch.peek_interpreter_stack() is not None else known)(x, t, s, label)
-
-    x, s = torch.ones(7, 2).double(), torch.linspace(0.1, 0.9, 7).double().requires_grad_()
-    u, slope = derivative(MapField(mean, known), lambda s: (x, s, s, None), (s,), (torch.full_like(s, 2.0),))
-    torch.testing.assert_close(u, x * s[:, None].sin())
-    torch.testing.assert_close(slope, x * 2 * s[:, None].cos(), rtol=1e-3, atol=1e-4)
-    slope.sum().backward()
-    torch.testing.assert_close(s.grad, -4 * s.detach().sin(), rtol=1e-3, atol=1e-4)
-    assert len(asked) == 3
-
-
 def test_spans_are_of_all_sizes_within_the_unit_interval():
     t, s = spans(100_000, torch.Generator().manual_seed(0))
     assert (t >= 0).all()
@@ -182,14 +160,62 @@ def test_a_second_time_changes_nothing_where_it_is_the_first(kind, classes):
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_a_network_with_attention_too_has_its_derivatives(kind):
+def test_derivatives_of_every_network_are_those_of_differences(kind):
+    config, shape = NETWORKS[kind]
+    torch.manual_seed(0)
+    network = FlowMap(config).build(shape, None).double().eval()
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.1)
+
+    def mean(x, t, s, label):
+        return network(x, t, label, s)
+
+    field, eps = MapField(mean, mean), 1e-4  # diffusers embeds times in float32
+    x, t, s = torch.randn(4, *shape).double(), torch.full((4,), 0.2).double(), torch.full((4,), 0.7).double()
+    v = torch.randn_like(x)
+    u, by_s = derivative(field, lambda s: (x, t, s, None), (s,), (torch.ones_like(s),))
+    torch.testing.assert_close(u, mean(x, t, s, None))
+    wanted = (mean(x, t, s + eps, None) - mean(x, t, s - eps, None)) / (2 * eps)
+    assert (by_s - wanted).norm() < 0.01 * wanted.norm()
+    _, along = derivative(field, lambda x, t: (x, t, s, None), (x, t), (v, torch.ones_like(t)))
+    wanted = (mean(x + eps * v, t + eps, s, None) - mean(x - eps * v, t - eps, s, None)) / (2 * eps)
+    assert (along - wanted).norm() < 0.01 * wanted.norm()
+
+
+@every
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.precisions
+def test_every_ending_trains_every_network_in_either_precision(name, kind):
     config, shape = NETWORKS[kind]
     network = FlowMap(config).build(shape, None)
-    field = network_field(network, "fp32")
-    x, t, s = torch.randn(4, *shape), torch.full((4,), 0.2), torch.full((4,), 0.7)
-    u, slope = derivative(field, lambda s: (x, t, s, None), (s,), (torch.ones_like(s),))
-    assert u.shape == slope.shape == x.shape
-    slope.square().mean().backward()
+    stored = Stored(Pairs(torch.randn(20, *shape), torch.randn(20, *shape), None))
+    ending = MAPS[name](distance=Squared(), diagonal=0.5)
+    of = ending.objective(stored, batch_size=8, precision="auto", convention=OURS)
+    of.loss(network, of.draw(torch.Generator().manual_seed(0), 0.0)).mean().backward()
+    grads = [p.grad for p in network.parameters() if p.grad is not None]
+    assert grads
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_module_or_field_of_the_user_s_with_a_mean_is_no_map():
+    class Normalised(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.ones(2))
+            self.w = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, x, t, label):
+            return self.w * (x - self.mean)
+
+    assert integrate(Normalised(), torch.zeros(3, 2), 1, "euler").tolist() == [[-1.0, -1.0]] * 3
+
+
+def test_a_flow_map_itself_is_integrated_as_its_field_is():
+    network = ExactMap(independent=True)
+    x0 = torch.linspace(-2, 2, 5)[:, None]
+    torch.testing.assert_close(
+        integrate(network, x0, 1, "euler"), integrate(network_field(network, "fp32"), x0, 1, "euler")
+    )
 
 
 def test_networks_that_take_none_are_refused():

@@ -1,5 +1,7 @@
 """What is said of a stage to who watches it."""
 
+from copy import deepcopy
+
 import pytest
 
 from flows.launch.about import about, own_params
@@ -23,9 +25,12 @@ def own(address, raw):
 
 def test_models_are_compared_by_keys_of_the_same_name(raw):
     assert own("base", raw)["train"]["images"] == raw["base"]["train"]["images"]
+    raw = deepcopy(raw)
     raw["distill"]["students"]["student"]["differs"] = {"train": {"images": 7_000}}
+    before = deepcopy(raw)
     found = own("distill@student", raw)
-    assert found["train"] == raw["distill"]["train"] | {"images": 7_000}
+    assert raw == before, "the stage compares these with the file when it ends"
+    assert found["train"] == before["distill"]["train"] | {"images": 7_000} != before["distill"]["train"]
     assert found["init"] == raw["distill"]["students"]["student"]["init"]
     for name, lr, nfe in (("r1", raw["reflow"]["train"]["lr"], raw["couple"]["nfe"]), ("r2", 5e-4, 8)):
         assert own(f"reflow@{name}", raw)["train"] == raw["reflow"]["train"] | {"lr": lr}
