@@ -48,7 +48,7 @@ def test_everything_arrives(root):
     (parent_id,) = query(root, "select run_uuid from runs where name like 'digits %'")[0]
     assert parent["fmcore.pipeline"] == ENDED_PIPELINE
     assert child["mlflow.parentRunId"] == parent_id
-    assert child["fmcore.stage.distill@student"].startswith("FINISHED ")
+    assert child["fmcore.stage.distill_student"].startswith("FINISHED ")
     assert child["fmcore.data"] == parent["fmcore.data"] == "digits"
 
     params = {
@@ -76,7 +76,7 @@ def test_everything_arrives(root):
     with Image.open(new) as picture:
         assert picture.getpixel((0, 0)) == 255
     assert (artifacts / "tables/scores.csv").read_text() == "nfe,fid\n1,90.0\n2,40.5\n"
-    lines = (artifacts / "logs/distill@student/log.txt").read_text().splitlines()
+    lines = (artifacts / "logs/distill_student/log.txt").read_text().splitlines()
     assert [line.split()[1] for line in lines] == ["first", "second"]
 
     code = (
