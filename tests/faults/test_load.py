@@ -2,10 +2,14 @@
 
 import os
 import subprocess
+import sys
 
 import pytest
+import torch
 
 from checkouts import Checkout, environment
+from fmcore.disk.pairs import seal_pairs, write_shard
+from fmcore.flow.couplings import Pairs
 from prefect_page import ended, page, submit
 from servers import QUIET
 from small_pipelines import ran
@@ -43,3 +47,29 @@ def test_two_checkouts_at_once_make_what_each_makes_alone(tmp_path):
     one, two = (each.outputs() for each in checkouts)
     assert one == two
     assert len(one) > 40
+
+
+READER = """
+import sys, hashlib, torch
+torch.set_num_threads(1)
+from fmcore.disk.pairs import map_pairs
+from fmcore.flow.couplings import Sharded
+parts, _ = map_pairs(sys.argv[1])
+drawn = Sharded(parts)(20_000, torch.Generator().manual_seed(0))
+print(hashlib.sha256(drawn.x0.numpy().tobytes() + drawn.x1.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.timeout(600)
+def test_eight_readers_of_one_folder_of_couplings_draw_the_same_pairs(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    shards = []
+    for start in range(0, 50_000, 10_000):
+        x0, x1 = torch.randn(2, 10_000, 64, generator=g)
+        shards.append(write_shard(tmp_path, start, [Pairs(x0, x1, None)]))
+    seal_pairs(tmp_path, shards, {})
+    command = [sys.executable, "-c", READER, str(tmp_path)]
+    readers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+    said = {reader.communicate()[0] for reader in readers}
+    assert [reader.returncode for reader in readers] == [0] * 8
+    assert len(said) == 1
