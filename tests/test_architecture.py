@@ -187,7 +187,7 @@ def test_one_importer_each():
         },
         "pydantic": {
             *("flows.params.schema", "flows.params.reading", "flows.params.messages", "flows.params.rules"),
-            "flows.pipeline.form",
+            *("flows.params.student_rules", "flows.pipeline.form"),
         },
         "tqdm": {"fmcore.progress"},
     }.items():

@@ -50,6 +50,20 @@ def plus_minus(value: float, std: float) -> str:
     return f"{value / 10**power:.{digits}f}e{power:+03d} ± {std / 10**power:.{digits}f}e{power:+03d}"
 
 
+def called(model: str) -> str:
+    """What a sentence calls a model: a kind of model takes an article, a name none.
+
+    >>> called("student"), called("r1"), called("meanflow")
+    ('the student', 'r1', 'meanflow')
+    """
+    return f"the {model}" if model in ("base", "student") else model
+
+
+def upper_first(text: str) -> str:
+    """A text that begins a sentence."""
+    return f"{text[0].upper()}{text[1:]}"
+
+
 def evaluations(count: int) -> str:
     """A number of evaluations.
 
@@ -114,7 +128,7 @@ def answer(results: Results) -> Answer:
         else:
             against = f"{100 * (ratio - 1):.2g} % farther from the data than {at_best}"
         start = evaluations(few.nfe)
-        sentence = f"{start[0].upper()}{start[1:]} of the {few.name}: {number(few.score.value)}, {against}."
+        sentence = f"{upper_first(start)} of {called(few.name)}: {number(few.score.value)}, {against}."
     return Answer(sentence, _beside(results, few), _headlines(found, base, few))
 
 
@@ -134,8 +148,8 @@ def _beside(results: Results, few: Sampled) -> list[str]:
             lines.append(f"{fresh}: no honest sample scores lower.")
         elif results.is_matched(few.name):
             lines.append(
-                f"{fresh}. The {few.name} scores lower, since it was matched to the very samples that it is "
-                "compared with: compare it with held-out data before you say that it beats the data."
+                f"{fresh}. {upper_first(called(few.name))} scores lower, since it was matched to the very samples "
+                "that it is compared with: compare it with held-out data before you say that it beats the data."
             )
         else:
             lines.append(f"{fresh}; copies of the training data score lower.")
@@ -162,12 +176,12 @@ def cost(results: Results) -> str:
     few, base = choices_of(results)[0].run, best_of(results, "base")
     flops = results.flops[few.name] * few.nfe
     scale, unit = flop_unit(flops / 1e9)
-    drawn = f"A sample of the {few.name} by {evaluations(few.nfe)} takes {flops / 1e9 * scale:.3g} {unit}"
+    drawn = f"A sample of {called(few.name)} by {evaluations(few.nfe)} takes {flops / 1e9 * scale:.3g} {unit}"
     share = results.flops["base"] * base.nfe / flops
     if few.name == "base":
         return f"{drawn}."
     passes = training_passes(results.params)
-    made = f"Making the {few.name}, its parents included, took {size(passes[few.name])} evaluations"
+    made = f"Making {called(few.name)}, its parents included, took {size(passes[few.name])} evaluations"
     more = f", {times(passes[few.name] / passes['base'])} times what the base took" if passes["base"] else ""
     return f"{drawn}, 1/{times(share)} of one of the base at its best. {made}{more}."
 
