@@ -1,5 +1,6 @@
 """Students by every ending: trained, killed and resumed, side by side, scored, loaded and taken away."""
 
+import onnxruntime
 import pandas as pd
 import pytest
 import torch
@@ -8,6 +9,7 @@ from flows import layout
 from fmcore.cli import main
 from fmcore.disk.files import read_json
 from fmcore.endings import ENDINGS
+from fmcore.flow.pixels import quantise
 from fmcore.model import load
 from fmcore.ode.sampling import Sampling
 from stage_runs import (
@@ -97,5 +99,27 @@ def test_a_flow_map_of_images_with_classes_is_taken_away():
     program = torch.export.load("away/model.pt2").module()
     wanted = model.carry(noise, 3, label=label, precision="fp32")
     torch.testing.assert_close(program(noise, label), wanted, rtol=1e-4, atol=1e-5)
+    assert main(["export", "models/student", "onnx", "--to", "onnx", "--nfe", "3"]) == 0
+    session = onnxruntime.InferenceSession("onnx/model.onnx")
+    (images,) = session.run(None, {"noise": noise.numpy(), "label": label.numpy()})
+    apart = torch.from_numpy(images).int() - quantise(wanted).permute(0, 2, 3, 1).int()
+    assert apart.abs().max() <= 1, "grey levels"
     assert main(["sample", "models/student", "--nfe", "2", "--count", "4", "--out", "grid.png"]) == 0
     assert main(["export", "models/student", "there", "--to", "diffusers", "--nfe", "2"]) == 2
+
+
+def test_a_base_that_predicts_noise_goes_through_the_whole_pipeline():
+    """Its predicted data are cut to the range of images; a round that starts from it learns v."""
+    params = tiny(
+        base__path={"name": "vp", "beta_min": 0.1, "beta_max": 20.0},
+        base__predicts="noise",
+        evaluate__solvers={"euler": [1, 4], "ancestral": [4]},
+    )
+    list(run(params, *TO_COUPLINGS, "reflow@r1", "distill@student", "evaluate_base", "evaluate@r1"))
+    list(run(params, "evaluate_student@student", "evaluate_pairs@r1", "report"))
+    base, r1 = load("models/base").convention, load("models/r1").convention
+    assert (base.predicts, base.clip) == ("noise", 1.0)
+    assert (r1.predicts, r1.clip) == ("v", None)
+    scores = pd.read_csv(layout.REPORTS / "scores.csv")
+    ways = {model: set(scores[scores.model == model].solver) for model in ("base", "r1", "student")}
+    assert ways == {"base": {"euler", "ancestral"}, "r1": {"euler"}, "student": {"euler"}}, "no other is a score"
