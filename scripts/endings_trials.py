@@ -1,6 +1,6 @@
 """All endings from the same base, r1 and couplings, on several data sets and seeds: docs/endings.csv.
 
-    python scripts/endings_trials.py FOLDER [--data digits,checkerboard] [--seeds 2]
+    python scripts/endings_trials.py FOLDER [--data digits,checkerboard] [--seeds 0,1]
 
 A second call goes on where the first stopped. It knows finished stages by name alone: after an edit, take another
 folder. Models and couplings stay in FOLDER. Held-out images are those of `data.held_out`; points are compared with
@@ -45,6 +45,9 @@ def settings(data: str, seed: int) -> dict[str, Any]:
     init = next(iter(raw["distill"]["students"].values()))["init"]
     raw["reflow"]["rounds"] = {"r1": {"teacher": "base", "couple": {}, "train": {}}}
     raw["distill"]["students"] = {name: {**student, "init": init} for name, student in students.items()}
+    for student in raw["distill"]["students"].values():
+        if match := student["differs"].get("ending", {}).get("match"):  # as that data's own student is matched
+            match |= {key: raw["distill"]["ending"][key] for key in match}
     raw["seed"] = seed
     raw["evaluate"]["solvers"] = {"euler": list(BUDGETS), "ab2": [16]}
     raw["evaluate"]["metrics"] = [] if raw["features"]["extractor"] == "none" else ["precision_recall"]
@@ -91,11 +94,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", default="digits,checkerboard,mnist")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", default="0,1")
     args = parser.parse_args()
     os.chdir(ROOT)  # for the presets
     keep_freed_memory()
-    trials = [(data, seed) for data in args.data.split(",") for seed in range(args.seeds)]
+    trials = [(data, seed) for data in args.data.split(",") for seed in map(int, args.seeds.split(","))]
     found: list[dict[str, Any]] = []
     whole = {(data, seed): settings(data, seed) for data, seed in trials}
     for (data, seed), raw in whole.items():

@@ -18,8 +18,9 @@ from benchmarks import gpu
 from benchmarks.on_gpu import correctness, loops, speed_of_training
 from diffusers_teachers import saved, unet
 from fmcore.disk.pairs import open_pairs
-from fmcore.endings.matched import Matched, target_of
+from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import Hidden, Pixels, embedding
+from fmcore.endings.target import target_of
 from fmcore.flow.couplings import (
     Flipped,
     Independent,

@@ -10,8 +10,8 @@ from flows.params.bounds import LEFT
 from flows.params.files import ParamsError
 from flows.params.messages import lines_of
 from flows.params.schema import Distill, Params, Student
+from fmcore.endings import matching_of
 from fmcore.endings.maps import MapEnding
-from fmcore.endings.matched import Matched
 from fmcore.flow.paths import Linear
 from fmcore.flow.perceptual import Perceptual
 from fmcore.intake.latents import Latents
@@ -86,22 +86,24 @@ def _ending_rules(params: Params, section: Distill, student: Student, at: Callab
         yield f"{at('ending')}.distance.name: lpips compares images, and data.name {params.data.name} are none"
     if isinstance(ending, MapEnding):
         yield from _map_rules(params, section, student, at)
-    if not isinstance(ending, Matched):
+    match = matching_of(ending)
+    if match is None:
         return
+    key = f"{at('ending')}.match" if isinstance(ending, MapEnding) else at("ending")
     count = getattr(params.data, "count", None)
-    if count is not None and ending.real > count:
-        yield f"{at('ending')}.real: expected at most data.count {count}, got {ending.real}"
-    first, later = ending.sizes(train.batch_size)
-    if min(first, later or first, ending.real) < 2 * train.accumulate:
+    if count is not None and match.real > count:
+        yield f"{key}.real: expected at most data.count {count}, got {match.real}"
+    first, later = match.sizes(train.batch_size)
+    if min(first, later or first, match.real) < 2 * train.accumulate:
         yield (
-            f"{at('ending')}: each part of a batch needs 2 samples or more at t = 0, at later times (if there are "
-            f"any) and of data, got {first}, {later} and {ending.real} in {train.accumulate} parts "
+            f"{key}: each part of a batch needs 2 samples or more at t = 0, at later times (if there are "
+            f"any) and of data, got {first}, {later} and {match.real} in {train.accumulate} parts "
             f"({at('train')}.accumulate)"
         )
     if params.conditional and section.labels == "drop" and not params.base.label_dropout:
         yield (
-            f"{at('labels')}: drop needs base.label_dropout > 0 for the ending matched, which asks the base about "
-            "samples without their classes, got 0"
+            f"{at('labels')}: drop needs base.label_dropout > 0 for an ending that matches, which asks the base "
+            "about samples without their classes, got 0"
         )
 
 

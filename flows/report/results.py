@@ -103,7 +103,7 @@ class Results:
     def is_matched(self, model: str) -> bool:
         """Whether it is a student that was matched to data."""
         students = self.params.distill.students
-        return model in students and self.params.distill_of(model).ending.name == "matched"
+        return model in students and getattr(self.params.distill_of(model).ending, "match", None) is not None
 
     @property
     def of_models(self) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from flows.workshop.place import in_the_way, root
 from flows.workshop.setup import device_of
 from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
-from fmcore.endings import Ending
-from fmcore.endings.matched import Matched
+from fmcore.endings import Ending, matching_of
+from fmcore.endings.maps import MapEnding
 from fmcore.endings.spaces import Hidden
 from fmcore.flow.perceptual import Perceptual, load_lpips
 from fmcore.intake.latents import Latents
@@ -55,7 +55,7 @@ def check(params: Params, stage: Stage) -> Events:
             except ValueError as error:
                 raise ValueError(f"{key}: {error}") from None
     for student, at in _students(params):
-        _check_spaces(params, student.ending, f"{at('ending')}.spaces")
+        _check_spaces(params, student.ending, at("ending"))
     _check_disk(params)
     yield from _long_warm_ups(params)
     yield Note(f"params.yaml is valid: {', '.join(params.models)} on {params.data.name}")
@@ -113,20 +113,21 @@ def _students(params: Params) -> Iterator[tuple[Distill, Callable[[str], str]]]:
 
 def _check_spaces(params: Params, ending: Ending, at: str) -> None:
     """A ValueError if a student's ending asks the base for activations that it does not have."""
-    teacher = params.base.teacher
-    if not isinstance(ending, Matched):
+    teacher, match = params.base.teacher, matching_of(ending)
+    if match is None:
         return
+    at = f"{at}.match.spaces" if isinstance(ending, MapEnding) else f"{at}.spaces"
     if teacher is not None:
         base = read_teacher(teacher).network
     else:
         with torch.device("meta"):
             base = params.network.build(params.data.shape, None)
     offered = taps(base)
-    if ending.spaces == "auto":
+    if match.spaces == "auto":
         if not offered:
             raise ValueError(f"{at}: the base offers no activations to choose from; expected a list, e.g. pixels")
         return
-    for space in ending.spaces:
+    for space in match.spaces:
         if not isinstance(space, Hidden):
             continue
         if space.block not in offered:

@@ -26,7 +26,7 @@ def distill(params: Params, stage: Stage) -> Events:
     about = {"rounds": of.teacher.manifest["rounds"], "coupling": "stored", "ending": ending.name}
     with workspace(stage, params) as work:
         state = new_state(of.start.network.train().requires_grad_(True), config)
-        if isinstance(ending, Matched):
+        if isinstance(ending, Matched) or (isinstance(ending, MapEnding) and ending.match):
             about["matched"] = yield from train_matched(params, name, of.start, pairs, ending, work, state)
         else:
             objective = ending.objective(

@@ -1,4 +1,4 @@
-"""How `distill` trains a matched flow: on its pairs, and from some step on also by matching its ends to data."""
+"""How `distill` trains a student on its pairs, and from some step on also by matching its ends to data."""
 
 from collections.abc import Generator
 from dataclasses import asdict
@@ -18,10 +18,13 @@ from flows.workshop.workspace import started_again
 from fmcore.disk import checkpoint
 from fmcore.disk.dataset import load_dataset
 from fmcore.disk.kept import keep, kept
-from fmcore.endings.matched import Matched, target_of
+from fmcore.endings.maps import MapEnding
+from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import SPACES, Hidden, Labelled, chosen, embedding
+from fmcore.endings.target import target_of
 from fmcore.flow import rng
 from fmcore.flow.couplings import Coupling, Independent
+from fmcore.flow.fields import mean_velocity
 from fmcore.flow.pixels import floats
 from fmcore.flow.speed import prepare
 from fmcore.flow.training import TrainState
@@ -36,7 +39,7 @@ def train_matched(
     name: str,
     start: Trained,
     pairs: Coupling,
-    ending: Matched,
+    ending: Matched | MapEnding,
     work: Path,
     state: TrainState,
 ) -> Generator[Event, None, dict[str, Any]]:
@@ -45,10 +48,11 @@ def train_matched(
     Raises:
         ArtifactError: if there is a checkpoint of the matching, but the file with its spaces is missing.
     """
-    config, dataset = params.distill_of(name).train, load_dataset(layout.DATASET)
-    if ending.real > len(dataset.x1):
+    config, dataset, match = params.distill_of(name).train, load_dataset(layout.DATASET), ending.match
+    assert match is not None
+    if match.real > len(dataset.x1):
         yield Note(
-            f"{name}: in each step {ending.real} of the {len(dataset.x1)} samples are drawn, some repeatedly"
+            f"{name}: in each step {match.real} of the {len(dataset.x1)} samples are drawn, some repeatedly"
         )
     objective = partial(
         ending.objective,
@@ -57,7 +61,7 @@ def train_matched(
         precision=params.precision,
         convention=start.convention,
     )
-    first = ceil(ending.start * config.steps)
+    first = ceil(match.start * config.steps)
     yield from resumed(name, work, state, config)
     if state.step < first:
         yield from run_training(name, work, state, objective(None), config, params.seed, stop=first)
@@ -66,7 +70,7 @@ def train_matched(
     prepare(base.network, params.precision, "off", work=0, training=False)
     data = fresh(dataset, start.device, labelled=start.num_classes is not None)
     clip = dataset.bin_width is not None  # of images, which have a range
-    spaces = ending.spaces
+    spaces = match.spaces
     if spaces == "auto":
         path = work / "spaces.json"
         if not path.exists():
@@ -100,7 +104,8 @@ def _ends(params: Params, start: Trained, pairs: Coupling, *, clip: bool) -> Lab
     """The ends of one step of the student from noise."""
     x0, _, label = pairs(ENDS, rng.generator(params.seed, "spaces", 0, start.device))
     start.network.eval()
-    ends = x0 + start.field(params.precision)(x0, torch.zeros(len(x0), device=start.device), label)
+    t = torch.zeros(len(x0), device=start.device)
+    ends = x0 + mean_velocity(start.field(params.precision), x0, t, torch.ones_like(t), label)
     return ends.clamp(-1, 1) if clip else ends, label
 
 

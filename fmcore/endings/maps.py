@@ -2,7 +2,7 @@
 
 A flow map's network u(x, t, s) is the mean velocity from t to s. Each of these endings trains it on two parts of
 a batch: at s = t on the velocities of pairs, as in reflow, and at s > t on a property that the map of that flow
-alone has. They differ in the property.
+alone has. They differ in the property. Besides, the map's ends may be matched to data.
 """
 
 import warnings
@@ -16,7 +16,9 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fmcore.flow.couplings import Coupling, Pairs
+from fmcore.endings.matching import Matching
+from fmcore.endings.target import Target
+from fmcore.flow.couplings import Coupling, Pairs, joined
 from fmcore.flow.fields import OURS, Convention, MapField, network_field
 from fmcore.flow.losses import Distance
 from fmcore.flow.paths import expand
@@ -35,6 +37,8 @@ class Spans(NamedTuple):
     far: Pairs
     t: Tensor
     s: Tensor
+    middle: Tensor | None  # the one later time of the matching, in each place
+    real: tuple[Tensor, Tensor | None] | None  # data to match
 
 
 def spans(count: int, generator: Generator) -> tuple[Float[Tensor, " B"], Float[Tensor, " B"]]:
@@ -55,10 +59,12 @@ class MapEnding:
     Main arguments:
         distance: between velocities.
         diagonal: share of each batch that learns the velocities of pairs, at s = t.
+        match: how the map's ends are matched to data, too; None for not at all.
     """
 
     distance: Distance
     diagonal: float
+    match: Matching | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.diagonal < 1:
@@ -74,9 +80,15 @@ class MapEnding:
         raise NotImplementedError
 
     def objective(
-        self, coupling: Coupling, *, batch_size: int, precision: str, convention: Convention
+        self,
+        coupling: Coupling,
+        target: Target | None = None,
+        *,
+        batch_size: int,
+        precision: str,
+        convention: Convention,
     ) -> Objective:
-        """The student's objective.
+        """The student's objective; without a `target`, on the pairs alone.
 
         Raises:
             ValueError: for a coupling without pairs, for a network whose output is no velocity on the linear path,
@@ -93,8 +105,12 @@ class MapEnding:
         def draw(generator: Generator, progress: float) -> Spans:
             pairs = coupling(batch_size, generator, progress)
             at = torch.rand(here, generator=generator, device=generator.device)
-            times = spans(batch_size - here, generator)
-            return Spans(cut(pairs, slice(here)), at, cut(pairs, slice(here, None)), *times)
+            t, s = spans(batch_size - here, generator)
+            real = self.match.drawn(target, generator, progress) if self.match else None
+            middle = (
+                None if real is None else torch.rand(1, generator=generator, device=t.device).expand(batch_size)
+            )
+            return Spans(cut(pairs, slice(here)), at, cut(pairs, slice(here, None)), t, s, middle, real)
 
         def loss(network: nn.Module, batch: Spans) -> Tensor:
             field = network_field(network, precision)
@@ -104,10 +120,15 @@ class MapEnding:
             v, u_t = field(x_t, at, batch.here.label), batch.here.x1 - batch.here.x0
             on_diagonal = self.distance(v, u_t, x_t, at)
             x_t = points(batch.far, batch.t)
-            predicted, target = self.of_map(field, batch.far, x_t, batch.t, batch.s)
-            return torch.cat([on_diagonal, self.distance(predicted, target, x_t, batch.t)])
+            predicted, wanted = self.of_map(field, batch.far, x_t, batch.t, batch.s)
+            found = torch.cat([on_diagonal, self.distance(predicted, wanted, x_t, batch.t)])
+            if self.match is None or target is None or batch.middle is None or batch.real is None:
+                return found
+            pairs = joined([batch.here, batch.far], x_t.device)
+            return found.mean() + self.match.of_map(field, pairs, batch.middle, target, batch.real)
 
-        return Objective(draw, loss, coupling.slow, batch_size)
+        slow = coupling.slow or (target is not None and target.data.slow)
+        return Objective(draw, loss, slow, batch_size)
 
 
 def cut(pairs: Pairs, part: slice) -> Pairs:

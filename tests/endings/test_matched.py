@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fmcore.endings import matched as module
-from fmcore.endings.matched import Matched, target_of
+from fmcore.endings import target as module
+from fmcore.endings.matched import Matched
 from fmcore.endings.spaces import Hidden, Pixels, embedding, energy, scale_of
+from fmcore.endings.target import target_of
 from fmcore.flow.couplings import Independent, Pairs, Stored, joined
 from fmcore.flow.fields import Convention, network_field
 from fmcore.flow.losses import PseudoHuber, Squared, flow_matching_loss
@@ -252,7 +253,7 @@ def test_a_matched_flow_comes_nearer_to_a_mixture_than_the_pairs_it_learnt():
     ],
 )
 def test_what_lies_outside_its_range_is_refused(changes):
-    with pytest.raises(ValueError, match="matched needs"):
+    with pytest.raises(ValueError, match="matching needs"):
         ending(**changes)
 
 

@@ -9,6 +9,8 @@ from repository import ROOT
 RAW = load_yaml(ROOT / "presets/digits.yaml")
 MATCHED, TRAIN = RAW["distill"]["ending"], RAW["distill"]["train"]
 REGRESSION = {"name": "regression", "k": 1, "distance": {"name": "squared"}}
+MAP = {"name": "shortcut", "distance": {"name": "squared"}, "diagonal": 0.5, "match": None}
+MATCH = {key: MATCHED[key] for key in ("at_noise", "start", "weight", "real", "spaces")}
 
 
 def changed(path, value):
@@ -64,21 +66,30 @@ WRONG = {
     ),
     "a flow map of another path": (
         {
-            **changed("distill.ending", {"name": "shortcut", "distance": {"name": "squared"}, "diagonal": 0.5}),
+            **changed(
+                "distill.ending",
+                {"name": "shortcut", "distance": {"name": "squared"}, "diagonal": 0.5, "match": None},
+            ),
             "base": {**RAW["base"], "path": {"name": "cosine"}},
         },
         "distill.ending.name: shortcut makes a flow map, which needs base.path {name: linear, sigma_min: 0.0}",
     ),
     "a flow map of a teacher": (
         {
-            **changed("distill.ending", {"name": "meanflow", "distance": {"name": "squared"}, "diagonal": 0.5}),
+            **changed(
+                "distill.ending",
+                {"name": "meanflow", "distance": {"name": "squared"}, "diagonal": 0.5, "match": None},
+            ),
             "base": {**RAW["base"], "teacher": "some/folder"},
         },
         "distill.ending.name: meanflow makes a flow map, and base.teacher takes no second time",
     ),
     "a flow map of series": (
         {
-            **changed("distill.ending", {"name": "lagrangian", "distance": {"name": "squared"}, "diagonal": 0.5}),
+            **changed(
+                "distill.ending",
+                {"name": "lagrangian", "distance": {"name": "squared"}, "diagonal": 0.5, "match": None},
+            ),
             "data": {
                 **{"name": "arrays", "root": "x.npy", "shape": [2, 8], "array": None, "values": "standardised"},
                 **{"labels": None, "group": None, "held_out": 0.1},
@@ -91,6 +102,29 @@ WRONG = {
     "all of a batch on the diagonal": (
         changed("distill.ending", {"name": "shortcut", "distance": {"name": "squared"}, "diagonal": 1.0}),
         "distill.ending: a flow map needs diagonal in (0, 1), got 1.0",
+    ),
+    "more data than there are, for a map": (
+        {
+            **changed("distill.ending", {**MAP, "match": {**MATCH, "real": 600}}),
+            "data": {"name": "moons", "count": 500},
+            "features": {**RAW["features"], "extractor": "none"},
+        },
+        "distill.ending.match.real: expected at most data.count 500, got 600",
+    ),
+    "one sample a part, for a map": (
+        {
+            **RAW,
+            "distill": {**RAW["distill"], "ending": {**MAP, "match": MATCH}, "train": {**TRAIN, "accumulate": 64}},
+        },
+        "distill.ending.match: each part of a batch needs 2 samples or more",
+    ),
+    "matching of a map that never starts": (
+        changed("distill.ending", {**MAP, "match": {**MATCH, "start": 1.0}}),
+        "distill.ending.match: matching needs at_noise in (0, 1] and start in [0, 1)",
+    ),
+    "matching of regression": (
+        changed("distill.ending", {**REGRESSION, "match": MATCH}),
+        "distill.ending.match: unknown key",
     ),
     "gaps that are never halved": (
         changed(
@@ -109,9 +143,9 @@ WRONG = {
     ),
     "share beyond one": (
         changed("distill.ending.at_noise", 1.5),
-        "distill.ending: matched needs at_noise in (0, 1]",
+        "distill.ending: matching needs at_noise in (0, 1]",
     ),
-    "no space": (changed("distill.ending.spaces", []), "distill.ending: matched needs"),
+    "no space": (changed("distill.ending.spaces", []), "distill.ending: matching needs"),
     "space of no kind": (
         changed("distill.ending.spaces", [{"name": "inception"}]),
         "distill.ending.spaces.0.name: expected one of pixels, hidden",
@@ -129,7 +163,7 @@ WRONG = {
     ),
     "base that knows classes only": (
         {**RAW, "conditional": True, "distill": {**RAW["distill"], "labels": "drop"}},
-        "distill.labels: drop needs base.label_dropout > 0 for the ending matched",
+        "distill.labels: drop needs base.label_dropout > 0 for an ending that matches",
     ),
 }
 

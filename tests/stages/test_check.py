@@ -131,6 +131,13 @@ def test_a_space_that_the_base_does_not_have_is_found_by_the_first_stage(space, 
         return
     with pytest.raises(ValueError, match=rf"^distill\.ending\.spaces: {message}"):
         list(run(params, "check"))
+    if teacher:
+        return
+    of_map = {"name": "shortcut", "distance": {"name": "squared"}, "diagonal": 0.5}
+    ending = params.model_dump()["distill"]["ending"]
+    match = {key: ending[key] for key in ("at_noise", "start", "weight", "real", "spaces")}
+    with pytest.raises(ValueError, match=rf"^distill\.ending\.match\.spaces: {message}"):
+        list(run(tiny(distill__ending={**of_map, "match": match}), "check"))
 
 
 def test_points_have_no_8_bit_samples():

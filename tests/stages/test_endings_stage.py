@@ -27,7 +27,7 @@ from stage_runs import (
 SQUARED = {"distance": {"name": "squared"}}
 OTHERS = {
     "consistency": {**SQUARED, "at_noise": 0.5, "halvings": 3},
-    **{name: {**SQUARED, "diagonal": 0.5} for name in ("shortcut", "lagrangian", "meanflow")},
+    **{name: {**SQUARED, "diagonal": 0.5, "match": None} for name in ("shortcut", "lagrangian", "meanflow")},
 }
 TO_COUPLINGS = ("check", "features", "base", "couple@r1")
 
