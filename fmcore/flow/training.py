@@ -21,6 +21,7 @@ from fmcore.flow.fields import OURS, Convention, check_precision, network_field
 from fmcore.flow.losses import DISTANCES, WEIGHTINGS, Distance, flow_matching_loss
 from fmcore.flow.named import named
 from fmcore.flow.paths import CONTINUOUS_PATHS, LINEAR, Prediction, ProbPath
+from fmcore.flow.ranks import add_up, check_same, ranks
 from fmcore.flow.times import TIMES, TimeSampler
 
 
@@ -233,8 +234,13 @@ def train(
     uninterrupted run, bit for bit on the same CPU and thread count: step k draws from
     `generator(seed, "train", k)` and nothing else carries over.
 
+    If torch.distributed was started, all its processes call this with the same state, objective and config. Each
+    draws the same batch and takes its own part of it, so that N processes train as one does with `accumulate`
+    N times as large, but for the last bits and for dropout.
+
     Raises:
-        ValueError: if the batches of objective and config differ in size, or are too small to be split.
+        ValueError: if the batches of objective and config differ in size, or are too small to be split, and if
+            processes have different states.
         NonFiniteLoss: on the CPU before the offending update; on a GPU, which a look at each step would stall,
             before the record that would have included it.
     """
@@ -246,6 +252,8 @@ def train(
             f"batch_size: expected that of the objective, {objective.batch_size}, got {config.batch_size} in the "
             "config"
         )
+    if ranks().size > 1:
+        check_same("state", [*parameters, torch.tensor(float(state.step), device=device)])
     network.train()
     window: list[tuple[Tensor, Tensor]] = []
     last = config.steps if stop is None else min(stop, config.steps)
@@ -278,23 +286,36 @@ def train(
 
 
 def _backward(network: nn.Module, objective: Objective, batch: Any, config: TrainConfig) -> Tensor:
-    """Adds the gradients of the batch's mean loss, part by part, and returns that loss."""
-    if config.accumulate == 1:
+    """Adds the gradients of the batch's mean loss, part by part, and returns that loss.
+
+    Of several processes each takes `accumulate` parts, and all get the whole batch's gradients.
+    """
+    here, parts = ranks(), config.accumulate * ranks().size
+    if parts == 1:
         loss = objective.loss(network, batch).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     losses = []
-    for which in range(config.accumulate):  # each column is split by its own length: lengths may differ
-        part = tree_map(lambda column, which=which: _part(column, which, config.accumulate), batch)
-        loss = objective.loss(network, part).mean() / config.accumulate
+    first = here.rank * config.accumulate
+    for which in range(
+        first, first + config.accumulate
+    ):  # each column is split by its own length, which may differ
+        part = tree_map(lambda column, which=which: _part(column, which, parts), batch)
+        loss = objective.loss(network, part).mean() / parts
         loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
-    return torch.stack(losses).sum()
+    total = torch.stack(losses).sum()
+    if here.size > 1:
+        add_up([total, *(p.grad for p in network.parameters() if p.grad is not None)])
+    return total
 
 
 def _part(column: Tensor | None, which: int, parts: int) -> Tensor | None:
     if column is not None and len(column) < parts:
-        raise ValueError(f"accumulate: a part of the batch has {len(column)} samples, too few for {parts} parts")
+        raise ValueError(
+            f"accumulate: a part of the batch has {len(column)} samples, too few for {parts} parts (accumulate "
+            "times processes)"
+        )
     return None if column is None else column.tensor_split(parts)[which]
 
 
