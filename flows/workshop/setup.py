@@ -1,6 +1,9 @@
 """What several stages start with: the device, networks prepared for it, the classes, data with fresh noise."""
 
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,8 @@ from fmcore.flow import speed
 from fmcore.flow.couplings import Independent
 from fmcore.flow.speed import flops, prepare, room
 from fmcore.models.folder import Trained
+
+DRIVER = Path("/proc/driver/nvidia/version")  # there if the kernel has NVIDIA's driver
 
 
 def device_of(params: Params) -> torch.device:
@@ -33,7 +38,25 @@ def set_up(params: Params, model: Trained, samples: float, *, training: bool = F
     """
     work = flops(model.network, model.shape, model.num_classes) * samples * (3 if training else 1)
     said = prepare(model.network, params.precision, params.compile, work=work, training=training)
-    return Note(f"{model.device.type}: {said}")
+    why = unused_gpu() if training and params.device == "auto" else None
+    return Note(f"{model.device.type}: {said}" + (f"; {why}" if why else ""))
+
+
+def unused_gpu() -> str | None:
+    """Why torch does not use this machine's NVIDIA GPU; None if it does, and where there is none."""
+    if torch.cuda.is_available() or not DRIVER.exists():
+        return None
+    version = re.search(r"\d+\.[\d.]+", DRIVER.read_text())
+    if torch.version.cuda is None:
+        why = f"torch {torch.__version__} was built without CUDA"
+    elif os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+        return "the NVIDIA GPU is not used: CUDA_VISIBLE_DEVICES hides it"
+    else:
+        driver = f"driver {version[0]}" if version else "its driver"
+        why = (
+            f"torch {torch.__version__} needs a driver for CUDA {torch.version.cuda}, and {driver} may be too old"
+        )
+    return f"the NVIDIA GPU is not used: {why}; https://pytorch.org/get-started/locally names the fitting wheels"
 
 
 def eager(model: Trained) -> Trained:
