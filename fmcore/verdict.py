@@ -113,6 +113,42 @@ def choices(runs: Sequence[Sampled]) -> tuple[Choice, ...]:
     return tuple(found)
 
 
+class Learned(NamedTuple):
+    """A student at its fewest evaluations, the score of the pairs it learnt, and that of fresh data if known."""
+
+    run: Sampled
+    pairs: Estimate
+    matched: bool
+    floor: Estimate | None
+
+
+def next_for(student: Learned) -> str:
+    """What would make a student better at its fewest evaluations, in words.
+
+    A student that learns from pairs alone cannot pass them. What it lacks to them, training or another ending can
+    win; what they lack to the data, only better pairs or matching can. The students of docs/endings.md agree: none
+    without matching passed its pairs beyond chance, and every one with matching came nearer than its kind without.
+    """
+    name, few, reached = student.run.name, _steps(student.run.nfe), student.run.score
+    if student.matched:
+        if student.floor is None:
+            return f"{name} is matched to data: longer matching or a larger network is what is left to try."
+        gap = difference(reached, student.floor)
+        if gap.value <= SURE * gap.std:
+            return f"{name} is as near at {few} as fresh data are: this score cannot show anything better."
+        left = f"{gap.value:.3g} ± {gap.std:.1g}"
+        return (
+            f"{name} is matched to data and {left} from fresh ones at {few}: match longer, or enlarge its network."
+        )
+    gap = difference(reached, student.pairs)
+    if gap.value <= SURE * gap.std:
+        return (
+            f"{name} is as good at {few} as the pairs it learnt: only better pairs, or matching to data, can help."
+        )
+    lacks = f"{gap.value:.3g} ± {gap.std:.1g} worse at {few} than the pairs it learnt"
+    return f"{name} is {lacks}: longer training or another ending can win that much, matching to data more."
+
+
 def sentences(found: Verdict) -> list[str]:
     """The verdict in words, its conclusion first."""
     last, few, many = found.rounds[-1], _steps(found.few), _steps(found.many)

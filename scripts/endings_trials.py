@@ -73,9 +73,12 @@ def run(address: str, raw: dict[str, Any]) -> None:
 
 def rows(data: str, seed: int, raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A row for each model and way to sample it."""
+    students = raw["distill"]["students"]
+    coupled = pd.read_csv(layout.scores(layout.coupled("r1")) / "scores.csv")
     for model in validate(raw, data).models:
         table = pd.read_csv(layout.scores(model) / "scores.csv")
         headline = next(m for m in table.metric if m.startswith(("fd_", "sliced_")) and not m.endswith(UNSEEN))
+        learnt = coupled[coupled.metric == headline].iloc[0]
         stage = next(
             one for one in (f"distill@{model}", f"reflow@{model}", model) if (Path("done") / one).exists()
         )
@@ -86,6 +89,7 @@ def rows(data: str, seed: int, raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
             row |= {"distance": value[headline][0], "std": value[headline][1]}
             row["held_out"] = value.get(f"{headline}{UNSEEN}", (None,))[0]
             row |= {name: value.get(name, (None,))[0] for name in KEPT}
+            row |= {"pairs": learnt.value, "pairs_std": learnt["std"]} if model in students else {}
             yield row | {key: round(of, 1) for key, of in cost.items()}
 
 
@@ -108,7 +112,7 @@ def main() -> None:
             raw["data"]["root"] = str(ROOT / raw["data"]["root"])
         os.chdir(at)
         for address in addresses(raw):
-            if address != "report" and not address.startswith("evaluate_pairs"):
+            if address != "report":
                 run(address, raw)
         found += rows(data, seed, raw)
     out = ROOT / "docs/endings.csv"

@@ -98,6 +98,7 @@ def page(
         "grids": " and ".join(dict.fromkeys(grid for grid in rows.grid if grid)),
         "accuracy": results.accuracy,
         "verdict": lines,
+        "next": words.next_steps(results),
         "answer": words.answer(results),
         "few": choices_of(results)[0].run,
         "cost": words.cost(results),

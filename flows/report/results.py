@@ -259,8 +259,8 @@ def training_passes(params: Params) -> dict[str, int]:
     """Network evaluations on images that it took to make each model; what its parents share is counted once.
 
     A base counts the images it trained on (none if it is a diffusion model that existed), a round also the
-    evaluations of its couplings. An evaluation in training costs about three in sampling, since it has a backward
-    pass.
+    evaluations of its couplings, a student those that its ending takes for each image. An evaluation in training
+    costs about three in sampling, since it has a backward pass.
     """
     teacher = params.base.teacher is not None
     spent = {"base": {"base": 0 if teacher else params.base.train.images}}
@@ -271,8 +271,9 @@ def training_passes(params: Params) -> dict[str, int]:
         couplings[name] = spent[round_.teacher] | made
         spent[name] = couplings[name] | {name: params.train_of(name).images}
     for name, student in params.distill.students.items():
-        images = params.distill_of(name).train.images
-        spent[name] = spent[student.init] | couplings[student.couplings] | {name: images}
+        distilled = params.distill_of(name)
+        own = round(distilled.train.images * distilled.ending.passes)
+        spent[name] = spent[student.init] | couplings[student.couplings] | {name: own}
     return {name: sum(parts.values()) for name, parts in spent.items()}
 
 

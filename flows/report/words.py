@@ -5,9 +5,9 @@ from math import floor, isfinite, log10
 from typing import NamedTuple
 
 from flows.report.results import PARETO_NFE, Results, choices_of, sampled_of, training_passes
-from fmcore.score.estimates import difference
+from fmcore.score.estimates import Estimate, difference
 from fmcore.score.pair_quality import FAR
-from fmcore.verdict import SURE, Choice, Sampled
+from fmcore.verdict import SURE, Choice, Learned, Sampled, next_for
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -203,6 +203,19 @@ def straightness(results: Results) -> str:
     steps = " and ".join(f"{int(nfe):,}" for nfe in sorted(set(table.nfe)))
     measured = f"Measured on {steps} Euler steps: with fewer the numbers are smaller, so compare equal ones."
     return f"Paths straighter than the base's: {' and '.join(parts)}. A straight path needs one step. {measured}"
+
+
+def next_steps(results: Results) -> list[str]:
+    """What would make each student better."""
+    floor = results.floor
+    fresh = None if floor is None else Estimate(floor.value, floor.std, floor.samples)
+    lines = []
+    for ceiling in results.ceilings:
+        level = Estimate(ceiling.level.value, ceiling.level.std, ceiling.level.samples)
+        for name in ceiling.learners:
+            run = min((run for run in sampled_of(results) if run.name == name), key=lambda run: run.nfe)
+            lines.append(upper_first(next_for(Learned(run, level, results.is_matched(name), fresh))))
+    return lines
 
 
 def couplings(quality: Mapping[str, Mapping[str, float]], names: Mapping[str, str]) -> str:

@@ -46,6 +46,11 @@ class Consistency:
         if not 0 <= self.at_noise <= 1 or self.halvings < 1:
             raise ValueError(f"consistency needs at_noise in [0, 1] and halvings >= 1, got {self}")
 
+    @property
+    def passes(self) -> float:
+        """Evaluations of a network that training takes for each image, in the mean."""
+        return 2.0  # at t and at s
+
     def gap(self, progress: float) -> float:
         """(s - t) / (1 - t) at a share of the training."""
         return 2.0 ** -min(self.halvings, floor(progress * (self.halvings + 1)))

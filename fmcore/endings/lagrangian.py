@@ -1,7 +1,7 @@
 """The Lagrangian ending: a flow map whose end moves, as s grows, with the flow's own velocity there."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Lagrangian(MapEnding):
     """
 
     name: Literal["lagrangian"] = "lagrangian"
+    of_far: ClassVar[float] = 3.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity of the map's end, and what it should be."""

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -65,10 +65,16 @@ class MapEnding:
     distance: Distance
     diagonal: float
     match: Matching | None = None
+    of_far: ClassVar[float] = 1.0  # evaluations for what is carried from t to s; a derivative counts as one more
 
     def __post_init__(self) -> None:
         if not 0 < self.diagonal < 1:
             raise ValueError(f"a flow map needs diagonal in (0, 1), got {self.diagonal}")
+
+    @property
+    def passes(self) -> float:
+        """Evaluations of a network that training takes for each image, in the mean."""
+        return self.diagonal + (1 - self.diagonal) * self.of_far + (self.match.passes if self.match else 0.0)
 
     def sizes(self, batch_size: int) -> tuple[int, int]:
         """How many of a batch are at s = t, and how many at s > t."""

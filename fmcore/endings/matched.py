@@ -53,6 +53,11 @@ class Matched:
         """How its ends are matched; a ValueError for numbers out of range."""
         return Matching(self.at_noise, self.start, self.weight, self.real, self.spaces)
 
+    @property
+    def passes(self) -> float:
+        """Evaluations of a network that training takes for each image, in the mean."""
+        return 1 + (1 - self.start) * (1 + 2 * (1 - self.at_noise))  # the base sees all ends, two steps lead to t
+
     def sizes(self, batch_size: int) -> tuple[int, int]:
         """How many of a batch are at t = 0, and how many at a later time."""
         return self.match.sizes(batch_size)

@@ -37,6 +37,11 @@ class Matching:
         if self.weight <= 0 or self.real < 2 or not self.spaces:
             raise ValueError(f"matching needs weight > 0, real >= 2 and a space, got {self}")
 
+    @property
+    def passes(self) -> float:
+        """Evaluations of a network that matching a flow map adds for each image, in the mean."""
+        return (1 - self.start) * (3 - self.at_noise)  # the ends, the base's of them, and steps to t
+
     def sizes(self, batch_size: int) -> tuple[int, int]:
         """How many of a batch are at t = 0, and how many at a later time."""
         first = max(1, round(self.at_noise * batch_size))
@@ -61,11 +66,13 @@ class Matching:
         The first pairs' noise is carried from 0 to 1. The rest is carried from 0 to t first, as one step of the
         map's own would do, and then to 1. `t` holds this one time for each pair, (B,).
         """
-        first, _ = self.sizes(len(pairs.x0))
-        x, label = pairs.x0, pairs.label
-        t = torch.cat([t.new_zeros(first), t[first:]])
-        with torch.no_grad():
-            x = x + expand(t, x) * field.mean(x, torch.zeros_like(t), t, label)
+        first, later = self.sizes(len(pairs.x0))
+        x, label, on = pairs.x0, pairs.label, t[first:]
+        if later:
+            with torch.no_grad():
+                u = field.mean(x[first:], torch.zeros_like(on), on, None if label is None else label[first:])
+                x = torch.cat([x[:first], x[first:] + expand(on, u) * u])
+        t = torch.cat([t.new_zeros(first), on])
         ends = x + expand(1 - t, x) * field.mean(x, t, torch.ones_like(t), label)
         groups = [part for part in (slice(first), slice(first, None)) if len(ends[part])]
         return self.weight * target.distances(ends, label, groups, real)

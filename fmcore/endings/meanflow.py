@@ -1,7 +1,7 @@
 """The MeanFlow ending: a flow map that obeys the identity between mean and present velocity."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class MeanFlow(MapEnding):
     """
 
     name: Literal["meanflow"] = "meanflow"
+    of_far: ClassVar[float] = 2.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """u(x_t, t, s), and what it should be."""

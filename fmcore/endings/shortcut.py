@@ -1,7 +1,7 @@
 """The shortcut ending: a flow map whose long steps are two of its own short ones."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class Shortcut(MapEnding):
     """
 
     name: Literal["shortcut"] = "shortcut"
+    of_far: ClassVar[float] = 3.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """u(x_t, t, s), and what it should be."""

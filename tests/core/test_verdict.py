@@ -1,10 +1,12 @@
 """The verdict on rounds: from curves whose right answer is plain, and from errors that are paired."""
 
+import pandas as pd
 import pytest
 import torch
 
 from fmcore.score.estimates import Estimate, jackknife
-from fmcore.verdict import RATIO, SURE, Sampled, choices, sentences, verdict
+from fmcore.verdict import RATIO, SURE, Learned, Sampled, choices, next_for, sentences, verdict
+from repository import ROOT
 
 
 def estimate(value, left_out=(), std=0.01):
@@ -139,3 +141,43 @@ def test_what_is_missing_is_named():
         verdict(curves(base=BASE), {})
     with pytest.raises(ValueError, match=r"two NFE that all flows were scored at, got \[4\]"):
         verdict(curves(base={1: 3.0, 4: 2.0}, r1={4: 1.0, 8: 1.0}), TEACHERS)
+
+
+def learned(score, matched=False, floor=0.1):
+    run = Sampled("one", "euler", 1, Estimate(score, 0.01, 1000))
+    fresh = None if floor is None else Estimate(floor, 0.003, 1000)
+    return Learned(run, Estimate(0.3, 0.01, 1000), matched, fresh)
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        (learned(0.7), "one is 0.4 ± 0.01 worse at one evaluation than the pairs it learnt: longer training or"),
+        (learned(0.32), "one is as good at one evaluation as the pairs it learnt: only better pairs, or matching"),
+        (learned(0.08, matched=True), "one is as near at one evaluation as fresh data are"),
+        (learned(0.2, matched=True), "one is matched to data and 0.1 ± 0.01 from fresh ones at one evaluation"),
+        (learned(0.2, matched=True, floor=None), "longer matching or a larger network is what is left to try"),
+    ],
+)
+def test_what_is_said_to_be_next_is_what_can_win(student, said):
+    assert said in next_for(student)
+
+
+def test_what_is_said_to_be_next_won_on_the_table_of_the_endings():
+    """docs/endings.csv: where a student without matching was as good as its pairs, or worse, matching won."""
+    table = pd.read_csv(ROOT / "docs/endings.csv")
+    one = table[(table.nfe == 1) & (table.solver == "euler")].set_index(["data", "seed", "model"])
+    compared = 0
+    for (data, seed, model), row in one.iterrows():
+        if (data, seed, f"{model}_matched") not in one.index:
+            continue
+        student = Learned(
+            Sampled(model, "euler", 1, Estimate(row.distance, row["std"], 1000)),
+            Estimate(row.pairs, row.pairs_std, 1000),
+            matched=False,
+            floor=None,
+        )
+        assert "matching" in next_for(student)
+        assert one.loc[(data, seed, f"{model}_matched")].distance < row.distance
+        compared += 1
+    assert compared >= 4
