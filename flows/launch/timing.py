@@ -46,17 +46,17 @@ def table(path: Path, since: float = 0.0) -> str:
     if not lines:
         return "nothing ran: all is as it was" if since else "no stage has run here yet"
     last = [line for line in lines if line["pipeline"] == lines[-1]["pipeline"]]
-    rows = (
-        [] if since else [f"the last run, of {time.strftime('%d %B, %H:%M', time.localtime(last[-1]['ended']))}:"]
-    )
-    rows += [f"{'stage':<20}{'seconds':>9}{'work':>9}{'rest':>9}{'peak MB':>9}"]
+    ended = time.strftime("%d %B, %H:%M", time.localtime(last[-1]["ended"]))
+    rows = [] if since else [f"the last run, which ended on {ended}:"]
+    wide = 2 + max(len("all, with DVC"), *(len(line["stage"]) for line in last))
+    rows += [f"{'stage':<{wide}}{'seconds':>9}{'work':>9}{'rest':>9}{'peak MB':>9}"]
     for line in last:
         wall = line["ended"] - line["started"]
         times = f"{wall:>9.1f}{line['worked']:>9.1f}{wall - line['worked']:>9.1f}"
-        rows.append(f"{line['stage']:<20}{times}{line['peak_mb']:>9.0f}")
+        rows.append(f"{line['stage']:<{wide}}{times}{line['peak_mb']:>9.0f}")
     wall = last[-1]["ended"] - last[0]["pipeline_started"]
     worked = sum(line["worked"] for line in last)
-    rows.append(f"{'all, with DVC':<20}{wall:>9.1f}{worked:>9.1f}{wall - worked:>9.1f}")
+    rows.append(f"{'all, with DVC':<{wide}}{wall:>9.1f}{worked:>9.1f}{wall - worked:>9.1f}")
     share = 100 * (wall - worked) / wall
     rows.append(f"orchestration: {share:.1f} % of {wall:.0f} s (rest: all but training, sampling and scoring)")
     return "\n".join(rows)

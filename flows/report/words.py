@@ -59,6 +59,15 @@ def called(model: str) -> str:
     return f"the {model}" if model in ("base", "student") else model
 
 
+def opening(model: str) -> str:
+    """What a sentence that begins with a model calls it.
+
+    >>> opening("student"), opening("r1")
+    ('The student', 'r1')
+    """
+    return upper_first(called(model)) if called(model) != model else model
+
+
 def upper_first(text: str) -> str:
     """A text that begins a sentence."""
     return f"{text[0].upper()}{text[1:]}"
@@ -148,7 +157,7 @@ def _beside(results: Results, few: Sampled) -> list[str]:
             lines.append(f"{fresh}: no honest sample scores lower.")
         elif results.is_matched(few.name):
             lines.append(
-                f"{fresh}. {upper_first(called(few.name))} scores lower, since it was matched to the very samples "
+                f"{fresh}. {opening(few.name)} scores lower, since it was matched to the very samples "
                 "that it is compared with: compare it with held-out data before you say that it beats the data."
             )
         else:
@@ -214,7 +223,8 @@ def next_steps(results: Results) -> list[str]:
         level = Estimate(ceiling.level.value, ceiling.level.std, ceiling.level.samples)
         for name in ceiling.learners:
             run = min((run for run in sampled_of(results) if run.name == name), key=lambda run: run.nfe)
-            lines.append(upper_first(next_for(Learned(run, level, results.is_matched(name), fresh))))
+            run = run._replace(name=opening(name))
+            lines.append(next_for(Learned(run, level, results.is_matched(name), fresh)))
     return lines
 
 
