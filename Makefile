@@ -81,6 +81,9 @@ ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (PREFEC
 	python -m flows.pages $(if $(filter off,$(LOGIN)),--no-login) $(if $(PREFECT_PORT),--prefect-port '$(PREFECT_PORT)') \
 		$(if $(MLFLOW_PORT),--mlflow-port '$(MLFLOW_PORT)')
 
+preview: $(READY) ## what a run would cost: evaluations, time at a rate measured now (or TFLOPS=), disk, what would run
+	@python -m flows.launch.preview $(if $(TFLOPS),--tflops '$(TFLOPS)')
+
 timing: $(READY) ## where the last run's time went
 	@python -m flows.launch.timing
 

@@ -70,13 +70,13 @@ def addresses(params: Mapping[str, Any]) -> list[str]:
         for address in [kind] if keys is None else [f"{kind}@{key}" for key in keys]:
             entries[address] = entry_of(address, params)
     before = {
-        address: [other for other, made in entries.items() if _reads(entry.inputs, made.outs)]
+        address: [other for other, made in entries.items() if reads(entry.inputs, made.outs)]
         for address, entry in entries.items()
     }
     return list(TopologicalSorter(before).static_order())
 
 
-def _reads(inputs: Iterable[Path], outs: Iterable[Path]) -> bool:
+def reads(inputs: Iterable[Path], outs: Iterable[Path]) -> bool:
     """Whether an input is an output, or a folder of outputs."""
     return any(out == path or path in out.parents for path in inputs for out in outs)
 
