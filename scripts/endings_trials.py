@@ -1,4 +1,4 @@
-"""All endings from the same base, r1 and couplings, on several data sets and seeds: docs/endings.csv.
+"""All endings from the same base, r1 and couplings, on data sets and seeds: docs/endings.csv, and a picture.
 
     python scripts/endings_trials.py FOLDER [--data digits,checkerboard] [--seeds 0,1]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -25,6 +26,7 @@ from flows import layout  # noqa: E402
 from flows.launch.stages import stage_at, started  # noqa: E402
 from flows.params.preset import overlaid  # noqa: E402
 from flows.params.reading import validate  # noqa: E402
+from flows.report.figures import colour_of  # noqa: E402
 from flows.workshop.entry import addresses  # noqa: E402
 from fmcore.flow.speed import keep_freed_memory  # noqa: E402
 from fmcore.score.scoring import UNSEEN  # noqa: E402
@@ -93,6 +95,40 @@ def rows(data: str, seed: int, raw: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield row | {key: round(of, 1) for key, of in cost.items()}
 
 
+def draw(table: pd.DataFrame) -> Figure:
+    """Distance against NFE by Euler steps: means over seeds, bars from the least to the most; held out dashed."""
+    models = list(dict.fromkeys(table.model))
+    datas = list(dict.fromkeys(table.data))
+    figure = Figure(figsize=(6.2 * len(datas), 4.6), layout="constrained")
+    for axes, data in zip(figure.subplots(1, len(datas), squeeze=False)[0], datas, strict=True):
+        of_data = table[table.data == data]
+        pairs = of_data.pairs.mean()
+        axes.axhline(pairs, color="#8f9bab", linestyle=":", linewidth=1)
+        axes.annotate("pairs", (0.86, pairs), color="#5b6675", va="bottom", fontsize=8)
+        for i, model in enumerate(models):
+            rows = of_data[(of_data.model == model) & (of_data.solver == "euler")]
+            colour = colour_of(models, model)
+            for column, style in (("distance", "-"), ("held_out", "--")):
+                by_nfe = rows.dropna(subset=[column]).groupby("nfe")[column].agg(["mean", "min", "max"])
+                if by_nfe.empty:
+                    continue
+                x = by_nfe.index * 1.02 ** (i - len(models) / 2)  # side by side, so that bars can be told apart
+                ends = [by_nfe["mean"] - by_nfe["min"], by_nfe["max"] - by_nfe["mean"]]
+                label = model if column == "distance" else None
+                axes.errorbar(x, by_nfe["mean"], ends, fmt=f"o{style}", color=colour, label=label, ms=3.5, lw=1.3)
+        axes.set(xscale="log", yscale="log", title=data, xlabel="network evaluations a sample (NFE)")
+        axes.set_xticks(BUDGETS, [str(nfe) for nfe in BUDGETS], minor=False)
+        axes.minorticks_off()
+        axes.set_ylabel(
+            "sliced Wasserstein distance" if of_data.held_out.isna().all() else "fd_cnn64 (dashed: held out)"
+        )
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+    return figure
+
+
 def main() -> None:
     """Runs what is missing and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -117,6 +153,7 @@ def main() -> None:
         found += rows(data, seed, raw)
     out = ROOT / "docs/endings.csv"
     pd.DataFrame(found).to_csv(out, index=False, float_format="%.5g", lineterminator="\n")
+    draw(pd.DataFrame(found)).savefig(ROOT / "docs/pictures/endings.png", dpi=110)
     print(out)
 
 
