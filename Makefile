@@ -12,7 +12,7 @@ export PREFECT_SERVER_ANALYTICS_ENABLED := false
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install private repro test lint types unit smoke faults bench ui timing verify preset upgrade clean
+.PHONY: help install private repro test lint types unit smoke faults bench docs ui preview timing verify preset upgrade clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -82,7 +82,7 @@ ui: $(READY) ## Prefect's and MLflow's pages and a worker, for you alone (PREFEC
 		$(if $(MLFLOW_PORT),--mlflow-port '$(MLFLOW_PORT)')
 
 preview: $(READY) ## what a run would cost: evaluations, time at a rate measured now (or TFLOPS=), disk, what would run
-	@python -m flows.launch.preview $(if $(TFLOPS),--tflops '$(TFLOPS)')
+	@python -m flows.preview $(if $(TFLOPS),--tflops '$(TFLOPS)')
 
 timing: $(READY) ## where the last run's time went
 	@python -m flows.launch.timing

@@ -51,6 +51,7 @@ FLOWS = {
     "pages": {"layout", "local", "watch"},
     "where": {"layout", "local", "registry", "watch"},
     "pipeline": {"local", "params"},
+    "preview": {"params", "workshop", "scores", "pipeline"},
     "disk": {"layout", "local", "workshop", "where"},
     "__init__": {"registry"},
 }

@@ -11,6 +11,7 @@ from dvc.repo import Repo
 
 SHOWN = 4  # of the things that changed
 ALWAYS = "always changed"
+ALWAYS_RUNS = "it runs every time"
 HAPPENED = {"modified": "changed", "deleted": "is missing", "new": "is new", "not in cache": "is not in the cache"}
 
 
@@ -93,7 +94,7 @@ def told(entries: Sequence[Any]) -> str:
 def _words(entries: Sequence[Any]) -> Iterator[str]:
     for entry in entries:
         if entry == ALWAYS:
-            yield "it runs every time"
+            yield ALWAYS_RUNS
         elif isinstance(entry, str):
             yield entry
         else:

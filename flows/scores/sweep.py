@@ -20,21 +20,23 @@ from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, trajectory
 
 NOISE_BYTES = 2**28  # noise up to this size is kept for the next run, not drawn again
+ADAPTIVE_NFE = 100  # assumed of an adaptive run, for the bar and to decide whether compiling pays
 PATH_BYTES = 2**30  # most memory for whole paths on the device
 
 
-def samplings_for(model: Trained, section: Evaluate) -> list[Sampling]:
+def samplings_of(section: Evaluate, *, k: int | None, paired: bool) -> list[Sampling]:
     """The ways to sample that a model is scored on; for a k-step student, uniform Euler steps between its times.
 
     Grids that have the same knots, as all have in one step, are sampled once, for the first of them.
+
+    Main arguments:
+        k: the steps that the model is a student of; None for a flow and for a flow map.
+        paired: whether its noise and data were paired. The velocity of pairs does not give the score, which a
+            stochastic solver needs.
     """
-    k = model.k
     if k is not None:
         return [Sampling(nfe=n) for n in sorted({k, *section.solvers["euler"]}) if k % n == 0]
-    # A stochastic solver needs the score, which the velocity of paired noise and data does not give.
-    solvers = {
-        name: nfes for name, nfes in section.solvers.items() if not (model.is_paired and SOLVERS[name].stochastic)
-    }
+    solvers = {name: nfes for name, nfes in section.solvers.items() if not (paired and SOLVERS[name].stochastic)}
     found: dict[tuple[str, tuple[float, ...]], Sampling] = {}
     for grid in section.grids:
         for name, nfes in solvers.items():

@@ -12,12 +12,12 @@ import torch
 from flows import layout
 from flows.events import Events, Note
 from flows.params.schema import Distill, Params
-from flows.stages.shards import shard_size
 from flows.workshop.entry import Stage, addresses, entry_of
 from flows.workshop.place import in_the_way, root
 from flows.workshop.setup import device_of
 from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
+from fmcore.disk.pairs import pair_bytes
 from fmcore.endings import Ending, matching_of
 from fmcore.endings.maps import MapEnding
 from fmcore.endings.spaces import Hidden
@@ -95,7 +95,7 @@ def _check_disk(params: Params) -> None:
     needed = 0
     for name in params.reflow.rounds:
         couple = params.couple_of(name)
-        needed += shard_size(params.data.shape, couple.dtype, 1).pair_bytes * couple.pairs
+        needed += pair_bytes(params.data.shape, getattr(torch, couple.dtype)) * (couple.pairs + couple.inverted)
     places = (Path.cwd() / layout.COUPLINGS, *(root() / layout.WORK).glob("couple-*"))
     there = sum(path.stat().st_size for place in places for path in place.rglob("pairs-*") if path.is_file())
     need_space(root(), needed - there, f"the couplings of {', '.join(params.reflow.rounds)}")

@@ -22,7 +22,7 @@ from flows.scores.probes import (
     shown_of,
     strips,
 )
-from flows.scores.sweep import Batch, Noise, finest, noise_of, sampled, samplings_for
+from flows.scores.sweep import ADAPTIVE_NFE, Batch, Noise, finest, noise_of, sampled, samplings_of
 from flows.scores.table import Row, Scored, keep_scores, kept_scores, rows_of, write_scores
 from flows.workshop.entry import Stage
 from flows.workshop.setup import device_of, eager, set_up
@@ -34,8 +34,6 @@ from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
 from fmcore.pictures import quick_picture
 from fmcore.score.scoring import Score
-
-ADAPTIVE_NFE = 100  # assumed of an adaptive run, for the bar and to decide whether compiling pays
 
 Bar = Callable[..., Progress]
 
@@ -81,7 +79,7 @@ def evaluate(params: Params, stage: Stage) -> Events:
     """Scores the model; a kill loses at most one repeat of one way to sample."""
     device, section = device_of(params), params.evaluate
     model, data = load_model(layout.model(stage.name), device), load_dataset(layout.DATASET)
-    samplings = samplings_for(model, section)
+    samplings = samplings_of(section, k=model.k, paired=model.is_paired)
     labels = data.label if model.num_classes is not None else None
     noise, judge = noise_of(model, params, labels), judge_of(params, device)
     with workspace(stage, params) as work:

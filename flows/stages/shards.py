@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 
 from flows.events import Event, Metrics, Note, Progress
 from flows.workshop.workspace import need_space
-from fmcore.disk.pairs import Shard, finished_shards, write_shard
+from fmcore.disk.pairs import Shard, finished_shards, pair_bytes, write_shard
 from fmcore.flow.couplings import Pairs
 from fmcore.flow.pixels import floats
 from fmcore.score.estimates import mean_estimate
@@ -28,8 +27,7 @@ class ShardSize(NamedTuple):
 
 def shard_size(shape: tuple[int, ...], dtype: str, batch: int) -> ShardSize:
     """The size of shards of about `SHARD_BYTES`."""
-    noise = max(2, getattr(torch, dtype).itemsize)  # noise of 8-bit samples is stored in half precision
-    pair = prod(shape) * (noise + getattr(torch, dtype).itemsize)
+    pair = pair_bytes(shape, getattr(torch, dtype))
     return ShardSize(max(1, SHARD_BYTES // pair // batch) * batch, pair)
 
 

@@ -1,10 +1,11 @@
 """Stored pairs: a folder of fixed-size shards and a `manifest.json` with a checksum for each.
 
-The manifest comes last, so a folder with one is complete. Each shard carries its own checksum, too: one who was
-stopped goes on from those that are whole.
+The manifest comes last, so a folder with one is complete. Each shard carries its own checksum, too: after a kill,
+those that are whole are kept.
 """
 
 from collections.abc import Iterable, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,11 @@ class Shard(NamedTuple):
     start: int
     pairs: int
     sha256: str
+
+
+def pair_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The bytes of a stored pair; noise of 8-bit samples is kept in half precision."""
+    return prod(shape) * (max(2, dtype.itemsize) + dtype.itemsize)
 
 
 def shard_path(folder: Path, start: int) -> Path:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from flows import layout
-from flows.scores.sweep import noise_of, sampled, samplings_for
+from flows.scores.sweep import noise_of, sampled, samplings_of
 from fmcore.cli import main
 from fmcore.disk.files import read_json, read_tensors
 from fmcore.disk.pairs import open_pairs
@@ -121,7 +121,10 @@ def test_each_solver_runs_on_each_grid_once(here):
         ("heun", "uniform", 3),
     ]
     model = load_model(layout.model("base"))
-    assert {run.grid for run in samplings_for(model, params.evaluate)} == {UniformGrid(), SigmoidGrid()}
+    assert {run.grid for run in samplings_of(params.evaluate, k=None, paired=False)} == {
+        UniformGrid(),
+        SigmoidGrid(),
+    }
     x0 = draw(0, 200, shape=model.shape, seed=0, purpose="evaluate")[0]
     x1 = integrate(model.field("fp32"), x0, SigmoidGrid()(4), SOLVERS["euler"])
     assert value("base", "fd_cnn64", grid="sigmoid").value == pytest.approx(distance(x1), rel=1e-3)
@@ -266,7 +269,11 @@ def test_a_batch_that_had_to_be_halved_counts_its_evaluations_once(here):
     """What was tried before memory ran out is no evaluation of a sample."""
     model = load_model(layout.model("base"))
     params = tiny()
-    run = next(run for run in samplings_for(model, params.evaluate) if run.solver == "euler" and run.nfe == 4)
+    run = next(
+        run
+        for run in samplings_of(params.evaluate, k=None, paired=False)
+        if run.solver == "euler" and run.nfe == 4
+    )
 
     def narrow(x, t, label):
         if len(x) > 60:
