@@ -131,7 +131,8 @@ class MapEnding:
             if self.match is None or target is None or batch.middle is None or batch.real is None:
                 return found
             pairs = joined([batch.here, batch.far], x_t.device)
-            return found.mean() + self.match.of_map(field, pairs, batch.middle, target, batch.real)
+            middle = batch.middle[:1].expand(len(pairs.x0))  # a part of a batch has parts that differ in length
+            return found.mean() + self.match.of_map(field, pairs, middle, target, batch.real)
 
         slow = coupling.slow or (target is not None and target.data.slow)
         return Objective(draw, loss, slow, batch_size)

@@ -247,13 +247,7 @@ def train(
     network, optimizer = state.network, state.optimizer
     parameters = list(network.parameters())
     device = parameters[0].device
-    if objective.batch_size not in (None, config.batch_size):
-        raise ValueError(
-            f"batch_size: expected that of the objective, {objective.batch_size}, got {config.batch_size} in the "
-            "config"
-        )
-    if ranks().size > 1:
-        check_same("state", [*parameters, torch.tensor(float(state.step), device=device)])
+    _check_agreement(state, objective, config)
     network.train()
     window: list[tuple[Tensor, Tensor]] = []
     last = config.steps if stop is None else min(stop, config.steps)
@@ -285,6 +279,18 @@ def train(
             yield Record(state.step, state.step * config.batch_size, losses, norms, lr)
 
 
+def _check_agreement(state: TrainState, objective: Objective, config: TrainConfig) -> None:
+    """A ValueError if the batches of objective and config differ in size, or the states of the processes do."""
+    if objective.batch_size not in (None, config.batch_size):
+        raise ValueError(
+            f"batch_size: expected that of the objective, {objective.batch_size}, got {config.batch_size} in the "
+            "config"
+        )
+    if ranks().size > 1:
+        parameters = list(state.network.parameters())
+        check_same("state", [*parameters, torch.tensor(float(state.step), device=parameters[0].device)])
+
+
 def _backward(network: nn.Module, objective: Objective, batch: Any, config: TrainConfig) -> Tensor:
     """Adds the gradients of the batch's mean loss, part by part, and returns that loss.
 
@@ -297,9 +303,8 @@ def _backward(network: nn.Module, objective: Objective, batch: Any, config: Trai
         return loss.detach()
     losses = []
     first = here.rank * config.accumulate
-    for which in range(
-        first, first + config.accumulate
-    ):  # each column is split by its own length, which may differ
+    for which in range(first, first + config.accumulate):
+        # Each column is split by its own length, which may differ.
         part = tree_map(lambda column, which=which: _part(column, which, parts), batch)
         loss = objective.loss(network, part).mean() / parts
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,5 +1,7 @@
 """Flow maps whose ends are matched to data: the objective written out, its slope in closed form."""
 
+from math import isfinite
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from fmcore.endings.target import target_of
 from fmcore.flow.couplings import Independent, Pairs, Stored
 from fmcore.flow.fields import OURS
 from fmcore.flow.losses import Squared
+from fmcore.flow.training import TrainConfig, new_state, train
 
 pytestmark = pytest.mark.numerics
 MAPS = {name: kind for name, kind in ENDINGS.items() if issubclass(kind, MapEnding)}
@@ -115,6 +118,18 @@ def test_parts_of_a_batch_are_split_alike_and_classes_are_compared(name):
     assert torch.equal(real_label, label[drawn])
     assert len(batch.middle) == 40
     assert torch.isfinite(of.loss(ExactMap(independent=True), batch))
+
+
+@every
+def test_a_batch_in_parts_of_uneven_lengths_is_trained_on(name):
+    """Of 52 pairs 26 are at s = t and 26 at s > t; the first quarters have 7 each, that of all together 13."""
+    whole = target()
+    network = ExactMap(independent=False, wrong="swapped times")
+    of = ending(name).objective(Independent(whole.data.x1.float()), whole, batch_size=52, **OPTIONS)
+    config = TrainConfig(images=208, batch_size=52, lr=1e-3, accumulate=4)
+    losses = [record.loss for record in train(new_state(network, config), of, config, seed=0, every=1)]
+    assert len(losses) == 4
+    assert all(map(isfinite, losses))
 
 
 def test_how_each_ending_matches():
