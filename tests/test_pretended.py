@@ -52,6 +52,14 @@ SCORES = ("evaluate_base", "evaluate@r1", "evaluate_student@student", "evaluate_
 CONFIG = TrainConfig(images=48, batch_size=8, lr=1e-3, ema_halflife_images=(10.0, 20.0))
 
 
+def test_a_source_as_long_as_the_data_is_paired_at_random():
+    x = torch.arange(64.0)[:, None]
+    with cuda():
+        pairs = Independent(x.to(DEVICE), source=x.to(DEVICE))(500, torch.Generator(DEVICE).manual_seed(3))
+        alike = (pairs.x0.cpu() == pairs.x1.cpu()).float().mean()
+    assert alike < 0.1
+
+
 def on_device(params):
     return params.model_copy(update={"device": "cuda"})
 

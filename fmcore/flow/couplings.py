@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
+from fmcore.flow import rng
 from fmcore.flow.paths import expand
 from fmcore.flow.pixels import floats
 from fmcore.flow.speed import moved
@@ -88,7 +89,9 @@ class Independent:
         if self.source is None:
             x0 = torch.randn(x1.shape, generator=generator, device=x1.device, dtype=x1.dtype)
         else:
-            drawn = moved(rows(len(self.source), count, generator), self.source.device)
+            # On a GPU `rows` leaves the generator where it is: one source as long as the data would be in step.
+            own = rng.generator(generator.initial_seed(), "source")
+            drawn = moved(rows(len(self.source), count, own), self.source.device)
             x0 = floats(moved(self.source[drawn], generator.device))
         return Pairs(x0, x1, None if self.label is None else moved(self.label[index], generator.device))
 
