@@ -13,7 +13,7 @@ from typing import NamedTuple
 class Progress(NamedTuple):
     """`done` of `total` `unit`s of the work `what`, say "train"; `done == 0` opens it, `done == total` closes it.
 
-    `of` is what the work is done on, e.g. a model.
+    `of` is what the work is done on, e.g. a model. Work of another title may come between: it interrupts this one.
     """
 
     what: str

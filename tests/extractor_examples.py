@@ -13,7 +13,6 @@ def digits(count=1797):
 
 
 NAMES = (f"nets_of_a_user_{i}" for i in count())
-ADVICE = "after a change run: dvc repro -f -s check, then dvc repro"
 MEANS = "def means(pixels):\n    return pixels.float().mean((2, 3))\n"
 
 

@@ -24,7 +24,7 @@ from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.place import bring, root
 from flows.workshop.workspace import BusyError, TakenOver
-from fmcore.disk.files import DamagedError
+from fmcore.disk.files import ChangedError, DamagedError
 from fmcore.flow.speed import is_out_of_memory, keep_freed_memory
 from fmcore.progress import Progress
 
@@ -32,6 +32,7 @@ DAMAGED = (
     "(make verify names all that is damaged; python -m flows.disk.verify --mend removes it, from DVC's cache too, "
     "so that dvc repro makes it again. After an edit on purpose, remove SHA256SUMS beside it, then dvc commit.)"
 )
+CHANGED = "(if it was changed on purpose: dvc repro -f -s check, then dvc repro)"
 
 
 def run(stage: str) -> int:
@@ -52,6 +53,8 @@ def run(stage: str) -> int:
         print(f"{stage}: {error}", file=sys.stderr)
         if isinstance(error, DamagedError):
             print(DAMAGED, file=sys.stderr)
+        if isinstance(error, ChangedError):
+            print(CHANGED, file=sys.stderr)
         trace = root() / WORK / "traceback.txt"
         with suppress(OSError):  # the disk may be what failed
             trace.parent.mkdir(exist_ok=True)
@@ -110,6 +113,7 @@ class Bars:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.bar: Progress | None = None
+        self.title = ""
 
     def __call__(self, event: Event) -> list[Event]:
         """Shows an event; returns the throughput when a piece of work is done."""
@@ -117,8 +121,10 @@ class Bars:
             print(event.text, file=sys.stderr, flush=True)
         if not isinstance(event, Done):
             return []
+        if self.bar is not None and event.title != self.title:  # work within other work, which goes on after it
+            self._close()
         if self.bar is None:
-            self.bar = Progress(event.title, event.total, event.unit, event.done)
+            self.bar, self.title = Progress(event.title, event.total, event.unit, event.done), event.title
         self.bar.to(event.done)
         if event.done < event.total:
             return []

@@ -25,6 +25,10 @@ class ArtifactError(ValueError):
     """An artifact on disk is missing, damaged or not what was asked for; the message names the file."""
 
 
+class ChangedError(ArtifactError):
+    """An artifact needs a file that is no longer the one it was made with."""
+
+
 class DamagedError(ArtifactError):
     """An artifact is not what was written: its bytes do not fit their checksum, or it cannot be read."""
 
@@ -59,7 +63,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: expected a file that a stage of the pipeline writes") from None
+        raise ArtifactError(f"{path} is missing: expected a file of JSON") from None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from fmcore.disk.files import (
     ArtifactError,
+    ChangedError,
     check_kinds,
     kinds,
     read_json,
@@ -62,7 +63,6 @@ EXTRACTORS = (*FITTED, *UNFITTED, "none")  # none: points are compared as they a
 FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # MODULE:FUNCTION
 PROJECTION = "projection.safetensors"
 MOST = 100_000  # classes, features or pixels a side that a manifest, which may be a stranger's, can claim
-AFTER_A_CHANGE = "; after a change run: dvc repro -f -s check, then dvc repro"
 _NETS = {"classifier": "cnn", "rotation": "rot", "views": "views", "random": "random"}  # and the dimensions
 
 
@@ -229,11 +229,11 @@ def load_extractor(
             return _pixels(shape, device)
         if FUNCTION.fullmatch(kind):
             call, path = _imported(kind)
-            _check_digest(path, digest, AFTER_A_CHANGE)
+            _check_digest(path, digest, ChangedError)
             return _function(kind, call, digest, _whole(file, "dims", [manifest["dims"]])[0], device)
         if kind == "inception-v3-compat":
             path = find_inception(weights)
-            _check_digest(path, digest, AFTER_A_CHANGE)
+            _check_digest(path, digest, ChangedError)
             return _inception(path, digest, device)
         if kind == EFFICIENTNET:
             _check_digest(folder / PROJECTION, digest)
@@ -255,10 +255,10 @@ def load_extractor(
     return Extractor(f"{_NETS[kind]}{dims}", dims, digest, network.features, logits)
 
 
-def _check_digest(path: Path, digest: str, advice: str = "") -> None:
+def _check_digest(path: Path, digest: str, error: type[ArtifactError] = ArtifactError) -> None:
     found = sha256(path) if path.is_file() else "no file"
     if found != digest:
-        raise ArtifactError(f"{path}: expected the extractor with SHA-256 {digest}, got {found}{advice}")
+        raise error(f"{path}: expected the extractor with SHA-256 {digest}, got {found}")
 
 
 def _whole(file: Path, name: str, values: object, count: int = 1) -> tuple[int, ...]:
