@@ -12,7 +12,17 @@ from typing import Any
 import fmcore
 from flows.registry import MODEL, SERVED
 
-NEEDED = ("torch", "numpy", "safetensors", "jaxtyping", "psutil", "tqdm", "diffusers", "torchdiffeq")
+NEEDED = (
+    "torch",
+    "numpy",
+    "safetensors",
+    "jaxtyping",
+    "psutil",
+    "tqdm",
+    "diffusers",
+    "torchdiffeq",
+    "lazy-loader",
+)
 
 
 def packed(folder: Path, target: Path, model_id: str) -> Path:

@@ -154,8 +154,10 @@ def load_dataset(folder: Path) -> Dataset:
             held_out=tensors.get("held_out"),
             encoding=encoding_from(manifest.get("encoding")),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except KeyError as error:
         raise ArtifactError(f"{folder}: expected a data set, got one without {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ArtifactError(f"{folder}: expected a data set, got one that cannot be read: {error}") from None
 
 
 def units_from(value: Mapping[str, Any] | None) -> Units | None:

@@ -51,10 +51,8 @@ TO_FILL = "To fill in: what it was trained on, where that is from, and what may 
 def beside(folder: Path) -> tuple[Path | None, Path | None]:
     """The scores of a model and the manifest of its data, where the pipeline leaves them beside it."""
     model = folder.resolve()
-    places = (
-        model.parents[1] / "scores" / model.name / "scores.csv",
-        model.parents[1] / "dataset" / "manifest.json",
-    )
+    root = model.parent.parent
+    places = (root / "scores" / model.name / "scores.csv", root / "dataset" / "manifest.json")
     scores, data = (place if place.is_file() else None for place in places)
     return scores, data
 

@@ -180,7 +180,7 @@ class Decoder:
 def beside(model: str | Path) -> list[Path]:
     """Where a model's autoencoder is looked for: in its folder, and in the data set that the pipeline made."""
     folder = Path(model).resolve()
-    return [folder / FOLDER, folder.parents[min(1, len(folder.parents) - 1)] / "dataset" / FOLDER]
+    return [folder / FOLDER, folder.parent.parent / "dataset" / FOLDER]
 
 
 def found_autoencoder(encoding: Encoding, places: Iterable[Path]) -> Path:

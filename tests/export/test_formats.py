@@ -1,10 +1,13 @@
 """What cannot be exported is one line, and leaves nothing; the card says what is known."""
 
+from pathlib import Path
+
 import pytest
 
 from fmcore.cli import main
 from fmcore.disk.files import write_json
 from fmcore.export import formats
+from fmcore.export.card import beside
 from fmcore.flow.fields import Convention
 from fmcore.flow.paths import VP, Discrete
 from fmcore.models.folder import save_model
@@ -109,6 +112,10 @@ def test_missing_packages_are_named_with_what_installs_them(project, tmp_path, m
     assert main(["export", str(project / "models/student"), "--to", "onnx", str(tmp_path / "o")]) == 2
     said = capsys.readouterr().err
     assert said.endswith("--to onnx needs onnxscript: pip install onnx onnxscript onnxruntime\n")
+
+
+def test_a_model_at_the_root_of_the_disk_has_nothing_beside_it():
+    assert beside(Path("/model")) == (None, None)
 
 
 def test_the_card_says_what_lies_beside_the_model(project, tmp_path, monkeypatch):

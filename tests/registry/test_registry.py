@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import packages_distributions, requires
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import fmcore
 from flows.local import tracking
 from flows.registry import versions
 from flows.registry.card import SHA
+from flows.registry.packing import NEEDED
 from flows.watch import database
 from fmcore.flow.pixels import quantise
 from fmcore.models.folder import save_model
@@ -219,6 +222,16 @@ def _is_up(url):
         return answer_to(url)[0] == 200
     except OSError:
         return False
+
+
+def test_a_served_model_has_all_that_loading_one_imports():
+    code = "import sys, fmcore; fmcore.load; from fmcore.models import folder, networks, autoencoder; "
+    code += "print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    own = {re.match(r"[\w-]+", need)[0].lower() for need in requires("fmcore") if "extra ==" not in need}
+    of = packages_distributions()
+    loaded = {package.lower() for name in done.stdout.split() for package in of.get(name, [])}
+    assert loaded & own <= set(NEEDED)
 
 
 def test_importing_flows_stays_light():
