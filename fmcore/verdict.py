@@ -175,8 +175,8 @@ def sentences(found: Verdict) -> list[str]:
             f"Another reflow round after {last.name} {pays}{', though it is a close call' if close else ''}"
         )
     rule = (
-        f"A round pays where what it could win is beyond chance, at least {WORTH:.0%} of the distance, and more "
-        f"than {RATIO:.0f} times what the last one lost."
+        f"A round pays if what it could win is beyond chance, is at least {WORTH:.0%} of the distance, and is "
+        f"more than {RATIO:.0f} times what the last round lost."
     )
     lines = [f"{conclusion}. {straight}. {drifted}. {rule}"]
     for one in found.rounds:

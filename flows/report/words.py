@@ -154,14 +154,20 @@ def _beside(results: Results, few: Sampled) -> list[str]:
         what = "points" if results.params.is_points else "images"
         fresh = f"As many fresh {what} of the data score {level.value:.2g}"
         if few.score.value >= level.value:
-            lines.append(f"{fresh}: no honest sample scores lower.")
+            lines.append(
+                f"{fresh}. A lower score would be chance, or would come from copying the data or "
+                "from matching to it."
+            )
         elif results.is_matched(few.name):
             lines.append(
                 f"{fresh}. {opening(few.name)} scores lower, since it was matched to the very samples "
                 "that it is compared with: compare it with held-out data before you say that it beats the data."
             )
         else:
-            lines.append(f"{fresh}; copies of the training data score lower.")
+            lines.append(
+                f"{fresh}, and {few.name} scores lower. That may be chance, or its samples may be copies: "
+                "look at memorisation."
+            )
     return lines
 
 

@@ -27,7 +27,7 @@ SAVED_SECONDS = 5.0  # from one saving of them to the next
 
 
 def intake(params: Params, stage: Stage) -> Events:
-    """Reads what `data` names and writes it where all stages look; one who was killed goes on where he was."""
+    """Reads what `data` names and writes it where all stages look; a killed run goes on where it was."""
     with workspace(stage, params) as work:
         source, scratch, out = params.data, work / SCRATCH, work / "out"
         if isinstance(source, Latents):
@@ -80,7 +80,7 @@ def _read(params: Params, scratch: Path) -> Generator[Event, None, Dataset]:
 def _encoded(
     images: Dataset, autoencoder: Autoencoder, shape: tuple[int, ...], scratch: Path
 ) -> Generator[Event, None, Dataset]:
-    """The data set of the images' latents, with a bar; they lie in files, and one who was killed goes on there."""
+    """The data set of the images' latents, with a bar; they lie in files, from which a killed run goes on."""
     count = len(images.x1)
     raw, latents = (mapped(scratch / name, (count, *shape), torch.float32) for name in ("raw", "latents"))
     blocks = _encoded_so_far(scratch / ENCODED, raw)

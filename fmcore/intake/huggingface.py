@@ -46,7 +46,7 @@ class HuggingFace(Pictures):
             raise ValueError("group is for the split, so held_out must be above 0, got 0")
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
-        """The data set, by and by."""
+        """The data set, step by step."""
         found = self._opened()
         images = found.select_columns([self.image])  # so that no row decodes the images of other columns
         below = _folder(Path(self.root))

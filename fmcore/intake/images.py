@@ -37,7 +37,7 @@ class Images(Pictures):
             raise ValueError(f"group is a level of folders, 1 for those at the top, or null, got {self.group}")
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
-        """The data set, by and by."""
+        """The data set, step by step."""
         part = self._part()
         names, label, why = classes_of(part) if self.group != 1 else ((), None, [])
         if part.held_out and not self.held_out:

@@ -84,7 +84,7 @@ class Pictures:
         return ended(self.loading())
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
-        """`load` by and by; with `scratch` in a folder, as `decoded` says."""
+        """`load`, step by step; with `scratch` in a folder, as `decoded` says."""
         raise NotImplementedError
 
     def decoded(
@@ -96,8 +96,8 @@ class Pictures:
             held: which of the files are held out (N,).
             base: the folder that names are seen from.
 
-        With a folder `scratch` the images lie in files there instead of in memory, and one who was stopped goes
-        on where he was, provided that the files are the same.
+        With a folder `scratch` the images lie in files there instead of in memory. A stopped run goes on from
+        them, provided that the files are the same.
 
         Raises:
             DataError: that lists those that cannot be read.

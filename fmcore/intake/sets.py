@@ -34,10 +34,10 @@ DATA = {config.name: config for config in get_args(Data)}
 
 
 def loading(data: Data, scratch: Path) -> Steps[Dataset]:
-    """A data set by and by, without filling the memory where its kind allows.
+    """A data set, step by step, without filling the memory where its kind allows.
 
     Main arguments:
-        scratch: a folder that what is read may lie in; one who was stopped goes on there.
+        scratch: a folder that what is read may lie in; a stopped run goes on from it.
     """
     if isinstance(data, Pictures):
         return (yield from data.loading(scratch))

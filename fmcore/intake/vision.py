@@ -17,7 +17,7 @@ from fmcore.intake.split import held_out
 PICKLED = ("LSUN", "LSUNClass")  # which unpickle a file of their folder
 INVENTED = ("VisionDataset", "FakeData")  # which read nothing from the disk
 CALLED = ("transform", "target_transform", "transforms", "loader", "is_valid_file")  # options that are functions
-UNREAD = object()  # the target of a sample that one who was stopped had read
+UNREAD = object()  # the target of a sample that a stopped run had read
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Torchvision(Pictures):
             raise ValueError(f"options: {called[0]} is a function, which cannot be given; expected none")
 
     def loading(self, scratch: Path | None = None) -> Steps[Dataset]:
-        """The data set, by and by."""
+        """The data set, step by step."""
         found = self._opened()
         targets: list[Any] = [UNREAD] * len(found)
         files = [Stored(f"sample {i}", partial(_as_png, found, targets, i)) for i in range(len(found))]

@@ -33,7 +33,8 @@ def draw(
 ) -> tuple[Float[Tensor, "count *D"], Int64[Tensor, " count"] | None]:
     """Noise, and for conditional models classes, of the samples `start <= i < start + count`.
 
-    The noise is rounded to the type it is stored in but returned as float32: the stored is the integrated noise.
+    The noise is rounded to the type that it is stored in and returned as float32, so what is integrated is exactly
+    what is stored.
     Classes are drawn from the pool `labels`, so they follow the data's frequencies.
     """
     x0 = rng.noise(seed, purpose, start, count, shape).to(_of_noise(dtype)).float()
