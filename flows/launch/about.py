@@ -16,7 +16,13 @@ from flows.params.files import lay_over
 from flows.params.schema import Params
 from flows.workshop.entry import Entry, Stage, addresses, entry_of, graph
 
-COMMON = ("device", "precision", "compile", "evaluate")  # to all models, and in the parameters of the pipeline
+COMMON = (
+    "device",
+    "precision",
+    "compile",
+    "launch",
+    "evaluate",
+)  # to all models, and in the parameters of the pipeline
 REPORT = "report"  # the stage that tells of all models
 EXPERIMENT = "DVC_EXP_NAME"  # of the environment, set by `dvc exp run`
 

@@ -9,6 +9,7 @@ import signal
 import sys
 import traceback
 from contextlib import ExitStack, suppress
+from itertools import chain
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -16,10 +17,12 @@ from flows.events import Event, Metrics, Note
 from flows.events import Progress as Done
 from flows.launch import origin, timing
 from flows.launch.about import REPORT, about
+from flows.launch.crew import Crew, ProcessLost
 from flows.launch.stages import stage_at, started
 from flows.layout import WORK
 from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.params.reading import FILE, ParamsError, load_yaml, read
+from flows.params.schema import Params
 from flows.watch.journal import open_journal
 from flows.workshop.entry import entry_of
 from flows.workshop.place import bring, root
@@ -32,6 +35,7 @@ DAMAGED = (
     "(make verify names all that is damaged; python -m flows.disk.verify --mend removes it, from DVC's cache too, "
     "so that dvc repro makes it again. After an edit on purpose, remove SHA256SUMS beside it, then dvc commit.)"
 )
+SHARED = ("base", "couple", "reflow", "distill", "evaluate_base", "evaluate", "evaluate_student")
 CHANGED = "(if it was changed on purpose: dvc repro -f -s check, then dvc repro)"
 
 
@@ -49,7 +53,7 @@ def run(stage: str) -> int:
     except ParamsError as error:
         print(f"{stage}: {error}", file=sys.stderr)
         return 2
-    except (ValueError, OSError, ArithmeticError, BusyError) as error:
+    except (ValueError, OSError, ArithmeticError, BusyError, ProcessLost) as error:
         print(f"{stage}: {error}", file=sys.stderr)
         if isinstance(error, DamagedError):
             print(DAMAGED, file=sys.stderr)
@@ -87,8 +91,9 @@ def _run(stage: str) -> None:
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(root(), stage=stage, place=Path.cwd(), **said._asdict()))
         bars = stack.enter_context(Bars())
+        shared = _shared(params, stage, stack)
         try:
-            for event in started(params, stage_at(stage)):
+            for event in chain([shared] if shared else [], started(params, stage_at(stage))):
                 for each in (event, *bars(event)):
                     journal(each)
         except TakenOver as taken:
@@ -105,6 +110,23 @@ def _run(stage: str) -> None:
     if stage == REPORT:
         with suppress(OSError):
             origin.note(root(), said.tags)
+
+
+def _shared(params: Params, stage: str, stack: ExitStack) -> Note | None:
+    """Starts the other processes of this stage, if it has some; they end with the stack. The note says so."""
+    kind = stage.partition("@")[0]
+    if params.launch.processes == 1 or kind not in SHARED or (kind == "base" and params.base.teacher is not None):
+        return None
+    from flows.workshop.setup import device_of, processes_of  # only now, for not every stage imports them
+
+    size = processes_of(params)
+
+    def follow() -> None:
+        for _ in started(params, stage_at(stage)):
+            pass
+
+    stack.enter_context(Crew(size, on_gpu=device_of(params).type == "cuda", folder=root(), follow=follow))
+    return Note(f"{stage}: {size} processes share it") if size > 1 else None
 
 
 class Bars:

@@ -20,6 +20,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "train.warmup_images": (ANY, 10**13),
     "train.weight_decay": (ANY, 100),
     "train.clip_norm": (ANY, 1e9),
+    "launch.processes": (1, 64),
     "data.count": (LEAST_POINTS, 10**9),
     "couple.pairs": (ANY, 10**10),
     "couple.inverted": (ANY, 10**10),

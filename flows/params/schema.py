@@ -184,6 +184,16 @@ class Evaluate:
     likelihood: Likelihood | None
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How many processes share a stage that trains, samples or scores: `auto` is one for each GPU.
+
+    It decides no result but for the last bits, so no stage depends on it.
+    """
+
+    processes: int | Literal["auto"]
+
+
 class Params(BaseModel):
     """All of params.yaml."""
 
@@ -193,6 +203,7 @@ class Params(BaseModel):
     device: Literal["auto", "cpu", "cuda"]
     precision: Literal["auto", "fp32", "bf16"]
     compile: Literal["auto", "on", "off"]
+    launch: Launch
     conditional: bool
     flip: bool
     data: Data
@@ -252,6 +263,6 @@ def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) 
 def _sections() -> list[type]:
     members = [kind for family in FAMILIES for kind in family.values()]
     return [
-        *(Features, Base, Couple, Round, Mix, Reflow, Student, Distill, Adaptive, Likelihood, Evaluate),
+        *(Features, Base, Couple, Round, Mix, Reflow, Student, Distill, Adaptive, Likelihood, Evaluate, Launch),
         *(TrainConfig, Guidance, *members),
     ]

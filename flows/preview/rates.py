@@ -8,7 +8,7 @@ import torch
 
 from flows.params.schema import Params
 from flows.preview.costs import Cost
-from flows.workshop.setup import device_of
+from flows.workshop.setup import device_of, processes_of
 from fmcore.flow.couplings import Independent
 from fmcore.flow.fields import network_field
 from fmcore.flow.speed import flops
@@ -26,6 +26,8 @@ class Rates:
 
     def __init__(self, params: Params) -> None:
         self.params, self.device = params, device_of(params)
+        # Cores are shared out between processes already, GPUs are not.
+        self.devices = processes_of(params) if self.device.type == "cuda" else 1
         self.seconds = cache(self._seconds)
 
     def of(self, cost: Cost) -> float:
@@ -33,7 +35,8 @@ class Rates:
         if cost.network is None:
             return UNKNOWN
         sampled = cost.sampled and cost.sampled * self.seconds(cost.network, cost.batch, False)
-        return sampled + (cost.trained and cost.trained * self.seconds(cost.network, cost.batch, True))
+        trained = cost.trained and cost.trained * self.seconds(cost.network, cost.batch, True)
+        return (sampled + trained) / self.devices
 
     def _seconds(self, network: Network, batch: int, training: bool) -> float:
         """Seconds of one evaluation of one sample, in training with its backward pass and update."""

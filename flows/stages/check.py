@@ -14,7 +14,7 @@ from flows.events import Events, Note
 from flows.params.schema import Distill, Params
 from flows.workshop.entry import Stage, addresses, entry_of
 from flows.workshop.place import in_the_way, root
-from flows.workshop.setup import device_of
+from flows.workshop.setup import device_of, processes_of
 from flows.workshop.workspace import need_space
 from fmcore.disk.files import sha256, write_json
 from fmcore.disk.pairs import pair_bytes
@@ -22,6 +22,7 @@ from fmcore.endings import Ending, matching_of
 from fmcore.endings.maps import MapEnding
 from fmcore.endings.spaces import Hidden
 from fmcore.flow.perceptual import Perceptual, load_lpips
+from fmcore.flow.training import TrainConfig
 from fmcore.intake.latents import Latents
 from fmcore.intake.teachers import read_teacher, teacher_files
 from fmcore.models.hidden import taps
@@ -35,6 +36,7 @@ def check(params: Params, stage: Stage) -> Events:
     outs = {out for address in addresses(whole) for out in entry_of(address, whole).outs}
     if lines := list(in_the_way(whole, outs)):
         raise ValueError("\n".join(lines))
+    _check_processes(params)
     if isinstance(params.data, Latents):
         params.data.check()
     if params.base.teacher is not None:
@@ -62,16 +64,34 @@ def check(params: Params, stage: Stage) -> Events:
     write_json(layout.CHECKED, found)
 
 
+def _check_processes(params: Params) -> None:
+    """A ValueError if batches cannot be split between the processes."""
+    size = processes_of(params)
+    shared = {name: train for name, train in _trainings(params).items() if name != "features.train"}
+    shared |= {f"reflow.rounds.{name}.train": params.train_of(name) for name in params.reflow.rounds}
+    for name, train in shared.items():
+        parts = size * train.accumulate
+        if train.batch_size % parts:
+            raise ValueError(
+                f"{name}.batch_size: expected a multiple of {parts} (launch.processes {size} times accumulate "
+                f"{train.accumulate}), got {train.batch_size}"
+            )
+
+
+def _trainings(params: Params) -> dict[str, TrainConfig]:
+    """Each section of a training, by where it stands."""
+    sections = {"reflow.train": params.reflow.train}
+    sections |= {at("train"): student.train for student, at in _students(params)}
+    sections |= {"base.train": params.base.train} if params.base.teacher is None else {}
+    return sections | ({"features.train": params.features.train} if params.features.extractor in FITTED else {})
+
+
 def _long_warm_ups(params: Params) -> Events:
     """Says which trainings end before they reach their learning rate."""
-    sections = {"reflow": params.reflow.train}
-    sections |= {at("train").removesuffix(".train"): student.train for student, at in _students(params)}
-    sections |= {"base": params.base.train} if params.base.teacher is None else {}
-    sections |= {"features": params.features.train} if params.features.extractor in FITTED else {}
-    for name, train in sections.items():
+    for name, train in _trainings(params).items():
         if train.warmup_images > train.images:
             yield Note(
-                f"{name}.train: the warm-up of {train.warmup_images:,} images is longer than the training of "
+                f"{name}: the warm-up of {train.warmup_images:,} images is longer than the training of "
                 f"{train.images:,}, which ends at {train.images / train.warmup_images:.0%} of lr"
             )
 

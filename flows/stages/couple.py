@@ -21,6 +21,7 @@ from fmcore.disk.pairs import map_pairs, seal_pairs
 from fmcore.flow.couplings import Pairs, Sharded
 from fmcore.flow.fields import Counted, VelocityField
 from fmcore.flow.pixels import floats, quantise
+from fmcore.flow.ranks import barrier, ranks
 from fmcore.flow.rng import generator
 from fmcore.flow.speed import largest_batch
 from fmcore.flow.times import OptimisedGrid, uniform_grid
@@ -96,6 +97,8 @@ def couple(params: Params, stage: Stage) -> Events:
             "rounds": teacher.manifest["rounds"] + 1,
         }
         yield from _store(of, work / PAIRS, grid, batch, manifest)
+        if not ranks().leads:
+            return
         yield from _look_again(of, params, work / PAIRS, grid)
         publish(work / PAIRS, layout.couplings(name))
 
@@ -103,16 +106,17 @@ def couple(params: Params, stage: Stage) -> Events:
 def _grid(of: Making, work: Path) -> Generator[Event, None, Tensor]:
     """The times between which the solver steps; kept, because a search that ran again could end on others."""
     how = of.how
-    if not (work / "grid.json").exists():
+    if ranks().leads and not (work / "grid.json").exists():
         if isinstance(how.grid, OptimisedGrid):
             yield Note(f"couple {of.name}: searching for the grid, at most {24 * how.steps} solves")
         keep(work / "grid.json", how.found_knots(of.field, of.starts).tolist())
+    barrier()
     return torch.tensor(kept(work / "grid.json"), dtype=torch.float64)
 
 
 def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
     """How many pairs are made at a time; kept, because what else fills a GPU may have changed after a kill."""
-    if not (work / "batch.json").exists():
+    if ranks().leads and not (work / "batch.json").exists():
         batch = of.section.batch
         if batch == "auto":
             # The last batch is padded; a larger batch than this would only hold more padding.
@@ -125,6 +129,7 @@ def _batch(of: Making, work: Path) -> Generator[Event, None, int]:
             batch = min(most, largest_batch(evaluate, of.teacher.shape, of.teacher.device))
             yield Note(f"couple {of.name}: {batch} pairs at a time")
         keep(work / "batch.json", batch)
+    barrier()
     found: int = kept(work / "batch.json")
     return found
 
@@ -162,12 +167,15 @@ def _store(of: Making, out: Path, grid: Tensor, batch: int, manifest: dict[str, 
         place, work = out / layout.INVERTED, Progress("invert", 0, len(chosen), "pairs", of=of.name)
         metric = "couplings/transport_cost_inverted"
         real = yield from write_shards(place, work, inverted, size, metric=metric)
+        if not ranks().leads:
+            return
         # The manifests come after all shards: a folder with one is complete.
         about = {"stage": f"invert@{of.name}", "pairs": len(chosen)}
         seal_pairs(place, real.values(), manifest | about)
         found = _checked(place, map_pairs(place)[0], teacher)
         yield from _record(place, work.title, found, prefix="inverted")
-    seal_pairs(out, shards.values(), manifest | {"pairs": section.pairs})
+    if ranks().leads:
+        seal_pairs(out, shards.values(), manifest | {"pairs": section.pairs})
 
 
 def _checked(folder: Path, parts: Sequence[Pairs], teacher: Trained) -> Quality:

@@ -1,6 +1,8 @@
 """Stages `evaluate_base`, `evaluate@ROUND`, `evaluate_student@STUDENT`: a model's scores over solvers and NFE."""
 
-from collections.abc import Callable, Generator, Iterator
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -30,12 +32,13 @@ from flows.workshop.workspace import publish, workspace, write_table
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import write_file, write_json, write_tensors
 from fmcore.disk.kept import keep_tensors, kept_tensors
+from fmcore.flow.ranks import ranks, shared_out
 from fmcore.models.folder import Trained, load_model
 from fmcore.ode.sampling import Sampling
 from fmcore.pictures import quick_picture
 from fmcore.score.scoring import Score
 
-Bar = Callable[..., Progress]
+WAIT_SECONDS = 0.2  # from one look for the others' scores to the next
 
 
 class Scoring(NamedTuple):
@@ -65,9 +68,17 @@ class Scoring(NamedTuple):
         path = self.kept(how, repeat)
         return path.exists() and path.with_suffix(".safetensors").exists()
 
+    def is_scored(self, how: Sampling) -> bool:
+        """Whether all repeats were."""
+        return all(self.is_there(how, repeat) for repeat in range(self.params.evaluate.repeats))
+
     def cost(self, how: Sampling) -> int:
         """Network evaluations of one repeat."""
         return self.params.evaluate.samples * (how.nfe or ADAPTIVE_NFE)
+
+    def done(self, parts: Iterable[tuple[Sampling, int]]) -> int:
+        """Evaluations of the repeats that were scored."""
+        return sum(self.cost(how) for how, repeat in parts if self.is_there(how, repeat))
 
     def rows(self, repeats: list[list[Score]], how: Sampling, nfe: int) -> list[Scored]:
         """The rows of scores.csv."""
@@ -89,19 +100,20 @@ def evaluate(params: Params, stage: Stage) -> Events:
         yield set_up(params, model, total)
         # Counted in evaluations: a count of samples would mislead, since those of many steps take longer.
         bar = partial(Progress, "score", total=total, unit="evaluations", of=stage.name)
-        there = [how for how in samplings for repeat in range(section.repeats) if of.is_there(how, repeat)]
-        done = sum(map(of.cost, there))
-        yield bar(done=done)
         found: list[Scored] = []
         shown: dict[str, Tensor] = {}
-        for how in samplings:
-            done = yield from _made(of, how, bar, done)
+        for how in _in_turn(of, samplings):
+            if isinstance(how, int):
+                yield bar(done=how)
+                continue
             rows = _rows(of, how)
             found += rows
             grid = "" if how.grid in (None, of.best.grid) else how.grid_name
             for row, _ in rows:
                 yield scored(row.metric, row.value, nfe=row.nfe, solver=row.solver, grid=grid)
             shown |= yield from _shown(of, how)
+        if not ranks().leads:
+            return
         if section.likelihood and model.k is None:
             found += yield from _likelihood(of)
         yield from _write(of, work / "out", found, shown)
@@ -109,19 +121,38 @@ def evaluate(params: Params, stage: Stage) -> Events:
         yield Table("scores", [dict(zip(Row._fields[:9], one.row[:9], strict=True)) for one in found])
 
 
-def _made(of: Scoring, how: Sampling, bar: Bar, done: int) -> Generator[Event, None, int]:
-    """Scores all repeats that are not there yet; returns the evaluations done so far."""
+def _in_turn(of: Scoring, samplings: Sequence[Sampling]) -> Iterator[int | Sampling]:
+    """Scores what is not there yet. Yields the evaluations done so far, and each way to sample once it is scored.
+
+    Of several processes each scores its part, and the first waits for the others.
+    """
+    parts = [(how, repeat) for how in samplings for repeat in range(of.params.evaluate.repeats)]
+    who, waiting = shared_out([of.cost(how) for how, _ in parts]), deque(samplings)
+    yield (done := of.done(parts))
+    for (how, repeat), rank in zip(parts, who, strict=True):
+        if rank == ranks().rank and not of.is_there(how, repeat):
+            before = of.done(parts)
+            for share in _made(of, how, repeat):
+                yield (done := before + round(of.cost(how) * share))
+        while ranks().leads and waiting and of.is_scored(waiting[0]):
+            yield waiting.popleft()
+    while ranks().leads and waiting:
+        if of.done(parts) != done:
+            yield (done := of.done(parts))
+        if of.is_scored(waiting[0]):
+            yield waiting.popleft()
+        else:
+            time.sleep(WAIT_SECONDS)
+
+
+def _made(of: Scoring, how: Sampling, repeat: int) -> Iterator[float]:
+    """Scores a repeat; yields the share that is done."""
     params, model = of.params, of.model
-    for repeat in range(params.evaluate.repeats):
-        if of.is_there(how, repeat):
-            continue
-        look = Look(params, how, of.decode) if how == of.best and repeat == 0 else None
-        bends = look is not None and model.k is None
-        batches = sampled(model.field(params.precision), params, how, repeat, of.noise, bends=bends)
-        for part in _score(of, batches, look, of.kept(how, repeat)):
-            yield bar(done=done + of.cost(how) * part // params.evaluate.samples)
-        done += of.cost(how)
-    return done
+    look = Look(params, how, of.decode) if how == of.best and repeat == 0 else None
+    bends = look is not None and model.k is None
+    batches = sampled(model.field(params.precision), params, how, repeat, of.noise, bends=bends)
+    for samples in _score(of, batches, look, of.kept(how, repeat)):
+        yield samples / params.evaluate.samples
 
 
 def _score(of: Scoring, batches: Iterator[Batch], look: Look | None, path: Path) -> Iterator[int]:

@@ -26,6 +26,7 @@ from fmcore.flow import rng
 from fmcore.flow.couplings import Coupling, Independent
 from fmcore.flow.fields import mean_velocity
 from fmcore.flow.pixels import floats
+from fmcore.flow.ranks import barrier, ranks
 from fmcore.flow.speed import prepare
 from fmcore.flow.training import TrainState
 from fmcore.models.folder import Trained, load_model
@@ -65,7 +66,8 @@ def train_matched(
     yield from resumed(name, work, state, config)
     if state.step < first:
         yield from run_training(name, work, state, objective(None), config, params.seed, stop=first)
-        checkpoint.save(state, work)
+        if ranks().leads:
+            checkpoint.save(state, work)
     base = load_model(layout.model("base"), start.device)
     prepare(base.network, params.precision, "off", work=0, training=False)
     data = fresh(dataset, start.device, labelled=start.num_classes is not None)
@@ -73,11 +75,12 @@ def train_matched(
     spaces = match.spaces
     if spaces == "auto":
         path = work / "spaces.json"
-        if not path.exists():
+        if ranks().leads and not path.exists():
             if state.step > first:
                 raise started_again(path)
             ends = _ends(params, start, pairs, clip=clip)
             yield from _choose(name, path, base, ends, _some(data, start.device), params.precision)
+        barrier()
         spaces = tuple(SPACES[space["name"]](**space) for space in kept(path))
     embed = embedding(spaces, base, params.precision)
     target = target_of(embed, data, flip=params.flip, clip=clip, device=start.device)

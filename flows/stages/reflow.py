@@ -22,6 +22,7 @@ from fmcore.flow.couplings import Coupling, Flipped, Mixture, Pairs, Slerped, St
 from fmcore.flow.fields import network_field
 from fmcore.flow.paths import LINEAR
 from fmcore.flow.pixels import floats
+from fmcore.flow.ranks import barrier, ranks
 from fmcore.flow.training import Objective, TrainState, flow_objective, new_state, take_average
 from fmcore.ode.reflow import invert_data
 from fmcore.ode.solvers import SOLVERS
@@ -75,15 +76,16 @@ def _with_real(of: Lesson, params: Params, name: str, work: Path, state: TrainSt
     while state.step < config.steps:
         first = min(state.step, last - 1) // stretch * stretch
         path = work / f"inverted-{first:010d}.safetensors"
-        if first and not path.exists():
+        if first and ranks().leads and not path.exists():
             if state.step != first:
                 raise started_again(path)
             yield from _invert(of, params, name, state, real, path)
+        barrier()
         x0 = kept_tensors(path)["x0"].to(real.x0.device) if first else real.x0
         stop = first + stretch if first + stretch < last else config.steps
         objective = _objective(of, params, name, real._replace(x0=x0))
         yield from run_training(name, work, state, objective, config, params.seed, stop=stop)
-        if state.step < config.steps:
+        if state.step < config.steps and ranks().leads:
             checkpoint.save(state, work)
 
 

@@ -13,6 +13,7 @@ from flows.workshop.workspace import need_space, publish
 from fmcore.disk import checkpoint
 from fmcore.disk.files import write_file
 from fmcore.disk.kept import keep, kept
+from fmcore.flow.ranks import ranks
 from fmcore.flow.training import (
     Objective,
     Record,
@@ -38,9 +39,16 @@ def run_training(
     seed: int,
     stop: int | None = None,
 ) -> Events:
-    """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve."""
+    """Trains `state` to the end, or to step `stop`, from the newest checkpoint in `work`; keeps the curve.
+
+    Of several processes the first keeps it, and checkpoints.
+    """
     if not state.step:
         yield from resumed(name, work, state, config)
+    if not ranks().leads:
+        for _ in train(state, objective, config, seed=seed, every=RECORD_STEPS, stop=stop):
+            pass
+        return
     there = len(list(work.glob("step-*.safetensors")))
     need_space(work, checkpoint.size(state) * (checkpoint.KEEP + 1 - there), f"the checkpoints of {name}")
     curve = _read_curve(work, state.step)
@@ -90,7 +98,9 @@ def _read_curve(work: Path, step: int) -> list[Record]:
 def finish(
     name: str, work: Path, state: TrainState, config: TrainConfig, like: Trained, manifest: dict[str, Any]
 ) -> Events:
-    """Publishes the averaged weights as a model folder, and the curve."""
+    """Publishes the averaged weights as a model folder, and the curve; the first of several processes does."""
+    if not ranks().leads:
+        return
     further = {
         halflife: {key: value.clone() for key, value in take_average(state, which).state_dict().items()}
         for which, halflife in enumerate(config.ema_halflife_images)

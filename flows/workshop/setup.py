@@ -30,6 +30,28 @@ def device_of(params: Params) -> torch.device:
     return torch.device("cuda" if there and params.device != "cpu" else "cpu")
 
 
+def processes_of(params: Params) -> int:
+    """How many processes share a stage.
+
+    Raises:
+        ValueError: if there is no GPU or core for each.
+    """
+    wanted = params.launch.processes
+    if wanted == 1:
+        return 1
+    # Else torch would look for a GPU by starting CUDA, which no forked process could use then.
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+    on_gpu = device_of(params).type == "cuda"
+    there = torch.cuda.device_count() if on_gpu else len(os.sched_getaffinity(0))
+    if wanted == "auto":
+        return there if on_gpu else 1
+    if wanted > there:
+        raise ValueError(
+            f"launch.processes: expected at most {there}, one for each {'GPU' if on_gpu else 'core'}, got {wanted}"
+        )
+    return wanted
+
+
 def set_up(params: Params, model: Trained, samples: float, *, training: bool = False) -> Note:
     """Prepares the model's network for evaluating, or training on, `samples` samples; the note says how.
 

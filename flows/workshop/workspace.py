@@ -30,6 +30,7 @@ from flows.workshop.place import root
 from fmcore.disk.files import ArtifactError, read_json, write_file
 from fmcore.disk.kept import is_whole
 from fmcore.disk.sums import check, seal_all
+from fmcore.flow.ranks import barrier, ranks
 
 BUSY_SECONDS = 10.0
 KEPT_SECONDS = 24 * 3600.0  # for those who wait
@@ -51,12 +52,18 @@ class TakenOver(Exception):
 def workspace(stage: Stage, params: Params) -> Iterator[Path]:
     """The folder where this stage with these parameters keeps its unfinished work; removed on success.
 
+    Of several processes the first holds it, and the others wait for that.
+
     Raises:
         BusyError: if another process holds it, and this is not an experiment.
         TakenOver: if this is one, waited for another process, and has its outputs now.
     """
     entry = entry_of(stage.address, params.model_dump(mode="json"))
     folder = root() / WORK / stage.address.replace("@", "-") / digest_of(entry, Path.cwd())
+    if not ranks().leads:
+        barrier()
+        yield folder
+        return
     folder.parent.mkdir(parents=True, exist_ok=True)
     wanted, kept = folder.with_suffix(".wanted"), folder.with_suffix(".kept")
     _prune(folder.parent)
@@ -73,6 +80,7 @@ def workspace(stage: Stage, params: Params) -> Iterator[Path]:
             folder.unlink()
         folder.mkdir(exist_ok=True)  # only now: who held the lock removed it
         _sweep(folder, stage.address)
+        barrier()
         yield folder
         if wanted.exists():
             _hand_over(entry, kept, wanted)

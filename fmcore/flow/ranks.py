@@ -1,4 +1,4 @@
-"""Several processes that train one network together: which of them this is, and how their gradients meet.
+"""Several processes that share work: which of them this is, who takes what, and how their gradients meet.
 
 Someone else starts them, e.g. torchrun, and calls `torch.distributed.init_process_group`. Without it there is one.
 """
@@ -16,12 +16,37 @@ class Ranks(NamedTuple):
     rank: int
     size: int
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes what all of them made."""
+        return self.rank == 0
+
 
 def ranks() -> Ranks:
     """Which process this is: 0 of 1, unless torch.distributed was started."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return Ranks(0, 1)
     return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
+def barrier() -> None:
+    """Waits until all processes are here."""
+    if ranks().size > 1:
+        distributed.all_reduce(torch.zeros(1))
+
+
+def shared_out(costs: Sequence[float]) -> list[int]:
+    """The process that takes each of several pieces of work: the dearest first, each to who has least so far.
+
+    >>> shared_out([1, 2, 4])
+    [0, 0, 0]
+    """
+    size = ranks().size
+    taken, who = [0.0] * size, [0] * len(costs)
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
+        who[i] = min(range(size), key=lambda rank: taken[rank])
+        taken[who[i]] += costs[i]
+    return who
 
 
 @torch.no_grad()

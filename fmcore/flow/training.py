@@ -258,7 +258,7 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         # A network's dropout draws from torch's global generators; the caller finds the host's as it was.
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng.generator(seed, "dropout", state.step).initial_seed())
+            torch.manual_seed(_dropout_seed(seed, state.step))
             loss = _backward(network, objective, batch, config)
         gradients = [p.grad for p in parameters if p.grad is not None]
         grad_norm = nn.utils.get_total_norm(gradients, foreach=True)
@@ -289,6 +289,12 @@ def _check_agreement(state: TrainState, objective: Objective, config: TrainConfi
     if ranks().size > 1:
         parameters = list(state.network.parameters())
         check_same("state", [*parameters, torch.tensor(float(state.step), device=parameters[0].device)])
+
+
+def _dropout_seed(seed: int, step: int) -> int:
+    """What a step's dropout is seeded with, in each process otherwise."""
+    purpose = "dropout" if ranks().leads else f"dropout/{ranks().rank}"
+    return rng.generator(seed, purpose, step).initial_seed()
 
 
 def _backward(network: nn.Module, objective: Objective, batch: Any, config: TrainConfig) -> Tensor:
