@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fmcore.cli import _naming, main
+from fmcore.cli import main
+from fmcore.cli.evaluate import naming
 from fmcore.disk.files import read_tensors
 from fmcore.flow.pixels import dequantise
 from fmcore.model import load as load_model
@@ -216,7 +217,7 @@ def test_an_image_is_named_whatever_the_batch(tmp_path):
     pixels = torch.zeros(9, 1, 1, 1, dtype=torch.uint8)
     pixels[7] = 1
     for batch in (1, 2, 4, 9):
-        named = _naming(extractor, files)
+        named = naming(extractor, files)
         with pytest.raises(ValueError, match=r"7\.png: its features by fd_mine are not finite"):
             list(map(named, torch.split(pixels, batch)))
 
@@ -336,3 +337,12 @@ def test_progress_speaks_a_line_at_the_end_where_there_is_no_terminal(capsys):
     assert "pairs" in said
     assert "100/100" in said
     assert bar.seconds >= 0
+
+
+@pytest.mark.parametrize("suffix", ["npy", "safetensors"])
+def test_more_samples_than_memory_holds_are_refused_before_any_is_drawn(models, tmp_path, capsys, suffix):
+    out = tmp_path / f"many.{suffix}"
+    assert main(["sample", str(models / "images"), "--count", str(10**12), "--label", "1", "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert "--count: 1,000,000,000,000 samples of shape (1, 8, 8) take 512000.0 GB as an array" in said
+    assert not out.exists()

@@ -12,7 +12,8 @@ import tifffile
 import torch
 from PIL import Image
 
-from fmcore.cli import _write, main, parser
+from fmcore.cli import main, parser
+from fmcore.cli.evaluate import _write
 from fmcore.disk.dataset import DataError
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
@@ -144,11 +145,29 @@ def test_a_folder_sorted_by_class_scores_as_one_that_is_not(made, tmp_path, caps
 @pytest.mark.precisions
 def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, capsys):
     """For models the number stays; for folders there is none."""
-    monkeypatch.setattr("fmcore.cli.MODEL_SAMPLES", 150)
+    monkeypatch.setattr("fmcore.cli.evaluate.MODEL_SAMPLES", 150)
     against = ("--against", made / "digits/features")
     assert ": 400 images, " in evaluated(capsys, made / "pngs", *against)[1]
     assert ": 400 images, " in evaluated(capsys, made / "pngs", *against, "--count", 500)[1]
     assert ": 150 samples (1 NFE of euler)" in evaluated(capsys, made / "digits/models/base", *against)[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--nfe", 4), "--nfe: of a model alone"),
+        (("--guidance", 2.0, "--solver", "heun"), "--solver, --guidance: of a model alone"),
+        (("--device", "meta"), "--device: expected cpu"),
+        (("--device", "cuda:99"), "--device: expected cpu"),
+        (("--out", "."), "--out: expected a file that can be written, got .: is a folder"),
+        (("--out", f"{__file__}/t.csv"), "--out: expected a file that can be written"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_scored(made, capsys, monkeypatch, options, said):
+    monkeypatch.setattr("fmcore.intake.files.Folder.images", lambda *_: pytest.fail("read"))
+    status, _, error = evaluated(capsys, made / "pngs", "--against", made / "digits/features", *options)
+    assert status == 2
+    assert said in error
 
 
 @pytest.mark.precisions
