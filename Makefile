@@ -41,7 +41,7 @@ repro: $(READY) ## train, reflow, distill, evaluate and report what params.yaml 
 	@python -m flows.params.graph
 	@since=$$(date +%s); dvc repro || { python -m flows.local.lockfile && dvc repro; } && \
 		echo && python -m flows.launch.timing --since $$since && \
-		echo "report: reports/index.html (python -m flows.report adds what made it)"
+		echo "report: reports/index.html (python -m flows.report: the page with what made it, in one file)"
 
 test: lint types unit ## lint, types, all tests
 

@@ -153,14 +153,16 @@ def sentences(found: Verdict) -> list[str]:
     """The verdict in words, its conclusion first."""
     last, few, many = found.rounds[-1], _steps(found.few), _steps(found.many)
     bend, drift = last.bend, last.drift
+    left = "nothing is left to win"
     if abs(bend.value) <= SURE * bend.std:
         same = f"The scores of {last.name} at {few} and at {many} cannot be told apart"
-        straight = f"{same} ({_signed(bend)}): nothing is left to win"
+        straight = f"{same} ({_signed(bend)})"
     elif bend.value < 0:
-        straight = f"{last.name} is better at {few} than at {many} ({_signed(bend)}): nothing is left to win"
+        straight = f"{last.name} is better at {few} than at {many} ({_signed(bend)})"
     else:
         lost = f"{bend.value:.3g} ± {bend.std:.1g}"
-        straight = f"At {few} {last.name} is {lost} worse than at {many}: that is all a further round could win"
+        straight = f"At {few} {last.name} is {lost} worse than at {many}"
+        left = "that is all a further round could win"
     did = _did(drift._replace(value=-drift.value), f"at {many}")
     drifted = f"Against its teacher {last.teacher}, {last.name} {did}"
     if found.pays is None:
@@ -178,7 +180,8 @@ def sentences(found: Verdict) -> list[str]:
         f"A round pays if what it could win is beyond chance, is at least {WORTH:.0%} of the distance, and is "
         f"more than {RATIO:.0f} times what the last round lost."
     )
-    lines = [f"{conclusion}. {straight}. {drifted}. {rule}"]
+    told = f"{straight}. {drifted}." if found.pays is None else f"{straight}: {left}. {drifted}. {rule}"
+    lines = [f"{conclusion}. {told}"]
     for one in found.rounds:
         did = _did(one.won, f"at {few}")
         kept = _did(one.drift._replace(value=-one.drift.value), f"at {many}")

@@ -72,6 +72,7 @@ def report(params: Params, stage: Stage) -> Events:
             yield Note(f"report: {line}")
         if lines:
             yield Tag("verdict", lines[0])
+        yield Note(f"report: the page is {layout.REPORTS}/index.html")
 
 
 def _of_models(results: Results, work: Path) -> Events:

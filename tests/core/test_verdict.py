@@ -31,8 +31,8 @@ def test_a_bent_round_that_hardly_drifted_calls_for_another():
     assert sentences(found)[0] == (
         "Another reflow round after r1 is expected to pay. At one evaluation r1 is 4.5 ± 0.01 worse than at "
         "64 evaluations: that is all a further round could win. Against its teacher base, r1 lost 0.1 ± 0.01 "
-        "at 64 evaluations. A round pays where what it could win is beyond chance, at least 5% of the distance, "
-        "and more than 4 times what the last one lost."
+        "at 64 evaluations. A round pays if what it could win is beyond chance, is at least 5% of the distance, "
+        "and is more than 4 times what the last round lost."
     )
 
 
@@ -79,6 +79,8 @@ def test_few_steps_do_not_show_drift():
     assert sentences(found)[0].startswith(
         "Whether another reflow round after r1 pays cannot be told from scores at 4 evaluations or fewer (sc"
     )
+    assert "could win" not in sentences(found)[0]
+    assert "A round pays" not in sentences(found)[0]
 
 
 def test_a_close_call_is_called_so():
