@@ -71,7 +71,8 @@ bench: $(READY) ## speed of training, sampling and scores against other tools (l
 	python benchmarks/training.py --threads 1 --out $$results/training-1.md && \
 	python benchmarks/quality.py --out $$results/quality.md && \
 	python benchmarks/costs.py --threads 2 --out $$results/costs-2.md && \
-	python benchmarks/scores.py --out $$results/scores.md
+	python benchmarks/scores.py --out $$results/scores.md && \
+	python benchmarks/processes.py --out $$results/processes.md
 
 docs: $(READY) ## the documentation as a site, with a reference of fmcore: docs/_build/index.html
 	sphinx-build -q -W --keep-going -b html docs docs/_build

@@ -23,7 +23,7 @@ def test_without_a_driver_nothing_is_said(driver):
 @pytest.mark.parametrize(
     ("cuda", "visible", "why"),
     [
-        ("13.2", None, "needs one for CUDA 13.2, and driver 470.256.02 may be too old"),
+        ("13.2", None, "needs a driver for CUDA 13.2, and driver 470.256.02 may be too old"),
         (None, None, "was built without CUDA"),
         ("13.2", "", "CUDA_VISIBLE_DEVICES hides it"),
     ],
