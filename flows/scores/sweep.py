@@ -19,20 +19,21 @@ from fmcore.ode.reflow import draw
 from fmcore.ode.sampling import Sampling
 from fmcore.ode.solvers import ADAPTIVE, SOLVERS, integrate_adaptive, seeded, solve, trajectory
 
-NOISE_BYTES = 2**28  # noise up to this size is kept for the next run, not drawn again
-ADAPTIVE_NFE = 100  # assumed of an adaptive run, for the bar and to decide whether compiling pays
-PATH_BYTES = 2**30  # most memory for whole paths on the device
+NOISE_BYTES = 2**28  # noise up to this size is drawn once and kept for all runs
+ADAPTIVE_NFE = 100  # a guess at an adaptive run's NFE: for the progress bar, and for whether compiling pays
+PATH_BYTES = 2**30  # the device's memory that whole paths may take
 
 
 def samplings_of(section: Evaluate, *, k: int | None, paired: bool) -> list[Sampling]:
-    """The ways to sample that a model is scored on; for a k-step student, uniform Euler steps between its times.
+    """The ways to sample that a model is scored on.
 
-    Grids that have the same knots, as all have in one step, are sampled once, for the first of them.
+    A student of k steps takes uniform Euler steps: k, or a divisor of k. Other models take all that the section
+    lists. Two grids may have the same knots, as all grids of one step do; then only the first is sampled.
 
     Main arguments:
-        k: the steps that the model is a student of; None for a flow and for a flow map.
-        paired: whether its noise and data were paired. The velocity of pairs does not give the score, which a
-            stochastic solver needs.
+        k: the number of steps that the student was trained for; None for a flow and for a flow map.
+        paired: whether the model was trained on pairs. The velocity of pairs does not give the score, so a
+            stochastic solver cannot use it.
     """
     if k is not None:
         return [Sampling(nfe=n) for n in sorted({k, *section.solvers["euler"]}) if k % n == 0]
@@ -47,7 +48,7 @@ def samplings_of(section: Evaluate, *, k: int | None, paired: bool) -> list[Samp
 
 
 def finest(samplings: Sequence[Sampling]) -> Sampling:
-    """Euler with the most steps on the first grid: the run that the probes look at."""
+    """The run that the probes look at: Euler's method with the most steps, on the first grid."""
     first = samplings[0].grid
     return max((how for how in samplings if how.solver == "euler" and how.grid == first), key=lambda how: how.nfe)
 

@@ -86,7 +86,7 @@ def digest_of(entry: Entry, folder: Path) -> str:
     digest = hashlib.sha256(json.dumps(entry.params, sort_keys=True).encode())
     for path in entry.inputs:
         digest.update(f"\n{path}".encode())
-        for file in _telling(folder / path):
+        for file in _files_to_hash(folder / path):
             digest.update(f"\n{file.relative_to(folder)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
     for file in entry.code:
         digest.update(f"\n{file.relative_to(ROOT)} ".encode() + hashlib.sha256(file.read_bytes()).digest())
@@ -117,15 +117,19 @@ def _value(key: str, params: Mapping[str, Any]) -> Any:
     return value
 
 
-def _telling(path: Path) -> list[Path]:
-    """The files that tell versions of an input apart: its checksums, else all but those a manifest has them of."""
+def _files_to_hash(path: Path) -> list[Path]:
+    """The files whose bytes stand for an input.
+
+    A folder with a file of checksums is known by that file alone. Of any other folder it is all files. Where a
+    manifest is among them, it holds the checksums of the safetensors files, so these need not be read.
+    """
     if path.is_file():
         return [path]
     if (path / SUMS).is_file():
         return [path / SUMS]
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    told = (path / "manifest.json").is_file()
-    return [file for file in files if not (told and file.suffix == ".safetensors")]
+    has_manifest = (path / "manifest.json").is_file()
+    return [file for file in files if not (has_manifest and file.suffix == ".safetensors")]
 
 
 def graph() -> dict[str, Any]:

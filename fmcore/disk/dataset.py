@@ -68,20 +68,21 @@ class Dataset(NamedTuple):
     """A loaded data set.
 
     Main arguments:
-        x1: what to train on: images (N, C, H, W), float32 in [-1, 1] or 8-bit pixels; or points (N, D), series
-            (N, C, L) or arrays (N, C, H, W), float32.
-        label: classes 0..num_classes-1 of x1, or None.
+        x1: what to train on. Images (N, C, H, W) are float32 in [-1, 1], or 8-bit pixels. Points (N, D), series
+            (N, C, L), arrays and latents (N, C, H, W) are float32.
+        label: the class of each sample, 0 to num_classes - 1; None if there are no classes.
         num_classes: None if there are no classes.
-        reference: what generated samples are compared with: all training images, or what was held out. Where x1
-            are latents, it is the images they are of, in the same order.
-        bin_width: distance in x1 between neighbouring grey levels, None for what is no image.
-        names: of the classes, None if they have none.
-        about: what was done to it when it was read, as JSON, for the manifest.
-        beside: what lay beside it and was left out, as JSON; not kept here, since it does not change the data.
-        notes: both in words, for whoever reads it in.
-        units: those that x1 was standardised from; None for images and sets made by formulas.
-        held_out: images that nothing is trained on, to be compared with besides; None if there are none.
-        encoding: of images whose latents x1 are; else None.
+        reference: what samples are compared with. For images it is x1, for latents the images that were encoded,
+            in the order of x1. For points, series and arrays it is what was held out, or x1 if nothing was.
+        bin_width: distance in x1 between neighbouring grey levels; None unless x1 are images.
+        names: the names of the classes; None if they have none.
+        about: what was done to the data when they were read, as JSON. It goes into the manifest.
+        beside: what lay beside the data and was left out, as JSON. It does not change the data, so
+            `save_dataset` leaves it out.
+        notes: the same in words, for the log.
+        units: what x1 was before it was standardised; None for images and for sets made by formulas.
+        held_out: images that nothing is trained on; samples are compared with them, too. None if there are none.
+        encoding: how images became the latents x1; None unless x1 are latents.
     """
 
     x1: Tensor

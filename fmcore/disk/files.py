@@ -100,7 +100,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], digest: str | None 
 
 
 def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor whose values lie in a file, made if it is not there, and in memory as far as there is room.
+    """A tensor whose values lie in a file, which is made if it is not there.
+
+    A file that is there keeps its values. The system holds as many of them in memory as there is room for.
 
     Raises:
         OSError: if the disk has no room for the file.
@@ -109,7 +111,7 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     with path.open("ab") as file:
         file.truncate(min(size, file.tell()))
         free = shutil.disk_usage(path.parent).free
-        if size - file.tell() > free:  # what is asked for in vain would fill the disk
+        if size - file.tell() > free:  # allocating too much would fill the disk before it fails
             reason = f"{os.strerror(errno.ENOSPC)}: {size:,} bytes are needed, {free:,} are free"
             raise OSError(errno.ENOSPC, reason, str(path))
         if size and hasattr(os, "posix_fallocate"):  # a disk that fills up later would end the process at once

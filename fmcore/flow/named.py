@@ -1,15 +1,19 @@
-"""What a caller gives by name, or as the thing itself."""
+"""Arguments that are a name or an object: a path may be given as `"linear"` or as `Linear()`."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 
 def named(value: Any, family: Mapping[str, Callable[..., Any]], what: str) -> Any:
-    """The member of a family that a name stands for, with its own defaults; anything else as it is.
+    """The object that a name stands for, made with its defaults; an object is returned as it is.
+
+    Main arguments:
+        family: what can be named, by name.
+        what: the argument's name, for errors.
 
     Raises:
         ValueError: for an unknown name; it lists the known ones.
-        TypeError: for what is no name and cannot be called, as every member of a family can.
+        TypeError: for a class, and for an object that cannot be called: every member of a family can be.
 
     Example:
         >>> from fmcore.flow.paths import PATHS

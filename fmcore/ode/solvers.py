@@ -178,7 +178,12 @@ ADAPTIVE = "dopri5"
 
 
 def solver(name: str | Solver) -> Solver:
-    """The fixed-step solver of that name, or as it is given; a ValueError lists the names."""
+    """The fixed-step solver of that name; a Solver is returned as it is.
+
+    Raises:
+        ValueError: for an unknown name; it lists the known ones.
+        TypeError: for what is neither a name nor a Solver.
+    """
     if not isinstance(name, str):
         if isinstance(name, type) or not isinstance(name, Solver):
             raise TypeError(f"solver: expected a name ({', '.join(SOLVERS)}) or a Solver, got {name!r}")
@@ -188,11 +193,11 @@ def solver(name: str | Solver) -> Solver:
     return SOLVERS[name]
 
 
-_method = solver  # where a parameter has its name
+_method = solver  # for functions with a parameter of that name
 
 
 def seeded(method: Solver, seed: int, start: int) -> Solver:
-    """The solver, which draws the noise of the samples from index `start` on if it is stochastic."""
+    """The solver with the noise of a seed, for samples from index `start` on; one without noise stays as it is."""
     return replace(method, seed=seed, start=start) if isinstance(method, Noisy) else method
 
 

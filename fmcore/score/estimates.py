@@ -60,12 +60,14 @@ def difference(a: Estimate, b: Estimate) -> Estimate:
 
 
 def pooled(estimates: Sequence[Estimate]) -> tuple[Estimate, float]:
-    """The mean of repeats on disjoint noise with its standard error, and the standard deviation between them.
+    """The mean of repeats on disjoint noise with its standard error, and the standard deviation of the repeats.
 
-    The standard deviation is nan for one repeat. `samples` is that of one repeat. `left_out` holds the means of
-    the repeats' values without group g. For distances that leave out a group of the reference too, the error so
-    counts the chance of the reference in full, as it must: all repeats share the reference, and it does not
-    average out. If the repeats have no such values, the error is that of a single repeat, which is an upper bound.
+    `samples` is that of one repeat. One repeat has the standard deviation nan.
+
+    Value g in `left_out` is the mean of the repeats' values g, and the standard error is the jackknife's of these
+    means. All repeats share the reference, so its chance does not average out. A distance leaves out a group of
+    the reference with each group of samples, so this error counts the chance of the reference in full. Repeats
+    without `left_out` get the root mean square of their own errors, which is an upper bound.
     """
     repeats, mean = len(estimates), sum(e.value for e in estimates) / len(estimates)
     std = sqrt(sum(e.std**2 for e in estimates) / repeats)
