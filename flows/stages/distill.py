@@ -3,7 +3,7 @@
 from flows.events import Events
 from flows.params.schema import Params
 from flows.stages.matching import train_matched
-from flows.stages.on_couplings import lesson
+from flows.stages.on_couplings import set_up_training
 from flows.stages.training import finish, run_training
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import made_by, workspace
@@ -21,21 +21,22 @@ def distill(params: Params, stage: Stage) -> Events:
     ending: Ending = section.ending
     config, student = section.train, params.distill.students[name]
     as_map = isinstance(ending, MapEnding)
-    of = yield from lesson(params, name, student.init, student.couplings, section, config.images, as_map=as_map)
-    pairs: Coupling = Flipped(of.pairs) if params.flip else of.pairs
-    about = {"rounds": of.teacher.manifest["rounds"], "coupling": "stored", "ending": ending.name}
+    init, round_name = student.init, student.couplings
+    setup = yield from set_up_training(params, name, init, round_name, section, config.images, as_map=as_map)
+    pairs: Coupling = Flipped(setup.pairs) if params.flip else setup.pairs
+    about = {"rounds": setup.init.manifest["rounds"], "coupling": "stored", "ending": ending.name}
     with workspace(stage, params) as work:
-        state = new_state(of.start.network.train().requires_grad_(True), config)
+        state = new_state(setup.start.network.train().requires_grad_(True), config)
         if isinstance(ending, Matched) or (isinstance(ending, MapEnding) and ending.match):
-            about["matched"] = yield from train_matched(params, name, of.start, pairs, ending, work, state)
+            about["matched"] = yield from train_matched(params, name, setup.start, pairs, ending, work, state)
         else:
             objective = ending.objective(
                 pairs,
                 batch_size=config.batch_size,
                 precision=params.precision,
-                convention=of.start.convention,
+                convention=setup.start.convention,
             )
             yield from run_training(name, work, state, objective, config, params.seed)
         if isinstance(ending, Regression):
             about["k"] = ending.k
-        yield from finish(name, work, state, config, of.start, made_by(params, stage) | of.origin | about)
+        yield from finish(name, work, state, config, setup.start, made_by(params, stage) | setup.origin | about)

@@ -1,4 +1,4 @@
-"""What `reflow` and `distill` share: the couplings of a teacher, and a network that is to learn from them."""
+"""What `reflow` and `distill` share: the couplings of a round, and the network that is trained on them."""
 
 from collections.abc import Generator
 from dataclasses import replace
@@ -20,25 +20,25 @@ from fmcore.models.folder import Trained, load_model
 from fmcore.models.networks import Diffusers, initialised, transfer
 
 
-class Lesson(NamedTuple):
-    """A model about to learn from couplings.
+class Setup(NamedTuple):
+    """What a training on couplings starts with.
 
     Main arguments:
-        teacher: the model whose weights it starts from.
-        start: what is trained: the teacher's network, or another with its weights if they fit.
+        init: the model whose weights it starts from.
+        start: the model to train. It has the network of `init`, or another one with those weights if they fit.
         pairs: the couplings.
-        made: the couplings' manifest.
+        manifest: the couplings' manifest.
         origin: where the model comes from, for its own manifest.
     """
 
-    teacher: Trained
+    init: Trained
     start: Trained
     pairs: Coupling
-    made: dict[str, Any]
+    manifest: dict[str, Any]
     origin: dict[str, Any]
 
 
-def lesson(
+def set_up_training(
     params: Params,
     name: str,
     init: str,
@@ -47,8 +47,8 @@ def lesson(
     images: int,
     *,
     as_map: bool = False,
-) -> Generator[Event, None, Lesson]:
-    """Sets up model `name`, with the weights of model `init`, to train on the couplings of a round.
+) -> Generator[Event, None, Setup]:
+    """Sets up model `name` for a training on the couplings of a round, from the weights of model `init`.
 
     Main arguments:
         as_map: whether its network takes a second time.
@@ -57,18 +57,18 @@ def lesson(
         ArtifactError: if the couplings are not of the model's shape or lack labels it needs.
     """
     device, folder = device_of(params), layout.couplings(round_name)
-    parts, made = map_pairs(folder)
+    parts, manifest = map_pairs(folder)
     held = sum(column.nbytes for part in parts for column in part if column is not None)
     # Without the longest, a second copy is made beside the first.
     fits = held * (2 if section.drop_longest else 1) <= room(device)
     # If the model to start from made the couplings, take the weights that made them.
-    ema = made["teacher"]["ema"] if made["teacher"]["model"] == init else None
-    teacher = load_model(layout.model(init), device, ema=ema)
-    if parts[0].x0.shape[1:] != teacher.shape:
+    ema = manifest["teacher"]["ema"] if manifest["teacher"]["model"] == init else None
+    model = load_model(layout.model(init), device, ema=ema)
+    if parts[0].x0.shape[1:] != model.shape:
         raise ArtifactError(
-            f"{folder} holds samples of shape {tuple(parts[0].x0.shape[1:])}, {init} {teacher.shape}"
+            f"{folder} holds samples of shape {tuple(parts[0].x0.shape[1:])}, {init} {model.shape}"
         )
-    start, note = _student(teacher, section, params.seed)
+    start, note = _network_to_train(model, section, params.seed)
     if as_map:
         start = _as_map(start, params.seed)
     yield Note(f"{name}: {note.format(init)}")
@@ -80,9 +80,9 @@ def lesson(
         yield Note(f"{name}: {held / 1e9:.1f} GB of pairs stay on disk and are read as they are drawn")
     # No variable holds all pairs: it would keep the longest in memory, too.
     pairs = without_longest(Stored(joined(parts, device)) if fits else Sharded(parts), section.drop_longest)
-    origin = {"init": {"model": init, "sha256": teacher.digest}}
-    origin |= {"couplings": {"round": round_name, "teacher": made["teacher"]}}
-    return Lesson(teacher, start, pairs, made, origin)
+    origin = {"init": {"model": init, "sha256": model.digest}}
+    origin |= {"couplings": {"round": round_name, "teacher": manifest["teacher"]}}
+    return Setup(model, start, pairs, manifest, origin)
 
 
 def labelled_for(model: Trained, pairs: Pairs) -> Pairs:
@@ -90,23 +90,26 @@ def labelled_for(model: Trained, pairs: Pairs) -> Pairs:
     return pairs if model.num_classes is not None else pairs._replace(label=None)
 
 
-def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Trained, str]:
-    """What is trained, the teacher's network or another with its weights if they fit, and a line about {}."""
-    teacher = replace(teacher, convention=_trainable(teacher.convention))
-    config = section.network or teacher.network_config
-    assert not isinstance(config, FlowMap)  # of a student, which teaches nobody
-    classes = teacher.num_classes if section.labels == "keep" else None
-    if config == teacher.network_config and classes == teacher.num_classes:
-        return replace(teacher, null_label=None), "starts from {}'s weights"
+def _network_to_train(init: Trained, section: Reflow | Distill, seed: int) -> tuple[Trained, str]:
+    """The model to train, and a line on where its weights come from, with {} for the name of `init`.
+
+    Its network is that of `init`, or another one with those weights if they fit.
+    """
+    init = replace(init, convention=_trainable(init.convention))
+    config = section.network or init.network_config
+    assert not isinstance(config, FlowMap)  # a flow map is a student, and no model starts from a student
+    classes = init.num_classes if section.labels == "keep" else None
+    if config == init.network_config and classes == init.num_classes:
+        return replace(init, null_label=None), "starts from {}'s weights"
     if isinstance(config, Diffusers):
         config = replace(config, config={**config.config, "num_class_embeds": classes})
-    network = initialised(config, teacher.shape, classes, seed).to(teacher.device)
-    if transfer(network, teacher.network):
-        convention, note = teacher.convention, "starts from {}'s weights, in a network that differs"
+    network = initialised(config, init.shape, classes, seed).to(init.device)
+    if transfer(network, init.network):
+        convention, note = init.convention, "starts from {}'s weights, in a network that differs"
     else:
         convention, note = OURS, "starts anew: its network has another architecture than {}'s"
     return replace(
-        teacher,
+        init,
         network=network,
         network_config=config,
         num_classes=classes,
@@ -116,7 +119,7 @@ def _student(teacher: Trained, section: Reflow | Distill, seed: int) -> tuple[Tr
 
 
 def _as_map(start: Trained, seed: int) -> Trained:
-    """The model with a second time."""
+    """The model, its network with a second time."""
     config = start.network_config
     if not isinstance(config, TakesSecondTime):
         raise ValueError(f"a {config.name} takes no second time: expected a network that is an mlp or a unet")
