@@ -222,7 +222,10 @@ def _warn(x1: Tensor) -> None:
         return
     mean, std = float(x1.mean()), float(x1.std())
     if x1.ndim == 4 and x1.min() >= 0 and x1.max() <= 1:
-        warnings.warn("data: images lie in [0, 1], and those of fmcore in [-1, 1]: 2 * x - 1", stacklevel=4)
+        told = "images lie in [0, 1], and those of fmcore in [-1, 1]: 2 * x - 1"
     elif abs(mean) > LARGE or not 1 / LARGE < std < LARGE:
-        told = f"mean {mean:.3g} and deviation {std:.3g}, and noise has 0 and 1"
-        warnings.warn(f"data: the values have {told}; standardised they train better", stacklevel=4)
+        has = f"mean {mean:.3g} and deviation {std:.3g}, and noise has 0 and 1"
+        told = f"the values have {has}; standardised they train better"
+    else:
+        return
+    warnings.warn(f"data: {told}", stacklevel=5)  # the line that calls `fit`, past `_coupling` and `_fresh`

@@ -84,6 +84,16 @@ def test_images_are_pixels_or_floats():
         fmcore.fit("mlp", 100 * X1 + 1000, **SMALL)
 
 
+def test_a_warning_names_the_callers_line(tmp_path):
+    """In a process of its own: here, jaxtyping's checks put calls of theirs between `fit` and its caller."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import torch, fmcore\nx = torch.rand(8, 2)\nfmcore.fit('mlp', 99 * x, images=8, batch_size=8)\n"
+    )
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=True)
+    assert f"{program}:3: UserWarning: data: the values have" in done.stderr
+
+
 def test_a_reflow_starts_from_its_teacher_and_leaves_it_alone():
     flow = fmcore.fit("mlp", X1, **SMALL)
     before = weights(flow)
