@@ -7,6 +7,7 @@ from flows.local import api
 from flows.local.process import redacted
 
 NAME = "mlflow.db"
+PORT = 5000  # of MLflow's page, unless `make ui` is asked for another
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",

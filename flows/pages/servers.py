@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the servers and the worker until interrupted."""
     parser = argparse.ArgumentParser(prog="python -m flows.pages", description=__doc__.partition("\n")[0])
     parser.add_argument("--prefect-port", type=int, default=4200)
-    parser.add_argument("--mlflow-port", type=int, default=5000)
+    parser.add_argument("--mlflow-port", type=int, default=tracking.PORT)
     parser.add_argument("--no-login", action="store_true", help="ask for none: on a machine that nobody shares")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):  # the terminal may be closed

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.layout import ORIGINS, TIMING
+from flows.local import tracking
 from flows.report.tables import Table
 
 PAGE = "prefect.page."  # of MLflow's tags: a stage's page in Prefect
-MLFLOW = "http://127.0.0.1:5000"  # where `make ui` shows it, unless it was asked for another port
 
 
 class Made(NamedTuple):
@@ -76,15 +76,17 @@ def _links(root: Path, pipeline: str) -> dict[str, str]:
     It is read as a file, since importing MLflow takes seconds.
     """
     links: dict[str, str] = {}
+    # Where the page is not known, it is not up: the links lead to where it is usually.
+    page = tracking.page(root) or f"http://127.0.0.1:{tracking.PORT}"
     query = (
         "select runs.run_uuid, experiment_id, coalesce(model.value, '') from runs join tags using (run_uuid) "
         "left join tags as model on model.run_uuid = runs.run_uuid and model.key = 'fmcore.model' "
         "where tags.key = 'fmcore.pipeline' and tags.value = ? order by model.value"
     )
     pages = "select key, value from tags where key like ? and run_uuid = ?"
-    with suppress(sqlite3.Error), closing(_opened(root / "mlflow.db")) as database:
+    with suppress(sqlite3.Error), closing(_opened(root / tracking.NAME)) as database:
         for run, experiment, model in database.execute(query, (pipeline,)).fetchall():
-            links[f"MLflow: {model or 'pipeline'}"] = f"{MLFLOW}/?page#/experiments/{experiment}/runs/{run}"
+            links[f"MLflow: {model or 'pipeline'}"] = tracking.page_of_run(page, experiment, run)
             for key, url in database.execute(pages, (f"{PAGE}%", run)):
                 if url.startswith(("http://", "https://")):
                     links[f"Prefect: {key.removeprefix(PAGE)}"] = url

@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 
 from flows.launch import origin
-from flows.local.process import PIPELINE
+from flows.local import api
+from flows.local.process import PIPELINE, Process
 from flows.report import __main__ as command
 from flows.report import against
 from flows.report.made import made as known
@@ -69,7 +71,12 @@ def test_a_page_that_was_made_elsewhere_says_so(place):
     assert known(place, sha256(file)) is None
 
 
-def test_records_are_linked(place):
+@pytest.mark.parametrize("port", [None, 5007], ids=["of a page that is not up", "of the page"])
+def test_records_are_linked(place, port, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if port:
+        me = Process.of(psutil.Process())
+        api.write_record(place, api.Record("", *me, login=False, mlflow=f"http://127.0.0.1:{port}"))
     origin.note(place, TAGS)
     with sqlite3.connect("mlflow.db") as database:
         database.execute("create table runs (run_uuid, experiment_id)")
@@ -83,8 +90,8 @@ def test_records_are_linked(place):
         tags += [("fmcore.pipeline", "1-1.00", "other"), ("prefect.page.base", "javascript:alert(1)", "p")]
         database.executemany("insert into tags values (?, ?, ?)", tags)
     assert known(place, sha256(place / "reports/index.html")).links == {
-        "MLflow: pipeline": "http://127.0.0.1:5000/?page#/experiments/1/runs/p",
-        "MLflow: student": "http://127.0.0.1:5000/?page#/experiments/1/runs/s",
+        "MLflow: pipeline": f"http://127.0.0.1:{port or 5000}/#/experiments/1/runs/p",
+        "MLflow: student": f"http://127.0.0.1:{port or 5000}/#/experiments/1/runs/s",
         "Prefect: distill@student": "http://127.0.0.1:4200/runs/1",
     }
 
