@@ -1,8 +1,9 @@
-"""Parameter files as they lie on disk: read, laid over each other, compared.
+"""Parameter files as they lie on disk: read, laid over each other, written, compared.
 
 Nothing here knows the schema, so this loads without torch.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
@@ -20,6 +21,7 @@ DEFAULT = "digits"  # the preset that is whole; all others lie over it
 MAX_BYTES = 64 * 1024
 DEPTH = 20
 LARGEST = 10**15
+WIDTH = 115  # of the lines that are written
 NAMES_OF_THE_USER = ("rounds", "students", "solvers")  # sections whose keys are
 
 
@@ -84,8 +86,37 @@ def _odd_values(value: Any, at: str = "") -> Iterator[str]:
         yield f"{at}: expected a number up to {LARGEST:.0e}, got {value:.3g}"
 
 
+def presets(folder: Path = Path()) -> list[str]:
+    """The names of the presets below a folder, the whole one first."""
+    names = (path.stem for path in (folder / PRESETS).glob("*.yaml"))
+    return sorted(names, key=lambda name: (name != DEFAULT, name))
+
+
+def with_preset(name: str, folder: Path = Path()) -> Any:
+    """The defaults with preset `name` laid over them, comments kept.
+
+    Raises:
+        ParamsError: if one of the two files is wrong; it names the file.
+    """
+    usual, path = (folder / PRESETS / f"{of}.yaml" for of in (DEFAULT, name))
+    load_yaml(usual)  # raises if it is not such YAML
+    whole = YAML().load(usual)
+    if name != DEFAULT:
+        lay_over(whole, load_yaml(path), f"{path}: ")
+    return whole
+
+
+def dumped(whole: Any, width: int = WIDTH) -> bytes:
+    """The text of a parameter file, with the comments that `whole` was loaded with."""
+    yaml, text = YAML(), io.BytesIO()
+    yaml.width = width
+    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    yaml.dump(whole, text)
+    return text.getvalue()
+
+
 def lay_over(whole: Any, over: Mapping[str, Any], at: str = "") -> None:
-    """Lays the keys of a preset over the whole defaults.
+    """Lays the keys of a preset over the whole defaults; an error names a key with `at` before it.
 
     A section that chooses by `name` is replaced when the name differs, since the keys belong to the choice; so are
     `rounds`, `students` and `solvers`, whose keys are names of the user's.

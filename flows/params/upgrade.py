@@ -4,7 +4,6 @@
 in presets/digits.yaml, or with one that keeps what the old file did. Comments stay.
 """
 
-import io
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -14,12 +13,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.params.files import DEFAULT, PRESETS
-from flows.params.reading import FILE, ParamsError, load_yaml, validate
+from flows.params.files import DEFAULT, FILE, PRESETS, ParamsError, dumped, load_yaml, with_preset
+from flows.params.reading import validate
 from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
 
 # New keys whose usual value would change what an older file did, and the value that does not.
 AS_BEFORE: dict[str, Any] = {"couple.batch": 1000}
+WIDTH_OF_USER = 4096  # so that no line of the user's is broken
 NAMES_OF_THE_USER = ("reflow.rounds", "distill.students", "evaluate.solvers")
 
 Step = Callable[[Any], Iterator[str]]
@@ -74,7 +74,7 @@ def with_ending(whole: Any) -> Iterator[str]:
     place = min(list(section).index(key) for key in found)
     for key in found:
         del section[key]
-    usual = YAML(typ="safe").load(PRESETS / f"{DEFAULT}.yaml")["distill"]["ending"]
+    usual = load_yaml(PRESETS / f"{DEFAULT}.yaml")["distill"]["ending"]
     distance = {"distance": dict(found.get("distance", usual["distance"]))}
     if found.get("match"):
         ending = {**usual, **distance, "start": found["match"]["start"]}
@@ -93,7 +93,7 @@ def with_students(whole: Any) -> Iterator[str]:
     found = {} if section is None else {key: section.pop(key) for key in ("init", "couplings") if key in section}
     if not found:
         return
-    (usual,) = YAML(typ="safe").load(PRESETS / f"{DEFAULT}.yaml")["distill"]["students"].values()
+    (usual,) = load_yaml(PRESETS / f"{DEFAULT}.yaml")["distill"]["students"].values()
     student = {**usual, **found, "differs": {}}
     section["students"] = {"student": student}
     yield f"distill.students is what distill.init and distill.couplings were: {_shown({'student': student})}"
@@ -181,16 +181,11 @@ def _shown(value: Any) -> str:
 def upgraded(path: Path, *, whole: bool) -> tuple[bytes, list[str]]:
     """The file as this version has it, and a line for each change; a `whole` file gets all keys it lacks."""
     load_yaml(path)  # raises if the file is not such YAML
-    yaml = YAML()
-    yaml.width = 4096
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    found = yaml.load(path)
+    found = YAML().load(path)
     lines = stepped(found)
     fill = filled if whole else filled_choices
-    lines += fill(found, YAML().load(PRESETS / f"{DEFAULT}.yaml"))
-    text = io.BytesIO()
-    yaml.dump(found, text)
-    return text.getvalue(), lines
+    lines += fill(found, with_preset(DEFAULT))
+    return dumped(found, WIDTH_OF_USER), lines
 
 
 def main() -> int:

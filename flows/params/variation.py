@@ -5,7 +5,6 @@
 What a form or a schedule gives comes here before anything starts, so a mistake costs one line and no time.
 """
 
-import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.params.files import DEFAULT, MAX_BYTES, PRESETS, ParamsError, lay_over, load_yaml
+from flows.params.files import MAX_BYTES, ParamsError, dumped, presets, with_preset
 
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 SOURCE = "overrides"  # whose mistakes the lines of the check are
@@ -94,18 +93,11 @@ def varied(folder: Path, text: bytes, variation: Variation) -> bytes:
         _set(whole, "seed", variation.seed)
     for key, value in variation.overrides.items():
         _set(whole, key, value)
-    made = _dumped(whole)
+    made = dumped(whole)
     if len(made) > MAX_BYTES:
         raise ParamsError(f"{SOURCE}: params.yaml would have {len(made)} bytes, expected at most {MAX_BYTES}")
     validate(YAML(typ="safe", pure=True).load(made), SOURCE)
     return made
-
-
-def presets(folder: Path) -> list[str]:
-    """The names of the presets there are, the whole one first."""
-    return sorted(
-        (path.stem for path in (folder / PRESETS).glob("*.yaml")), key=lambda name: (name != DEFAULT, name)
-    )
 
 
 def _base(folder: Path, text: bytes, preset: str | None) -> Any:
@@ -116,10 +108,7 @@ def _base(folder: Path, text: bytes, preset: str | None) -> Any:
             raise ParamsError(f"params.yaml: not YAML: {' '.join(str(error).split())}") from None
     if preset not in (known := presets(folder)):  # so that no name leads elsewhere
         raise ParamsError(f"preset: expected one of {', '.join(known)}, got {_shown(preset)}")
-    whole = YAML().load(folder / PRESETS / f"{DEFAULT}.yaml")
-    if preset != DEFAULT:
-        lay_over(whole, load_yaml(folder / PRESETS / f"{preset}.yaml"))
-    return whole
+    return with_preset(preset, folder)
 
 
 def _set_rounds(whole: Any, count: int) -> None:
@@ -155,14 +144,6 @@ def _value(key: str, text: str) -> Any:
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
         raise ParamsError(f"{SOURCE}: {key}: not YAML: {' '.join(str(error).split())}") from None
-
-
-def _dumped(whole: Any) -> bytes:
-    yaml, text = YAML(), io.BytesIO()
-    yaml.width = 115
-    yaml.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
-    yaml.dump(whole, text)
-    return text.getvalue()
 
 
 def _shown(text: object) -> str:

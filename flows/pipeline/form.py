@@ -15,8 +15,7 @@ from pydantic import Field, JsonValue
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from flows.params.files import FILE, ParamsError, load_yaml
-from flows.params.variation import presets
+from flows.params.files import FILE, ParamsError, load_yaml, presets
 from flows.pipeline.experiments import NAME
 
 LARGEST_SEED = 2**53 - 1  # a browser's largest whole number
@@ -50,7 +49,7 @@ Key = Annotated[str, Field(pattern=rf"^\s*{DOTTED}\s*=", max_length=10_000)]
 Mapped = Annotated[dict[str, Any], Field(json_schema_extra={"propertyNames": {"pattern": f"^{DOTTED}$"}})]
 
 AS_IS, NOTHING = str(FILE), list[Any]()
-Preset = Annotated[str, _choice((AS_IS, *presets(Path())))]
+Preset = Annotated[str, _choice((AS_IS, *presets()))]
 Stage = Annotated[str, _choice(_stages())]
 Stages = Annotated[list[Stage], Field(max_length=100)]
 Rounds = Annotated[int, Field(ge=0, le=9)]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -60,6 +61,23 @@ def test_preset_keeps_the_file_it_replaces(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "params.yaml.bak1").read_text() == "mine: 2\n"
     assert preset.main(["smok"]) == 2
     assert re.search("expected one of .*got 'smok'; did you mean smoke?", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [("dataa: 1\n", "dataa: not a key of presets/digits.yaml"), ("data: [\n", "not YAML: ")],
+    ids=["key", "yaml"],
+)
+@pytest.mark.parametrize("asked", ["moons", "mine"])
+def test_a_mistake_in_any_preset_names_its_file(text, mistake, asked, tmp_path, monkeypatch, capsys):
+    shutil.copytree(ROOT / "presets", tmp_path / "presets")
+    (tmp_path / "presets/mine.yaml").write_text(text)
+    (tmp_path / "params.yaml").write_text("mine: 1\n")
+    monkeypatch.chdir(tmp_path)
+    assert preset.main([asked]) == 2
+    assert capsys.readouterr().err.startswith(f"presets/mine.yaml: {mistake}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["params.yaml", "presets"]
+    assert (tmp_path / "params.yaml").read_text() == "mine: 1\n"
 
 
 def test_the_defaults_stand_word_for_word_in_their_preset():

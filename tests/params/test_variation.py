@@ -2,8 +2,8 @@
 
 import pytest
 
-from flows.params.files import ParamsError, load_yaml
-from flows.params.variation import Variation, parsed, presets, varied
+from flows.params.files import ParamsError, load_yaml, presets
+from flows.params.variation import Variation, parsed, varied
 from repository import ROOT
 
 TEXT = (ROOT / "presets/digits.yaml").read_bytes()
