@@ -1,1 +1,4 @@
-"""This machine and this user: processes, the login, the Prefect API that may be asked, a torn dvc.lock."""
+"""This machine, this user and this checkout: what all rooms that meet git, DVC, MLflow or Prefect need to know.
+
+Processes, the login, the servers that may be asked; the commit, DVC's lock, cache and charts, MLflow's database.
+"""

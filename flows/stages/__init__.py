@@ -1,1 +1,1 @@
-"""What each stage does, a file each, named as in dvc.yaml."""
+"""What each stage does, in a file of its name, and what several stages share."""

@@ -1,4 +1,4 @@
-"""How foreign data is read."""
+"""How foreign data and models are read: images, tables and arrays, sets known by name, diffusion models."""
 
 from pkgutil import iter_modules
 
