@@ -12,6 +12,7 @@ from flows.local.lockfile import LOCK_FILE, is_torn
 from flows.local.objects import cache_of, objects
 from flows.local.process import dvc_in
 from flows.where.checkout import locked
+from fmcore.flow.errors import one_line
 
 OUTS = (
     layout.DATASET,
@@ -102,7 +103,7 @@ def unused(root: Path) -> list[Path]:
         with Repo(str(root)) as repo, repo.lock:
             used = repo.used_objs(all_branches=True, all_tags=True, all_experiments=True)
     except (DvcException, OSError, ValueError) as error:
-        raise NotKnownError(f"DVC cannot tell what its cache holds: {' '.join(str(error).split())}") from None
+        raise NotKnownError(f"DVC cannot tell what its cache holds: {one_line(error)}") from None
     if root.resolve() not in cache.parents:
         raise NotKnownError(f"DVC's cache lies in {cache}, which others may use: prune it with dvc gc --projects")
     needed = {found.value for found_in in used.values() for found in found_in}

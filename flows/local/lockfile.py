@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.local.process import dvc_in
+from fmcore.flow.errors import one_line
 
 LOCK_FILE = "dvc.lock"
 
@@ -85,7 +86,7 @@ def _mend_lock(repo: Any, root: Path) -> str | None:
         try:
             Lockfile(repo, str(path)).load()
         except DvcException as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
         if _is_cut(root):
             reason = reason or "it ends in the middle of a line"
         if reason and path.exists():

@@ -15,6 +15,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 
+from fmcore.flow.errors import one_line
+
 FILE = Path("params.yaml")
 PRESETS = Path("presets")
 DEFAULT = "digits"  # the preset that is whole; all others lie over it
@@ -42,7 +44,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
             raise ParamsError(f"{path}: {odd}")
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, RecursionError) as error:
-        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{path}: not YAML: {one_line(error)}") from None
     except (ValueError, OverflowError) as error:  # of a value that looks like a date or a number
         if isinstance(error, ParamsError):
             raise

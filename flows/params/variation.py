@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from flows.params.files import MAX_BYTES, ParamsError, dumped, presets, with_preset
+from fmcore.flow.errors import one_line
 
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 SOURCE = "overrides"  # whose mistakes the lines of the check are
@@ -105,7 +106,7 @@ def _base(folder: Path, text: bytes, preset: str | None) -> Any:
         try:
             return YAML().load(text)
         except YAMLError as error:
-            raise ParamsError(f"params.yaml: not YAML: {' '.join(str(error).split())}") from None
+            raise ParamsError(f"params.yaml: not YAML: {one_line(error)}") from None
     if preset not in (known := presets(folder)):  # so that no name leads elsewhere
         raise ParamsError(f"preset: expected one of {', '.join(known)}, got {_shown(preset)}")
     return with_preset(preset, folder)
@@ -143,7 +144,7 @@ def _value(key: str, text: str) -> Any:
             raise ParamsError(f"{SOURCE}: {key}: anchors and aliases are not supported")
         return YAML(typ="safe", pure=True).load(text)
     except YAMLError as error:
-        raise ParamsError(f"{SOURCE}: {key}: not YAML: {' '.join(str(error).split())}") from None
+        raise ParamsError(f"{SOURCE}: {key}: not YAML: {one_line(error)}") from None
 
 
 def _shown(text: object) -> str:

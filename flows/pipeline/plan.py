@@ -9,6 +9,8 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo
 
+from fmcore.flow.errors import one_line
+
 SHOWN = 4  # of the things that changed
 ALWAYS = "always changed"
 ALWAYS_RUNS = "it runs every time"
@@ -43,7 +45,7 @@ def plan(root: Path, stages: Sequence[str] | None, *, alone: bool = False) -> di
                 if stage.cmd
             }
     except DvcException as error:
-        raise ValueError(" ".join(str(error).split())) from None
+        raise ValueError(one_line(error)) from None
     if stages is None:
         return needs
     wanted = [name for target in stages for name in matching(target, needs)]

@@ -10,6 +10,7 @@ from prefect.context import FlowRunContext
 
 from flows.pipeline.page import Page
 from flows.pipeline.work import Outcome
+from fmcore.flow.errors import one_line
 
 KEY = "pipeline"
 
@@ -55,7 +56,7 @@ class Shown:
             else:
                 self._client.update_artifact(self._artifact, ArtifactUpdate(data=text))
         except Exception as error:  # whatever a server says: the stages' work is worth more than its page
-            self.page.problem = " ".join(str(error).split())[:200]
+            self.page.problem = one_line(error)[:200]
 
     def __enter__(self) -> Self:
         self._client.__enter__()

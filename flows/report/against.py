@@ -20,6 +20,7 @@ from flows.report.figures import INK, WIDE, Chart, _legend, _line, _log, _nfe_ax
 from flows.report.results import PARETO_NFE
 from flows.report.tables import Table
 from flows.report.words import evaluations, number
+from fmcore.flow.errors import one_line
 from fmcore.verdict import SURE
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def other(root: Path, rev: str) -> Other:
         names = ["reports/curves.csv", "reports/scores.csv", "params.yaml"]
         curves, scores, params = (files.read_text(name, encoding="utf-8") for name in names)
     except (DvcException, SCMError, OSError) as error:
-        line = " ".join(str(error).split())
+        line = one_line(error)
         raise OtherError(f"{rev}: no report of it is at hand ({line})") from None
     return _parsed(rev, curves, scores, params)
 

@@ -17,6 +17,7 @@ from flows.params.schema import Params
 from fmcore.disk.dataset import Dataset, load_dataset
 from fmcore.disk.files import ArtifactError, read_json, read_tensors
 from fmcore.disk.sums import check
+from fmcore.flow.errors import one_line
 from fmcore.score.estimates import Estimate
 from fmcore.score.points import sliced_wasserstein
 from fmcore.score.scoring import UNSEEN
@@ -159,7 +160,7 @@ def _read(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path, dtype=text).fillna(dict.fromkeys(text, ""))
     except (OSError, ValueError) as error:  # pandas' own are of the latter
-        raise ArtifactError(f"{path}: expected a table: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{path}: expected a table: {one_line(error)}") from None
 
 
 def _joined(key: str, files: list[tuple[str, Path]]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ from flows.watch import journal as journals
 from flows.watch.journal import Journal, Record
 from flows.watch.letterbox import Outcome, noting
 from flows.watch.progress import curve, pace, thinned
+from fmcore.flow.errors import first_line
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -266,7 +267,7 @@ def _refused() -> Iterator[None]:
         status = error.response.status_code
         if status in LATER or status >= 500:
             raise
-        log.warning("Prefect refused a record: %s", str(error).splitlines()[0])
+        log.warning("Prefect refused a record: %s", first_line(error))
 
 
 def _client(api: Api) -> Any:

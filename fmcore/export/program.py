@@ -17,6 +17,7 @@ from torch.fx import GraphModule
 
 from fmcore.disk.files import ArtifactError
 from fmcore.export.images import are_images
+from fmcore.flow.errors import first_line
 from fmcore.flow.fields import OURS, VelocityField, network_field
 from fmcore.flow.pixels import quantise
 from fmcore.model import Model
@@ -195,7 +196,7 @@ def traced(model: Model, how: Sampling, *, pixels: bool) -> ExportedProgram:
                 sampler, tuple(inputs.values()), dynamic_shapes=({0: batch},) * len(inputs)
             )
     except RuntimeError as error:
-        raise ArtifactError(f"torch.export cannot trace this network: {str(error).splitlines()[0]}") from None
+        raise ArtifactError(f"torch.export cannot trace this network: {first_line(error)}") from None
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, GraphModule) else ():
             node.meta.pop("stack_trace", None)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Generator, Tensor
 
 from fmcore.flow import rng
+from fmcore.flow.errors import one_line
 from fmcore.flow.paths import expand
 from fmcore.flow.pixels import floats
 from fmcore.flow.speed import moved
@@ -113,7 +114,7 @@ class Indexed:
             x1 = torch.stack([torch.as_tensor(item[0] if inside else item) for item in read])
             label = torch.tensor([int(item[1]) for item in read]) if inside and len(read[0]) > 1 else None
         except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             raise TypeError(f"items: expected tensors x or pairs (x, label) of equal shapes: {reason}") from None
         x1 = floats(moved(x1, generator.device))
         x0 = torch.randn(x1.shape, generator=generator, device=x1.device)

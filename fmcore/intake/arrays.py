@@ -1,6 +1,6 @@
 """Numbers from a file as a data set: points and tables, series, arrays of any number of channels, 8-bit pixels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset, Units
 from fmcore.disk.files import mapped
+from fmcore.intake.report import classes_note, listed
 from fmcore.intake.split import held_out
 from fmcore.intake.tables import Source, opened
 from fmcore.intake.walk import natural, shown
@@ -29,7 +30,6 @@ LARGEST, SMALLEST = torch.finfo(torch.float32).max, torch.finfo(torch.float32).t
 EXACT = 2**53  # up to which float64 holds all whole numbers
 FINE = 1e-6  # a deviation, as a share of the mean, below which float32 has few steps for it
 BYTES = 2**25  # converted at a time
-NAMED = 8
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Arrays:
         x1, kept, units = self._converted(source, values, held, scratch)
         if label is not None:
             counts = torch.bincount(label[~held], minlength=len(names)).tolist()
-            notes.append(_told_classes(names, counts))
+            notes.append(classes_note(names, counts))
         about: dict[str, Any] = {"columns": list(source.columns)} if source.columns else {}
         about |= {"held_out": int(held.sum())}
         about |= {} if label is None else {"class_counts": counts}
@@ -213,7 +213,7 @@ class Arrays:
             ]
             small = "deviations too small for float32, so samples in the data's own units lose digits"
             lines = {"the same in all samples": flat, small: fine}
-            return [f"{line}: {_listed(names)}" for line, names in lines.items() if names]
+            return [f"{line}: {listed(names)}" for line, names in lines.items() if names]
         mean, std = x1.mean(axes), x1.std(axes)
         far = bool(((mean.abs() > LARGE) | (std > LARGE) | (std < 1 / LARGE)).any())
         told = (
@@ -325,16 +325,3 @@ def _floats(part: "Values", origin: "Values | None") -> "Values":
         return part.astype(np.float64)
     # Modulo 2^64 a difference is exact, though one of the two may have no sign.
     return (part.astype(np.uint64) - origin.astype(np.uint64)).view(np.int64).astype(np.float64)
-
-
-def _told_classes(names: Sequence[str], counts: Sequence[int]) -> str:
-    """How many samples of each class are trained on."""
-    line = "classes: " + _listed([f"{name} ({n})" for name, n in zip(names, counts, strict=True)])
-    if empty := [name for name, n in zip(names, counts, strict=True) if not n]:
-        line += f"; nothing is trained on {_listed(empty)}, all of which is held out"
-    return line
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import DataError, Dataset
+from fmcore.flow.errors import one_line
 from fmcore.intake.pictured import Pictures, Steps, with_classes
 from fmcore.intake.planes import Stored, UnreadableError
 from fmcore.intake.split import held_out
@@ -78,7 +79,7 @@ class HuggingFace(Pictures):
         except DataError:
             raise
         except Exception as error:  # readers raise what they like
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = one_line(error)
             raise DataError(f"data.root: {self.root} cannot be read: {reason}") from None
         if isinstance(found, Mapping):
             if self.split not in found:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset
+from fmcore.flow.errors import first_line
 from fmcore.intake.split import held_out
 
 
@@ -72,8 +73,8 @@ class _Torchvision(_Known):
         try:
             found = getattr(torchvision.datasets, kind)(self.root, train=True, download=self.download)
         except (RuntimeError, OSError) as error:
-            first = str(error).splitlines()[0]
-            raise DataError(f"data.root: {kind} could not be read from {self.root!r}: {first}") from None
+            line = first_line(error)
+            raise DataError(f"data.root: {kind} could not be read from {self.root!r}: {line}") from None
         x1 = torch.as_tensor(found.data)
         x1 = x1[:, None] if x1.ndim == 3 else x1.permute(0, 3, 1, 2).contiguous()
         return self._split(x1, torch.as_tensor(found.targets, dtype=torch.int64), PIXEL)

@@ -15,7 +15,7 @@ from fmcore.disk.kept import are_whole, keep, kept, with_block
 from fmcore.intake.decoding import Levels, read_images
 from fmcore.intake.planes import DEEP, ImageFile, UnreadableError
 from fmcore.intake.reading import Fit, How
-from fmcore.intake.report import Tally, listed
+from fmcore.intake.report import Tally, classes_note
 from fmcore.intake.walk import shown
 
 NAMED_BAD_FILES = 20
@@ -251,13 +251,10 @@ def _whole(file: ImageFile) -> str:
 def with_classes(data: Dataset, label: Tensor, names: Sequence[str]) -> Dataset:
     """A data set with its classes, how many of each there are, and a line that says so."""
     counts = torch.bincount(label, minlength=len(names)).tolist()
-    line = listed([f"{name} ({n})" for name, n in zip(names, counts, strict=True)])
-    if empty := [name for name, n in zip(names, counts, strict=True) if not n]:
-        line += f"; nothing is trained on {listed(empty)}, all of which is held out"
     return data._replace(
         label=label,
         num_classes=len(names),
         names=tuple(names),
         about={**(data.about or {}), "class_counts": counts},
-        notes=(*data.notes, f"classes: {line}"),
+        notes=(*data.notes, classes_note(names, counts)),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from fmcore.flow.errors import one_line
 from fmcore.intake.planes import (
     DEEP,
     MAX_PIXELS,
@@ -342,5 +343,5 @@ def _is_tiff(path: ImageFile) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join((text or type(error).__name__).split())
+    """What an error says; one of the system says it without the name of the file."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)

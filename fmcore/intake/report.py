@@ -112,6 +112,14 @@ def _counted(counts: Mapping[str, int]) -> list[str]:
     return [f"{n} {name}" for name, n in sorted(counts.items(), key=lambda item: -item[1])]
 
 
+def classes_note(names: Sequence[str], counts: Sequence[int]) -> str:
+    """How many samples of each class are trained on, in a line."""
+    line = f"classes: {listed([f'{name} ({n})' for name, n in zip(names, counts, strict=True)])}"
+    if empty := [name for name, n in zip(names, counts, strict=True) if not n]:
+        line += f"; nothing is trained on {listed(empty)}, all of which is held out"
+    return line
+
+
 def listed(names: Sequence[str]) -> str:
     """Names in a line, of many the first."""
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""

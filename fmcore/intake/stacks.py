@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING, Any
 
+from fmcore.flow.errors import one_line
 from fmcore.intake.planes import MAX_PIXELS, ORIENTATION, TURNS, ImageFile, Planes, UnreadableError, source
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def channels_of_tiff(path: ImageFile) -> int:
         with tifffile.TiffFile(source(path)) as file:
             return _channels(file)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise UnreadableError(" ".join(str(error).split())) from None
+        raise UnreadableError(one_line(error)) from None
 
 
 def _tifffile() -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fmcore.disk.dataset import DataError
+from fmcore.flow.errors import one_line
+from fmcore.intake.report import NAMED, listed
 from fmcore.intake.walk import shown
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 TABLES = (".csv", ".parquet")
 ARRAYS = (".npy", ".npz", ".safetensors")
-NAMED = 8
 ZIPPED = b"PK"  # how a .npz begins
 DIGITS = re.compile(r"[+-]?\d+")
 WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
@@ -136,7 +137,7 @@ def opened(path: Path, array: str | None, leaving: Sequence[str | None] = (), ke
     except DataError:
         raise
     except Exception as error:  # readers raise what they like
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise DataError(f"data.{key}: {name} cannot be read: {reason}") from None
     offered = list(arrays) if path.suffix == ".npy" else [one for one in arrays if one not in left]
     if array is None and len(offered) != 1:
@@ -193,10 +194,9 @@ def _table(path: Path, name: str, left: Sequence[str], key: str) -> Source:
     kinds = {one: table[one].type for one in columns}
     wrong = [one for one, kind in kinds.items() if not (types.is_integer(kind) or types.is_floating(kind))]
     if wrong or not columns:
-        more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
         raise DataError(
             f"data.{key}: expected numbers in all columns of {name} but those of data.labels and data.group, got "
-            f"{'others in ' if wrong else 'no column'}{', '.join(wrong[:NAMED])}{more}"
+            f"{'others in ' if wrong else 'no column'}{listed(wrong)}"
         )
     return Source(name, _numbers(table.select(columns)), tuple(columns), others)
 

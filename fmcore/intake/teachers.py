@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fmcore.disk.files import ArtifactError, read_json, read_tensors
+from fmcore.flow.errors import one_line
 from fmcore.flow.fields import Convention, VelocityField, reparametrised
 from fmcore.flow.paths import VE, Discrete, Prediction, coefficients
 from fmcore.models.foreign import WEIGHTS, fill, need_files
@@ -106,7 +107,7 @@ def read_teacher(folder: str | Path) -> Teacher:
     try:
         network = network_config.build((channels, *sides), None)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"{paths[0]}: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{paths[0]}: {one_line(error)}") from None
     assert isinstance(network, DiffusersUNet)
     fill(network.unet, read_tensors(paths[1]), paths[1])
     return Teacher(network.eval(), network_config, (channels, *sides), config.get("num_class_embeds"), convention)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 
 from fmcore.disk.dataset import DataError, Dataset
+from fmcore.flow.errors import first_line
 from fmcore.intake.pictured import Pictures, Steps, with_classes
 from fmcore.intake.planes import Stored
 from fmcore.intake.split import held_out
@@ -77,18 +78,15 @@ class Torchvision(Pictures):
             found = kind(self.root, **self.options)
             count = len(found)
         except ImportError as error:
-            raise DataError(f"data.dataset: {self.dataset} needs what is not installed: {_line(error)}") from None
+            raise DataError(
+                f"data.dataset: {self.dataset} needs what is not installed: {first_line(error)}"
+            ) from None
         except Exception as error:  # its classes raise what they meet
-            line = _line(error)
+            line = first_line(error)
             raise DataError(f"data.root: {self.dataset} could not be read from {self.root!r}: {line}") from None
         if not count:
             raise DataError(f"data.root: {self.dataset} in {self.root!r} holds no samples")
         return found
-
-
-def _line(error: Exception) -> str:
-    """What an error says first."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _as_png(found: Any, targets: list[Any], i: int) -> bytes:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fmcore.disk.dataset import Encoding
 from fmcore.disk.files import ArtifactError, read_forms, read_json, read_tensors, sha256
+from fmcore.flow.errors import one_line
 from fmcore.flow.fields import autocast_dtype
 from fmcore.models.foreign import WEIGHTS, fill, need_files
 
@@ -92,7 +93,7 @@ def _built(path: Path) -> Any:
     try:
         network = AutoencoderKL.from_config(config)
     except Exception as error:  # of a config from anywhere: diffusers raises what it meets
-        raise ArtifactError(f"{path}: {type(error).__name__}: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{path}: {type(error).__name__}: {one_line(error)}") from None
     if network.config.in_channels != network.config.out_channels:
         made = f"{network.config.in_channels} and {network.config.out_channels}"
         raise ArtifactError(f"{path}: expected as many out_channels as in_channels, got {made}")

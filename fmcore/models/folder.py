@@ -23,6 +23,7 @@ from fmcore.disk.files import (
     write_tensors,
 )
 from fmcore.disk.sums import check, seal
+from fmcore.flow.errors import one_line
 from fmcore.flow.fields import OURS, Convention, Guidance, VelocityField, guided, network_field
 from fmcore.flow.paths import PATHS
 from fmcore.models.flow_maps import FlowMap, TakesSecondTime
@@ -204,7 +205,7 @@ def load_model(
         class_names, units = _names(config), units_from(config.get("units"))  # version 0.1 has neither
         encoding = encoding_from(config.get("encoding"))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ArtifactError(f"{folder} cannot be loaded: {' '.join(str(error).split())}") from None
+        raise ArtifactError(f"{folder} cannot be loaded: {one_line(error)}") from None
     network.to(device).eval().requires_grad_(False)
     described = (shape, config["num_classes"], manifest, digest, convention, null_label, class_names, units)
     return Trained(network, network_config, *described, encoding)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from fmcore.disk.files import ArtifactError
+from fmcore.flow.errors import one_line
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -45,7 +46,7 @@ def fill(network: Any, tensors: Mapping[str, Tensor], path: Path) -> None:
         _check_forms(named, network.state_dict(), path)
         network.load_state_dict(named)
     except RuntimeError as error:
-        raise ArtifactError(f"{path} is not of this network: {' '.join(str(error).split())[:200]}") from None
+        raise ArtifactError(f"{path} is not of this network: {one_line(error)[:200]}") from None
 
 
 def _check_forms(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], path: Path) -> None:

@@ -42,6 +42,7 @@ from fmcore.disk.files import (
     write_tensors,
 )
 from fmcore.disk.sums import check
+from fmcore.flow.errors import one_line
 from fmcore.flow.pixels import dequantise
 from fmcore.flow.rng import generator
 from fmcore.score.efficientnet import (
@@ -317,7 +318,7 @@ def _imported(name: str) -> tuple[Callable[[Tensor], Tensor], Path]:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _tried(name: str, shape: tuple[int, ...], device: torch.device | str) -> Extractor:

@@ -13,6 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from fmcore.disk.files import sha256
+from fmcore.flow.errors import first_line
 
 INCEPTION_DIMS = 2048
 # The published weights carry the first digits of their SHA-256 in their name.
@@ -90,7 +91,7 @@ def _network(path: Path) -> Any:
     try:
         found = torch.load(path, weights_only=True, map_location="cpu")  # torch-fidelity would unpickle anything
     except Exception as error:
-        raise ValueError(f"{path} is not a file of weights: {_first_line(error)}") from None
+        raise ValueError(f"{path} is not a file of weights: {first_line(error)}") from None
     if not (isinstance(found, dict) and found and all(isinstance(v, Tensor) for v in found.values())):
         raise ValueError(f"{path} is not a file of weights but a {type(found).__name__}")
     try:
@@ -98,10 +99,5 @@ def _network(path: Path) -> Any:
             "inception-v3-compat", [str(INCEPTION_DIMS)], feature_extractor_weights_path=str(path)
         )
     except RuntimeError as error:  # torch lists every tensor that is missing
-        raise ValueError(f"{path} does not hold Inception's weights: {_first_line(error)}") from None
+        raise ValueError(f"{path} does not hold Inception's weights: {first_line(error)}") from None
     return network
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
