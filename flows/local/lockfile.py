@@ -21,8 +21,7 @@ from flows.local.process import dvc_in
 from fmcore.flow.errors import one_line
 
 LOCK_FILE = "dvc.lock"
-
-
+CODE = ("flows/", "fmcore/")  # inputs that dvc.lock lists, and that the commit tells, too
 WRITING_SECONDS = 1.0  # DVC takes a fifth of a second
 
 

@@ -24,7 +24,7 @@ MAX_BYTES = 64 * 1024
 DEPTH = 20
 LARGEST = 10**15
 WIDTH = 115  # of the lines that are written
-NAMES_OF_THE_USER = ("rounds", "students", "solvers")  # sections whose keys are
+NAMES_OF_THE_USER = ("rounds", "students", "solvers")  # sections whose keys are names that the user gives
 
 
 class ParamsError(ValueError):

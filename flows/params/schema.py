@@ -16,7 +16,7 @@ from fmcore.endings import ENDINGS, Ending
 from fmcore.endings.spaces import SPACES
 from fmcore.flow.fields import Guidance
 from fmcore.flow.losses import DISTANCES, Distance
-from fmcore.flow.paths import ContinuousPath
+from fmcore.flow.paths import CONTINUOUS_PATHS, ContinuousPath
 from fmcore.flow.times import TIMES, FixedGrid, Grid, Times
 from fmcore.flow.training import TrainConfig
 from fmcore.intake.sets import DATA, Data, are_images, sample_shape
@@ -24,7 +24,6 @@ from fmcore.models.networks import NETWORKS, Network
 from fmcore.ode.sampling import Sampling
 
 ALL_GRIDS = {kind.name: kind for kind in get_args(Grid)}
-CONTINUOUS_PATHS = {kind.name: kind for kind in get_args(ContinuousPath)}
 FAMILIES: tuple[Mapping[str, type], ...] = (
     DATA,
     NETWORKS,

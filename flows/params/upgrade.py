@@ -13,14 +13,23 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.params.files import DEFAULT, FILE, PRESETS, ParamsError, dumped, load_yaml, with_preset
+from flows.params.files import (
+    DEFAULT,
+    FILE,
+    NAMES_OF_THE_USER,
+    PRESETS,
+    ParamsError,
+    dumped,
+    load_yaml,
+    with_preset,
+)
 from flows.params.reading import validate
-from flows.params.schema import CONTINUOUS_PATHS, FAMILIES
+from flows.params.schema import FAMILIES
+from fmcore.flow.paths import CONTINUOUS_PATHS
 
 # New keys whose usual value would change what an older file did, and the value that does not.
 AS_BEFORE: dict[str, Any] = {"couple.batch": 1000}
 WIDTH_OF_USER = 4096  # so that no line of the user's is broken
-NAMES_OF_THE_USER = ("reflow.rounds", "distill.students", "evaluate.solvers")
 
 Step = Callable[[Any], Iterator[str]]
 
@@ -145,7 +154,7 @@ def filled(whole: Any, usual: Any, at: str = "") -> list[str]:
             if key in usual.ca.items:
                 whole.ca.items[key] = usual.ca.items[key]
             lines.append(f"{path} is new: {_shown(whole[key])}")
-        elif path not in NAMES_OF_THE_USER and isinstance(whole[key], Mapping) and isinstance(value, Mapping):
+        elif key not in NAMES_OF_THE_USER and isinstance(whole[key], Mapping) and isinstance(value, Mapping):
             same = whole[key].get("name") == value.get("name")
             lines += filled(whole[key], value, f"{path}.") if same else _filled_choice(whole[key], f"{path}.")
         place = list(whole).index(key) + 1

@@ -24,7 +24,7 @@ from fmcore.score.scoring import UNSEEN
 from fmcore.verdict import Choice, Sampled, Verdict, choices, verdict
 
 HEADLINE_OF_POINTS = "sliced_wasserstein"
-# Metrics with one number a model; a k-step student has the last only.
+# Metrics with one number a model. `flows.events.ONE_A_MODEL` names them too, but no result may depend on events.
 OF_FLOWS = (
     *("straightness", "transport_cost", "reconstruction_real", "reconstruction_generated"),
     *("bits_per_dim", "nats", "memorisation"),

@@ -4,8 +4,9 @@ import re
 import time
 from pathlib import Path
 
+from flows.local.lockfile import CODE, LOCK_FILE
+
 OUT, DEP = "dvc.out.", "dvc.dep."  # before the path, in tags of MLflow's runs
-CODE = ("flows/", "fmcore/")  # which the commit tells
 DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 STILL_SECONDS = 1.0  # DVC writes dvc.lock in pieces, some tenths of a second long
 
@@ -18,7 +19,7 @@ def dvc_digests(root: Path, stage: str, *, since: float, over: bool = False) -> 
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
-    lock = root / "dvc.lock"
+    lock = root / LOCK_FILE
     try:
         written = lock.stat().st_mtime
         if written < since or (not over and time.time() - written < STILL_SECONDS):

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flows.local.checkout import State, state_of
-from flows.local.lockfile import LOCK_FILE
+from flows.local.lockfile import CODE, LOCK_FILE
 from flows.local.objects import cache_of, listed, object_path
 from flows.local.objects import md5 as file_md5
 
-CODE = ("flows/", "fmcore/")
 GIT_SECONDS = 60
 
 

@@ -159,6 +159,11 @@ def _map_of(network: nn.Module, device: torch.device, dtype: torch.dtype | None)
     return MapField(mean, partial(mean, dtype=None))
 
 
+def velocity_at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:
+    """The velocity where all points are at one time."""
+    return field(x, x.new_full(x.shape[:1], t), label)  # a shape, so that torch.export keeps the batch free
+
+
 def mean_velocity(field: VelocityField, x: Tensor, t: Tensor, s: Tensor, label: Tensor | None) -> Tensor:
     """The mean velocity from t to s as far as the field knows it: a flow map's u(x, t, s), else v(x, t)."""
     return field.mean(x, t, s, label) if isinstance(field, MapField | Counted) else field(x, t, label)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from fmcore.flow.fields import Field, VelocityField, as_field, mean_velocity
+from fmcore.flow.fields import Field, VelocityField, as_field, mean_velocity, velocity_at
 from fmcore.flow.speed import is_out_of_memory
 from fmcore.flow.times import uniform_grid
 from fmcore.ode.stochastic import Ancestral, EulerMaruyama, Noisy
@@ -108,7 +108,7 @@ class AdamsBashforth:
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         last: tuple[Tensor, float] | None = None
         for t, s in pairwise(knots):
-            v, h = _at(field, x, t, label), s - t
+            v, h = velocity_at(field, x, t, label), s - t
             bend = 0 if last is None else (h / last[1] / 2) * (v - last[0])
             x, last = x + h * (v + bend), (v, h)
             yield x
@@ -153,7 +153,7 @@ class NoiseAnchored:
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         x0 = x
         for t, s in pairwise(knots):
-            x = s * (x + (1 - t) * _at(field, x, t, label)) + (1 - s) * x0
+            x = s * (x + (1 - t) * velocity_at(field, x, t, label)) + (1 - s) * x0
             yield x
 
 
@@ -220,10 +220,6 @@ def steps_for(solver: Solver, nfe: int, *, passes: int = 1) -> int:
     return steps
 
 
-def _at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:
-    return field(x, x.new_full(x.shape[:1], t), label)  # a shape, so that torch.export keeps the batch free
-
-
 def step(
     field: VelocityField,
     x: Float[Tensor, "B *D"],
@@ -240,7 +236,7 @@ def step(
         for weight, slope in zip(row, slopes, strict=True):
             if weight:
                 point = point + (h * weight) * slope
-        slopes.append(_at(field, point, t + c * h, label))
+        slopes.append(velocity_at(field, point, t + c * h, label))
     for weight, slope in zip(tableau.b, slopes, strict=True):
         if weight:
             x = x + (h * weight) * slope

@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from fmcore.flow import rng
-from fmcore.flow.fields import VelocityField
+from fmcore.flow.fields import VelocityField, velocity_at
 from fmcore.flow.speed import moved
 
 
@@ -46,7 +46,7 @@ class Ancestral(Noisy):
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for k, (t, s) in enumerate(pairwise(knots)):
-            x1 = x + (1 - t) * _at(field, x, t, label)
+            x1 = x + (1 - t) * velocity_at(field, x, t, label)
             kept = ((1 - s) / (s * (1 - t))) ** 2
             x = s * (kept * t * x + (1 - kept * t**2) * x1)
             if s < 1:
@@ -68,12 +68,8 @@ class EulerMaruyama(Noisy):
 
     def walk(self, field: VelocityField, x: Tensor, knots: list[float], label: Tensor | None) -> Iterator[Tensor]:
         for k, (t, s) in enumerate(pairwise(knots)):
-            v, h = _at(field, x, t, label), s - t
+            v, h = velocity_at(field, x, t, label), s - t
             x = x + h * (v - self.churn * (x - t * v))
             if s < 1:
                 x = x + sqrt(2 * self.churn * (1 - t) * h) * self.noise(k, x)
             yield x
-
-
-def _at(field: VelocityField, x: Tensor, t: float, label: Tensor | None) -> Tensor:
-    return field(x, x.new_full(x.shape[:1], t), label)

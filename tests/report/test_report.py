@@ -14,7 +14,7 @@ from flows.events import ONE_A_MODEL, Metrics, Rated, Tag
 from flows.params import preset
 from flows.params.reading import validate
 from flows.report import tables, words
-from flows.report.results import training_passes
+from flows.report.results import OF_FLOWS, training_passes
 from flows.stages.report import report
 from flows.workshop.entry import Stage
 from fmcore.disk.files import write_json
@@ -156,6 +156,10 @@ def test_mlflow_gets_the_pareto_figures(made):
     assert by_model == expected
     by_sample = [e.step for e in logged if next(iter(e.values)).startswith("pareto/by_kflop.")]
     assert by_sample == pytest.approx((1e6 * pareto.gflops_per_sample).tolist(), abs=0.51)
+
+
+def test_the_report_and_the_events_agree_on_what_a_model_has_one_of():
+    assert set(OF_FLOWS) == ONE_A_MODEL
 
 
 def test_the_report_tells_each_models_scores_again(made):
