@@ -30,11 +30,7 @@ class Matched:
 
     Main arguments:
         distance: between velocities.
-        at_noise: share of each batch at t = 0.
-        start: share of the training from which on ends are matched.
-        weight: of each energy distance; there is one for each group (t = 0, later t) in each space.
-        real: number of data drawn in each step.
-        spaces: where ends are compared; `auto` chooses by `fmcore.endings.spaces.chosen`.
+        at_noise, start, weight, real, spaces: those of `Matching`.
     """
 
     distance: Distance
@@ -58,10 +54,6 @@ class Matched:
         """Evaluations of a network that training takes for each image, in the mean."""
         return 1 + (1 - self.start) * (1 + 2 * (1 - self.at_noise))  # the base sees all ends, two steps lead to t
 
-    def sizes(self, batch_size: int) -> tuple[int, int]:
-        """How many of a batch are at t = 0, and how many at a later time."""
-        return self.match.sizes(batch_size)
-
     def objective(
         self,
         coupling: Coupling,
@@ -74,7 +66,7 @@ class Matched:
         """The student's objective; without a `target`, on the pairs alone."""
         if not len(coupling):
             raise ValueError("there is nothing to train on: the coupling holds no pairs")
-        first, later = self.sizes(batch_size)
+        first, later = self.match.sizes(batch_size)
 
         def draw(generator: Generator, progress: float) -> Batch:
             pairs = coupling(batch_size, generator, progress)
