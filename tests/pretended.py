@@ -18,7 +18,7 @@ import torch.utils._foreach_utils
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
 
-from fmcore.flow.paths import _half_log_snrs
+from fmcore.flow.paths import log_snr_knots
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda:0")
@@ -241,6 +241,6 @@ def cuda(free: int = 2**33) -> Iterator[list]:
         )
         patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda optimizer: None)
         patch.setattr(ThreadPoolExecutor, "submit", submitted)
-        stack.callback(_half_log_snrs.cache_clear)  # it keeps tensors by device
+        stack.callback(log_snr_knots.cache_clear)  # it keeps tensors by device
         stack.enter_context(modes())
         yield waits

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.params.schema import FAMILIES, Params, _sections
+from flows.params.schema import FAMILIES, Params, sections
 
 PAIR = "tuple[int, int]"  # pydantic's name of [height, width]
 UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's error types for an unknown key
@@ -93,5 +93,5 @@ def _at(raw: Any, loc: list[Any]) -> Any:
 
 def _close(loc: list[Any]) -> str | None:
     """The known key that is most like this one, if any is."""
-    known = {field.name for kind in _sections() for field in fields(kind)} | set(Params.model_fields)
+    known = {field.name for kind in sections() for field in fields(kind)} | set(Params.model_fields)
     return next(iter(difflib.get_close_matches(str(loc[-1]), sorted(known), n=1)), None)

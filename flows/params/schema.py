@@ -259,7 +259,8 @@ def _merged(kind: type[Section], section: Section, override: Mapping[str, Any]) 
     return whole.validate_json(text, strict=True)
 
 
-def _sections() -> list[type]:
+def sections() -> list[type]:
+    """The dataclasses of all sections that params.yaml may hold."""
     members = [kind for family in FAMILIES for kind in family.values()]
     return [
         *(Features, Base, Couple, Round, Mix, Reflow, Student, Distill, Adaptive, Likelihood, Evaluate, Launch),

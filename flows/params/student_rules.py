@@ -127,10 +127,10 @@ def _map_rules(params: Params, section: Distill, student: Student, at: Callable[
     assert isinstance(section.ending, MapEnding)
     sizes, parts = section.ending.sizes(section.train.batch_size), section.train.accumulate
     if min(sizes) < parts:
-        here, far = sizes
+        diagonal, off_diagonal = sizes
         yield (
-            f"{at('ending')}.diagonal: each part of a batch needs samples at s = t and at s > t, got {here} and "
-            f"{far} in {parts} parts ({at('train')}.accumulate)"
+            f"{at('ending')}.diagonal: each part of a batch needs samples at s = t and at s > t, got {diagonal} "
+            f"and {off_diagonal} in {parts} parts ({at('train')}.accumulate)"
         )
 
 

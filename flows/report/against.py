@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from flows.layout import REPORTS
 from flows.params.files import flattened
-from flows.report.figures import INK, WIDE, Chart, _legend, _line, _log, _nfe_axis, chart, colour_of, label_of
+from flows.report.figures import INK, WIDE, Chart, chart, colour_of, handle, label_of, legend, log_axis, nfe_axis
 from flows.report.results import PARETO_NFE
 from flows.report.tables import Table
 from flows.report.words import evaluations, number
@@ -202,11 +202,11 @@ def _painted(figure: "Figure", ours: pd.DataFrame, theirs: pd.DataFrame, name: s
             face = colour if rows is ours else "none"
             axes.plot(runs.nfe, runs.value, mark, color=colour, alpha=alpha, markerfacecolor=face)
             axes.vlines(runs.nfe, runs.low, runs.high, color=colour, linewidth=1, alpha=alpha)
-    _nfe_axis(axes, sorted({*ours.nfe, *theirs.nfe}))
-    _log(axes, "y", min(ours.low.min(), theirs.low.min()), max(ours.high.max(), theirs.high.max()))
+    nfe_axis(axes, sorted({*ours.nfe, *theirs.nfe}))
+    log_axis(axes, "y", min(ours.low.min(), theirs.low.min()), max(ours.high.max(), theirs.high.max()))
     axes.set_ylabel(label_of(ours.metric.iloc[0]))
-    handles = [_line(model, colour_of(models, model)) for model in models]
-    _legend(figure, [*handles, _line("here", INK, "o-"), _line(name, INK, "o--", markerfacecolor="none")])
+    handles = [handle(model, colour_of(models, model)) for model in models]
+    legend(figure, [*handles, handle("here", INK, "o-"), handle(name, INK, "o--", markerfacecolor="none")])
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flows.report.hover import Tip, overlay
-from flows.report.results import PARETO_NFE, Ceiling, Level, run_name
+from flows.report.results import PARETO_NFE, Level, PairsScore, run_name
 from flows.report.words import flop_unit, plus_minus
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _font(found: "re.Match[str]") -> str:
 # --- axes ---------------------------------------------------------------------------------------------------
 
 
-def _log(axes: "Axes", which: Literal["x", "y"], low: float, high: float) -> None:
+def log_axis(axes: "Axes", which: Literal["x", "y"], low: float, high: float) -> None:
     """A log axis whose ticks read as numbers: 1, 2, 5 of each decade, or decades alone if there are many."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
@@ -135,14 +135,16 @@ def _log(axes: "Axes", which: Literal["x", "y"], low: float, high: float) -> Non
     axis.set_minor_locator(NullLocator())
 
 
-def _nfe_axis(axes: "Axes", values: Sequence[int]) -> None:
+def nfe_axis(axes: "Axes", values: Sequence[int]) -> None:
+    """A log axis of NFE, with a tick for each value."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(values, [str(v) for v in values])
     axes.minorticks_off()
     axes.set_xlabel("network evaluations a sample (NFE)")
 
 
-def _line(label: str, colour: str = INK, mark: str = "-", **more: Any) -> "Line2D":
+def handle(label: str, colour: str = INK, mark: str = "-", **more: Any) -> "Line2D":
+    """An entry of a legend; `mark` is a marker and a line style, each of which may be absent."""
     from matplotlib.lines import Line2D
 
     marker = mark[0] if mark[0] not in "-:" else ""
@@ -150,7 +152,7 @@ def _line(label: str, colour: str = INK, mark: str = "-", **more: Any) -> "Line2
     return Line2D([], [], color=colour, marker=marker, linestyle=style, label=label, **more)
 
 
-def _legend(figure: "Figure", handles: Sequence["Line2D"], most: int = 8) -> None:
+def legend(figure: "Figure", handles: Sequence["Line2D"], most: int = 8) -> None:
     """A legend below the axes, row by row in as many columns as fit; matplotlib would fill it by columns."""
     room, widths = figure.get_figwidth() * 72 / 9, [0.62 * len(str(h.get_label())) + 4.6 for h in handles]  # in em
     for columns in range(min(most, len(handles)), 0, -1):
@@ -170,7 +172,7 @@ def runs_of(curves: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def quality(
-    figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, ceilings: Sequence[Ceiling]
+    figure: "Figure", curves: pd.DataFrame, models: Sequence[str], floor: Level | None, pairs: Sequence[PairsScore]
 ) -> list[Tip]:
     """The headline against NFE, a line a model, with the floor of the data and the pairs that students learnt.
 
@@ -190,25 +192,25 @@ def quality(
             axes.errorbar(rows.nfe, rows.value, off, fmt="none", ecolor=colour, elinewidth=1, capsize=2.5)
             if i == 0:
                 axes.fill_between(rows.nfe, rows.low, rows.high, color=colour, alpha=0.25, linewidth=0)
-    handles = [_line(model, colour_of(models, model)) for model in models]
+    handles = [handle(model, colour_of(models, model)) for model in models]
     for i, (solver, grid) in list(enumerate(runs))[1:]:
         mark = MARKS[i % len(MARKS)][0]
-        handles.append(_line(run_name(solver, grid, curves), INK, mark, markerfacecolor="none"))
-    for of, level, learners in ceilings:
+        handles.append(handle(run_name(solver, grid, curves), INK, mark, markerfacecolor="none"))
+    for of, level, learners in pairs:
         colour = colour_of(models, learners[0]) if len(learners) == 1 else INK
         axes.axhline(level.value, color=colour, linestyle=":", linewidth=1.5)
         label = f"the {learners[0]}'s pairs" if len(learners) == 1 else f"students' pairs ({of})"
-        handles.append(_line(label, colour, ":", linewidth=1.5))
-    low, high = min(curves.low.min(), *(one.level.value for one in ceilings)), curves.high.max()
+        handles.append(handle(label, colour, ":", linewidth=1.5))
+    low, high = min(curves.low.min(), *(one.level.value for one in pairs)), curves.high.max()
     if floor is not None:
         low = min(low, floor.value)
         _floor(axes, floor)
     fixed = sorted(curves[curves.solver != "dopri5"].nfe.unique().tolist())
-    _nfe_axis(axes, fixed)
-    _log(axes, "y", low, high)
+    nfe_axis(axes, fixed)
+    log_axis(axes, "y", low, high)
     axes.set_ylim(low / 1.25, high * 1.25)
     axes.set_ylabel(label_of(curves.metric.iloc[0]))
-    _legend(figure, handles)
+    legend(figure, handles)
     return _by_nfe(axes, curves, models)
 
 
@@ -255,14 +257,14 @@ def pareto(figure: "Figure", points: pd.DataFrame, models: Sequence[str], metric
             axes.plot(passes, row["value"], marker, color=colour, markersize=7)
             tips.append(_told(axes, passes, row, f"{passes:.3g} million evaluations to make", colour))
     most = int(points.nfe.max())
-    handles = [_line(model, colour_of(models, model), "o") for model in models]
+    handles = [handle(model, colour_of(models, model), "o") for model in models]
     names = {nfe: f"{most} NFE" if nfe == "most" else f"{nfe} NFE" for nfe in markers}
-    handles += [_line(names[nfe], INK, marker, markerfacecolor="none") for nfe, marker in markers.items()]
-    _log(axes, "y", points.value.min(), points.value.max())
+    handles += [handle(names[nfe], INK, marker, markerfacecolor="none") for nfe, marker in markers.items()]
+    log_axis(axes, "y", points.value.min(), points.value.max())
     axes.set_xlim(left=0 if points.training_passes.min() > 0 else None)
     axes.set_xlabel("network evaluations to make the model (millions)")
     axes.set_ylabel(label_of(metric))
-    _legend(figure, handles, 4)
+    legend(figure, handles, 4)
     return tips
 
 
@@ -285,13 +287,13 @@ def sampling_cost(figure: "Figure", points: pd.DataFrame, models: Sequence[str],
         for row in rows.to_dict("records"):
             cost = row["gflops_per_sample"] * scale
             tips.append(_told(axes, cost, row, f"{cost:.3g} {unit} a sample", colour))
-    handles = [_line(model, colour_of(models, model), "o-") for model in models]
-    handles.append(_line("best for its cost", INK, "-", alpha=0.25, linewidth=5))
-    _log(axes, "y", points.value.min(), points.value.max())
-    _log(axes, "x", scale * points.gflops_per_sample.min(), scale * points.gflops_per_sample.max())
+    handles = [handle(model, colour_of(models, model), "o-") for model in models]
+    handles.append(handle("best for its cost", INK, "-", alpha=0.25, linewidth=5))
+    log_axis(axes, "y", points.value.min(), points.value.max())
+    log_axis(axes, "x", scale * points.gflops_per_sample.min(), scale * points.gflops_per_sample.max())
     axes.set_xlabel(f"{unit} a sample")
     axes.set_ylabel(label_of(metric))
-    _legend(figure, handles)
+    legend(figure, handles)
     return tips
 
 
@@ -310,14 +312,14 @@ def straightness(figure: "Figure", bends: pd.DataFrame, models: Sequence[str]) -
         axes.stairs(high, edges, baseline=low, color=colour, alpha=0.25, fill=True, linewidth=0)
     some = bends.value[bends.value > 0]
     if len(some) and bends.t.nunique() > 1:
-        _log(axes, "y", some.min(), some.max())
+        log_axis(axes, "y", some.min(), some.max())
         axes.set_ylim(some.min() / 1.4, some.max() * 1.4)
     else:
         axes.set_ylim(-0.05, 1)
     axes.set_xlim(0, 1)
     axes.set_xlabel("time t, from noise to data")
     axes.set_ylabel("squared distance to the chord")
-    _legend(figure, [_line(model, colour_of(models, model)) for model in flows])
+    legend(figure, [handle(model, colour_of(models, model)) for model in flows])
 
 
 class Cost(NamedTuple):
@@ -343,8 +345,8 @@ def transport(figure: "Figure", costs: Sequence[Cost], models: Sequence[str]) ->
     axes.set_ylim(len(costs) - 0.5, -0.5)
     axes.margins(x=0.12)
     axes.set_xlabel("transport cost |x1 - x0|², mean over dimensions")
-    handles = [_line("the pairs it learnt", INK, "D", markerfacecolor="none"), _line("its own paths", INK, "o")]
-    _legend(figure, handles)
+    handles = [handle("the pairs it learnt", INK, "D", markerfacecolor="none"), handle("its own paths", INK, "o")]
+    legend(figure, handles)
 
 
 def histogram(figure: "Figure", bins: pd.DataFrame, label: str, models: Sequence[str]) -> None:
@@ -364,11 +366,11 @@ def histogram(figure: "Figure", bins: pd.DataFrame, label: str, models: Sequence
         axes.stairs(density, edges, color=colour, alpha=0.15, fill=True)
         axes.stairs(density, edges, color=colour, linewidth=1.8)
     if apart:
-        _log(axes, "x", largest.min() / 30, largest.max())
+        log_axis(axes, "x", largest.min() / 30, largest.max())
     axes.set_ylim(bottom=0)
     axes.set_xlabel(label)
     axes.set_ylabel("density of pairs, over its logarithm" if apart else "density of pairs")
-    _legend(figure, [_line(f"couplings of {name}", colour_of(models, name)) for name in rounds])
+    legend(figure, [handle(f"couplings of {name}", colour_of(models, name)) for name in rounds])
 
 
 def training(figure: "Figure", curves: pd.DataFrame, models: Sequence[str]) -> None:
@@ -381,10 +383,10 @@ def training(figure: "Figure", curves: pd.DataFrame, models: Sequence[str]) -> N
         axes.plot(
             rows.images[::every] / 1e6, smooth[::every], mark, color=colour_of(models, str(model)), linewidth=1.4
         )
-    _log(axes, "y", curves.loss.min(), curves.loss.max())
+    log_axis(axes, "y", curves.loss.min(), curves.loss.max())
     axes.set_xlabel("images seen (millions)")
     axes.set_ylabel("loss (each its own)")
-    _legend(figure, [_line(str(model), colour_of(models, str(model))) for model in curves.model.unique()])
+    legend(figure, [handle(str(model), colour_of(models, str(model))) for model in curves.model.unique()])
 
 
 def panels(bins: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:

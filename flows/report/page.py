@@ -18,7 +18,7 @@ def charts_of(results: Results, curves: pd.DataFrame, points: pd.DataFrame) -> d
     """Every chart by name; the first is drawn twice, for wide and for narrow pages."""
     models, metric = results.models, label_of(results.headline)
     quality = partial(
-        figures.quality, curves=curves, models=models, floor=results.floor, ceilings=results.ceilings
+        figures.quality, curves=curves, models=models, floor=results.floor, pairs=results.pairs_scores
     )
     cost = partial(figures.transport, costs=tables.transport_costs(results), models=models)
     drawn = [
@@ -112,7 +112,7 @@ def page(
         "costs": tables.costs_table(points),
         "best": tables.pruned(tables.best_table(choices_of(results))),
         "floor": results.floor,
-        "ceilings": results.ceilings,
+        "pairs_scores": results.pairs_scores,
         "scores": tables.scores_table(curves),
         "others": None if others is None else tables.pruned(others),
         "bent": results.bends.t.nunique() > 1,

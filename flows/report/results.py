@@ -46,7 +46,7 @@ class Level(NamedTuple):
     moved: float = 0.0
 
 
-class Ceiling(NamedTuple):
+class PairsScore(NamedTuple):
     """The score of the pairs of the round `of`, and the students that learnt them."""
 
     of: str
@@ -70,7 +70,7 @@ class Results:
         headline: the distance that charts and tables show first.
         data: what the models learnt, and what they are compared with; `read` is what its manifest says of it.
         floor: the score of fresh data, None if it is not known.
-        ceilings: the score of the pairs that students learnt.
+        pairs_scores: those of the pairs that students learnt.
     """
 
     params: Params
@@ -89,7 +89,7 @@ class Results:
     data: Dataset
     read: Mapping[str, Any]
     floor: Level | None
-    ceilings: tuple[Ceiling, ...]
+    pairs_scores: tuple[PairsScore, ...]
 
     @property
     def models(self) -> list[str]:
@@ -150,7 +150,7 @@ def read_results(params: Params) -> Results:
         floor=_floor_of_points(data, params.evaluate.samples)
         if params.is_points
         else _floor_of_images(floor, distances),
-        ceilings=tuple(_ceilings(params, distances, floor)),
+        pairs_scores=tuple(_pairs_scores(params, distances, floor)),
     )
 
 
@@ -196,15 +196,15 @@ def _floor_of_points(data: Dataset, count: int) -> Level:
     return Level(found.value, found.std, found.samples)
 
 
-def _ceilings(params: Params, distances: pd.DataFrame, floor: Mapping[str, float]) -> Iterator[Ceiling]:
+def _pairs_scores(params: Params, distances: pd.DataFrame, floor: Mapping[str, float]) -> Iterator[PairsScore]:
     students = params.distill.students
     for of in dict.fromkeys(student.couplings for student in students.values()):
         row = distances[distances.model == layout.coupled(of)].iloc[0]
-        level = _ceiling(row, int(distances.n_samples.iloc[0]), floor)
-        yield Ceiling(of, level, tuple(name for name, student in students.items() if student.couplings == of))
+        level = _level_of_pairs(row, int(distances.n_samples.iloc[0]), floor)
+        yield PairsScore(of, level, tuple(name for name, student in students.items() if student.couplings == of))
 
 
-def _ceiling(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
+def _level_of_pairs(pairs: pd.Series, samples: int, floor: Mapping[str, float]) -> Level:
     """The score of the pairs, moved to what as many of them as the models' samples would score.
 
     n pairs add a bias of about c / n. The score stays as measured if c is not known, or if moving it would make it
@@ -249,7 +249,7 @@ def headlines(results: Results) -> dict[str, Any]:
         rows = table[table.metric == metric]
         if len(rows):
             out[metric] = dict(zip(rows.model, rows.value, strict=True))
-    ceilings = {of: float(f"{level.value:.6g}") for of, level, _ in results.ceilings}
+    ceilings = {of: float(f"{level.value:.6g}") for of, level, _ in results.pairs_scores}
     out["ceiling"] = next(iter(ceilings.values())) if len(ceilings) == 1 else ceilings
     if results.floor is not None:
         out["floor"] = float(f"{results.floor.value:.6g}")

@@ -147,7 +147,7 @@ def flows_table(results: Results) -> Table:
     metrics = [m for m in MEASURES if (table.metric == m).any()]
     learnt = {
         **{name: name for name in results.rounds},
-        **{student: one.of for one in results.ceilings for student in one.learners},
+        **{student: one.of for one in results.pairs_scores for student in one.learners},
     }
     rows = []
     for model in results.models:

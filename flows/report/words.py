@@ -225,9 +225,9 @@ def next_steps(results: Results) -> list[str]:
     floor = results.floor
     fresh = None if floor is None else Estimate(floor.value, floor.std, floor.samples)
     lines = []
-    for ceiling in results.ceilings:
-        level = Estimate(ceiling.level.value, ceiling.level.std, ceiling.level.samples)
-        for name in ceiling.learners:
+    for score in results.pairs_scores:
+        level = Estimate(score.level.value, score.level.std, score.level.samples)
+        for name in score.learners:
             run = min((run for run in sampled_of(results) if run.name == name), key=lambda run: run.nfe)
             run = run._replace(name=opening(name))
             lines.append(next_for(Learned(run, level, results.is_matched(name), fresh)))

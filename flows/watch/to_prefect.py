@@ -97,7 +97,7 @@ class PrefectBox:
         """Tells the server what is new."""
         client = self._client(journal.start["api"], journal.state.get("own", False))
         if "run" not in journal.state:
-            with _refused():
+            with refused():
                 self._create(client, journal)
             if "run" not in journal.state:
                 journal.remember(done=True)
@@ -121,7 +121,7 @@ class PrefectBox:
             link = tracking.page_of_run(page, mlflow["experiment"], other) if page else ""
             text = f"[the run with this stage's numbers]({link})" if link else f"MLflow's run `{other}`"
             self._show(client, journal, "mlflow", "markdown", text)
-            with _refused():
+            with refused():
                 client.update_flow_run_labels(uuid.UUID(run), {LABEL: other})
         elif not mlflow.get("closed") and not (journal.done and not run):
             return
@@ -169,10 +169,10 @@ class PrefectBox:
             of_run = {"flow_run_id": {"any_": [journal.state["run"]]}}
             lines = {
                 (_iso(datetime.fromisoformat(line["timestamp"]).timestamp()), line["message"])
-                for line in _pages(client, "/logs/filter", {"logs": of_run})
+                for line in pages(client, "/logs/filter", {"logs": of_run})
             }
             artifacts = {
-                found["key"]: found["id"] for found in _pages(client, "/artifacts/filter", {"artifacts": of_run})
+                found["key"]: found["id"] for found in pages(client, "/artifacts/filter", {"artifacts": of_run})
             }
             self._known[journal.folder.name] = Known(lines, artifacts)
         return self._known[journal.folder.name]
@@ -208,7 +208,7 @@ class PrefectBox:
         fresh = [line for line in texts if line not in known.lines]
         for first in range(0, len(fresh), PAGE):
             part = fresh[first : first + PAGE]
-            with _refused():
+            with refused():
                 client.create_logs(
                     [
                         {"name": name, "level": 20, "message": text, "timestamp": at, "flow_run_id": run}
@@ -247,7 +247,7 @@ class PrefectBox:
         # The client's own create_artifact also emits an event over a websocket.
         about = f"{name} of stage {stage}" + (f": {more}" if more else "")
         body = {"key": key, "type": kind, "data": data, "description": about}
-        with _refused():
+        with refused():
             if key in known:
                 new = {"data": data} | ({"description": about} if more else {})
                 client.request("PATCH", "/artifacts/{id}", path_params={"id": known[key]}, json=new)
@@ -257,7 +257,7 @@ class PrefectBox:
 
 
 @contextmanager
-def _refused() -> Iterator[None]:
+def refused() -> Iterator[None]:
     """Goes on where the server will never take a record; what it may take another time is asked again."""
     import httpx
 
@@ -308,7 +308,7 @@ def _page_of(run: str, api: Api) -> str:
         return url_for("flow-run", obj_id=run) or api.address
 
 
-def _pages(client: "SyncPrefectClient", path: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
+def pages(client: "SyncPrefectClient", path: Any, body: dict[str, Any]) -> list[dict[str, Any]]:
     """All that a filter finds."""
     found: list[dict[str, Any]] = []
     while True:

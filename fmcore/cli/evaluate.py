@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> str:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()
     if args.out:
-        _write(args, scores, made_by_model=model is not None)
+        write_scores(args, scores, made_by_model=model is not None)
     lines = [f"{args.target} against {args.against}: {what}, seed {args.seed}"]
     lines += [*(folder.notes(reader) if folder else ()), *notes]
     for score in scores:
@@ -184,7 +184,8 @@ def _reference(
     return extractor, total, shape, reader, against.notes(reader)
 
 
-def _write(args: argparse.Namespace, scores: Sequence["Score"], made_by_model: bool) -> None:
+def write_scores(args: argparse.Namespace, scores: Sequence["Score"], made_by_model: bool) -> None:
+    """Writes scores as a table, with all that identifies them in each row."""
     from fmcore.disk.files import write_file
 
     how = [args.solver, "uniform", args.nfe, args.guidance] if made_by_model else [None] * 4

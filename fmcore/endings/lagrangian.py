@@ -21,7 +21,7 @@ class Lagrangian(MapEnding):
     """
 
     name: Literal["lagrangian"] = "lagrangian"
-    of_far: ClassVar[float] = 3.0
+    map_passes: ClassVar[float] = 3.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity of the map's end, and what it should be."""

@@ -30,11 +30,11 @@ Arguments = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor | None]]  # x, t,
 
 
 class Spans(NamedTuple):
-    """Pairs at the times `at`, and others that are carried from t to s > t."""
+    """Pairs at the times `at`, where s = t, and others that are carried from t to s > t."""
 
-    here: Pairs
+    diagonal: Pairs
     at: Tensor
-    far: Pairs
+    off_diagonal: Pairs
     t: Tensor
     s: Tensor
     middle: Tensor | None  # the one later time of the matching, in each place
@@ -65,7 +65,7 @@ class MapEnding:
     distance: Distance
     diagonal: float
     match: Matching | None = None
-    of_far: ClassVar[float] = 1.0  # evaluations for what is carried from t to s; a derivative counts as one more
+    map_passes: ClassVar[float] = 1.0  # evaluations at s > t; a derivative counts as one more
 
     def __post_init__(self) -> None:
         if not 0 < self.diagonal < 1:
@@ -74,12 +74,12 @@ class MapEnding:
     @property
     def passes(self) -> float:
         """Evaluations of a network that training takes for each image, in the mean."""
-        return self.diagonal + (1 - self.diagonal) * self.of_far + (self.match.passes if self.match else 0.0)
+        return self.diagonal + (1 - self.diagonal) * self.map_passes + (self.match.passes if self.match else 0.0)
 
     def sizes(self, batch_size: int) -> tuple[int, int]:
         """How many of a batch are at s = t, and how many at s > t."""
-        here = min(max(1, round(self.diagonal * batch_size)), batch_size - 1)
-        return here, batch_size - here
+        diagonal = min(max(1, round(self.diagonal * batch_size)), batch_size - 1)
+        return diagonal, batch_size - diagonal
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """What is predicted at s > t, and what it should be; each ending's own."""
@@ -106,31 +106,32 @@ class MapEnding:
             raise ValueError(f"a flow map starts from a velocity on the linear path, got {convention}")
         if batch_size < 2:
             raise ValueError(f"a flow map needs batches of 2 or more, got {batch_size}")
-        here, _ = self.sizes(batch_size)
+        diagonal, off_diagonal = self.sizes(batch_size)
 
         def draw(generator: Generator, progress: float) -> Spans:
             pairs = coupling(batch_size, generator, progress)
-            at = torch.rand(here, generator=generator, device=generator.device)
-            t, s = spans(batch_size - here, generator)
+            at = torch.rand(diagonal, generator=generator, device=generator.device)
+            t, s = spans(off_diagonal, generator)
             real = self.match.drawn(target, generator, progress) if self.match else None
             middle = (
                 None if real is None else torch.rand(1, generator=generator, device=t.device).expand(batch_size)
             )
-            return Spans(cut(pairs, slice(here)), at, cut(pairs, slice(here, None)), t, s, middle, real)
+            on, off = cut(pairs, slice(diagonal)), cut(pairs, slice(diagonal, None))
+            return Spans(on, at, off, t, s, middle, real)
 
         def loss(network: nn.Module, batch: Spans) -> Tensor:
             field = network_field(network, precision)
             if not isinstance(field, MapField):
                 raise TypeError(f"expected a network with a second time, got a {type(network).__name__}")
-            x_t, at = points(batch.here, batch.at), batch.at
-            v, u_t = field(x_t, at, batch.here.label), batch.here.x1 - batch.here.x0
+            x_t, at = points(batch.diagonal, batch.at), batch.at
+            v, u_t = field(x_t, at, batch.diagonal.label), batch.diagonal.x1 - batch.diagonal.x0
             on_diagonal = self.distance(v, u_t, x_t, at)
-            x_t = points(batch.far, batch.t)
-            predicted, wanted = self.of_map(field, batch.far, x_t, batch.t, batch.s)
+            x_t = points(batch.off_diagonal, batch.t)
+            predicted, wanted = self.of_map(field, batch.off_diagonal, x_t, batch.t, batch.s)
             found = torch.cat([on_diagonal, self.distance(predicted, wanted, x_t, batch.t)])
             if self.match is None or target is None or batch.middle is None or batch.real is None:
                 return found
-            pairs = joined([batch.here, batch.far], x_t.device)
+            pairs = joined([batch.diagonal, batch.off_diagonal], x_t.device)
             middle = batch.middle[:1].expand(len(pairs.x0))  # a part of a batch has parts that differ in length
             return found.mean() + self.match.of_map(field, pairs, middle, target, batch.real)
 

@@ -22,7 +22,7 @@ class MeanFlow(MapEnding):
     """
 
     name: Literal["meanflow"] = "meanflow"
-    of_far: ClassVar[float] = 2.0
+    map_passes: ClassVar[float] = 2.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """u(x_t, t, s), and what it should be."""

@@ -21,7 +21,7 @@ class Shortcut(MapEnding):
     """
 
     name: Literal["shortcut"] = "shortcut"
-    of_far: ClassVar[float] = 3.0
+    map_passes: ClassVar[float] = 3.0
 
     def of_map(self, field: MapField, pairs: Pairs, x_t: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """u(x_t, t, s), and what it should be."""

@@ -135,7 +135,7 @@ class Scale(NamedTuple):
     class_cost: float
 
 
-def apart(
+def pairwise_distances(
     a: Float[Tensor, "A F"],
     b: Float[Tensor, "B F"],
     a_label: Tensor | None,
@@ -150,20 +150,20 @@ def apart(
     return (lengths.square() + other + 1e-12).sqrt()  # a root's slope is infinite at 0
 
 
-def spread(a: Features, label: Tensor | None, class_cost: float) -> Float[Tensor, ""]:
+def mean_pairwise_distance(a: Features, label: Tensor | None, class_cost: float) -> Float[Tensor, ""]:
     """The mean distance between two different rows; a ValueError for fewer than two."""
     if len(a) < 2:
         raise ValueError(
             f"an energy distance needs at least 2 samples, got {len(a)}: raise batch_size or lower accumulate"
         )
-    lengths = apart(a, a, label, label, class_cost)
+    lengths = pairwise_distances(a, a, label, label, class_cost)
     return (lengths.sum() - lengths.diagonal().sum()) / (len(a) * (len(a) - 1))
 
 
 def scale_of(y: Features, label: Int64[Tensor, " N"] | None) -> Scale:
     """The scale of a space from features of data; another class costs the mean distance between two samples."""
-    plain = float(spread(y, None, 0.0))
-    return Scale(plain if label is None else float(spread(y, label, plain)), plain)
+    plain = float(mean_pairwise_distance(y, None, 0.0))
+    return Scale(plain if label is None else float(mean_pairwise_distance(y, label, plain)), plain)
 
 
 def energy(
@@ -179,5 +179,5 @@ def energy(
     generator: Bellemare et al., arXiv:1705.10743). E|y - y'| is `scale.mean`, a constant. With labels it compares
     the joint distributions of samples and labels.
     """
-    to_data = apart(x, y, x_label, y_label, scale.class_cost).mean()
-    return (2 * to_data - spread(x, x_label, scale.class_cost)) / scale.mean - 1
+    to_data = pairwise_distances(x, y, x_label, y_label, scale.class_cost).mean()
+    return (2 * to_data - mean_pairwise_distance(x, x_label, scale.class_cost)) / scale.mean - 1

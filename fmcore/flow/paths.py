@@ -179,7 +179,7 @@ class Discrete:
             raise ValueError("discrete needs at least two alphas_cumprod that fall strictly inside (0, 1)")
 
     def __call__(self, t: Tensor) -> Coefficients:
-        knots = _half_log_snrs(self.alphas_cumprod, t.device)
+        knots = log_snr_knots(self.alphas_cumprod, t.device)
         place = t.double() * (len(knots) - 1)
         i = place.floor().long().clamp(0, len(knots) - 2)
         slope = knots[i + 1] - knots[i]
@@ -189,7 +189,7 @@ class Discrete:
         return Coefficients(a, s, a * s**2 * rate, -s * a**2 * rate)
 
     def time_at(self, half_log_snr: Tensor) -> Tensor:
-        knots = _half_log_snrs(self.alphas_cumprod, half_log_snr.device)
+        knots = log_snr_knots(self.alphas_cumprod, half_log_snr.device)
         level = half_log_snr.double()
         i = (torch.searchsorted(knots, level.contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
         place = i + (level - knots[i]) / (knots[i + 1] - knots[i])
@@ -197,7 +197,8 @@ class Discrete:
 
 
 @lru_cache(maxsize=8)
-def _half_log_snrs(alphas_cumprod: tuple[float, ...], device: torch.device) -> Tensor:
+def log_snr_knots(alphas_cumprod: tuple[float, ...], device: torch.device) -> Tensor:
+    """Half the logarithm of the signal-to-noise ratio at each step of a discrete schedule, from noise to data."""
     return torch.logit(torch.tensor(alphas_cumprod[::-1], dtype=torch.float64)).to(device) / 2
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fmcore.cli import main, parser
-from fmcore.cli.evaluate import _write
+from fmcore.cli.evaluate import write_scores
 from fmcore.disk.dataset import DataError
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
@@ -109,7 +109,7 @@ def test_a_row_of_the_table_carries_what_made_it(made, tmp_path, capsys):
 def test_the_table_says_which_guidance(tmp_path):
     args = parser().parse_args(["evaluate", "m", "--against", "f", "--guidance", "1.5"])
     args.out = tmp_path / "t.csv"
-    _write(args, [Score("fd_stub", Estimate(1.0, 0.1, 9), 8, "stub", "abc")], made_by_model=True)
+    write_scores(args, [Score("fd_stub", Estimate(1.0, 0.1, 9), 8, "stub", "abc")], made_by_model=True)
     assert table(args.out)["fd_stub"]["guidance"] == "1.5"
 
 

@@ -96,7 +96,7 @@ def test_the_derivative_of_meanflow_is_that_of_differences():
     of = objective("meanflow", data(), 64)
     batch = of.draw(torch.Generator().manual_seed(1), 0.5)
     _, field = random_map(1)
-    (x0, x1, _), t, s = batch.far, batch.t.double(), batch.s.double()
+    (x0, x1, _), t, s = batch.off_diagonal, batch.t.double(), batch.s.double()
     x0, x1 = x0.double(), x1.double()
     x_t = x0 + t[:, None] * (x1 - x0)
     u, target = MAPS["meanflow"](Squared(), 0.5).of_map(field, Pairs(x0, x1, None), x_t, t, s)

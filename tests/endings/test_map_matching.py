@@ -47,7 +47,7 @@ def test_the_loss_is_the_ending_s_own_and_the_energies_of_both_groups(name):
     alone = plain.draw(torch.Generator().manual_seed(0), 0.5)
     assert torch.equal(alone.t, batch.t)
     assert batch.middle.unique().numel() == 1
-    x, t = torch.cat([batch.here.x0, batch.far.x0]).double(), float(batch.middle[0])
+    x, t = torch.cat([batch.diagonal.x0, batch.off_diagonal.x0]).double(), float(batch.middle[0])
     (drawn, _), scale = batch.real, scale_of(whole.data.x1, None)
 
     def carried(x, t, s):
@@ -61,7 +61,7 @@ def test_the_loss_is_the_ending_s_own_and_the_energies_of_both_groups(name):
     for mistaken in (
         batch._replace(middle=batch.middle * 0.5),
         batch._replace(real=((drawn + 1) % 3000, None)),
-        batch._replace(far=batch.far._replace(x0=batch.far.x0 + 0.3)),
+        batch._replace(off_diagonal=batch.off_diagonal._replace(x0=batch.off_diagonal.x0 + 0.3)),
     ):
         assert abs(float((with_data.loss(network, mistaken) - wanted).detach())) > 1e-5
 

@@ -11,7 +11,7 @@ import pytest
 
 from flows.events import Metrics, ModelReady, Note, Picture, Progress, Table, trained
 from flows.watch import journal, postman
-from flows.watch.to_prefect import PrefectBox, _pages
+from flows.watch.to_prefect import PrefectBox, pages
 from prefect_fixtures import _server, by_hand, home, project, server
 from repository import ROOT
 from servers import (
@@ -30,7 +30,7 @@ pytestmark = [*QUIET, pytest.mark.usefixtures("home", "by_hand")]
 
 def of_run(client, what, flow_run):
     """All logs or artifacts of a run; the client's own functions return 200."""
-    return _pages(client, f"/{what}/filter", {what: {"flow_run_id": {"any_": [str(flow_run.id)]}}})
+    return pages(client, f"/{what}/filter", {what: {"flow_run_id": {"any_": [str(flow_run.id)]}}})
 
 
 def lines_of(client, flow_run):

@@ -102,11 +102,11 @@ def test_a_server_that_hangs_delays_the_other_by_nothing(tmp_path, monkeypatch):
 def test_what_a_server_refuses_for_good_is_left_out(status, again):
     import httpx
 
-    from flows.watch.to_prefect import _refused
+    from flows.watch.to_prefect import refused
 
     request = httpx.Request("POST", "http://127.0.0.1/x")
     error = httpx.HTTPStatusError("refused", request=request, response=httpx.Response(status, request=request))
-    with pytest.raises(httpx.HTTPStatusError) if again else contextlib.nullcontext(), _refused():
+    with pytest.raises(httpx.HTTPStatusError) if again else contextlib.nullcontext(), refused():
         raise error
 
 
