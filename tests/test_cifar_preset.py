@@ -33,8 +33,8 @@ def params(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision.datasets, "CIFAR10", lambda root, train, download: found)
     (tmp_path / "data/cifar10").mkdir(parents=True)
     monkeypatch.setattr("flows.scores.probes.REBUILT", 40)  # of 500, one by one on the finest grid
-    monkeypatch.setattr("flows.stages.matching.ENDS", 50)  # of 1000, and of 1500 data, each at five times
-    monkeypatch.setattr("flows.stages.matching.DATA", 50)
+    monkeypatch.setattr("flows.stages.student_matching.ENDS", 50)  # of 1000, and of 1500 data, each at five times
+    monkeypatch.setattr("flows.stages.student_matching.DATA", 50)
     raw["device"] = "cpu"
     raw["network"] |= {"channels": [8, 8, 8, 8], "layers": 1}
     raw["features"]["train"] |= {"images": 1000, "batch_size": 50}

@@ -24,8 +24,8 @@ import psutil
 
 from flows.local import api, private, tracking
 from flows.local.checkout import identity
-from flows.local.database import ARTIFACTS
 from flows.local.process import Process, end_groups, stop
+from flows.local.sqlite_file import ARTIFACTS
 from flows.pages import addresses, gate
 from flows.watch import database
 from flows.watch.journal import journal_folders, lock_of_postman, start_postman

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.local import tracking
-from flows.local.database import settle
+from flows.local.sqlite_file import settle
 from flows.registry import MODEL
 
 if TYPE_CHECKING:

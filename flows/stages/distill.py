@@ -2,8 +2,8 @@
 
 from flows.events import Events
 from flows.params.schema import Params
-from flows.stages.matching import train_matched
 from flows.stages.on_couplings import set_up_training
+from flows.stages.student_matching import train_matched
 from flows.stages.training import finish, run_training
 from flows.workshop.entry import Stage
 from flows.workshop.workspace import made_by, workspace

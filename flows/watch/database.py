@@ -19,7 +19,7 @@ from tempfile import mkdtemp, mkstemp
 from typing import IO
 
 from flows.local import private
-from flows.local.database import settle
+from flows.local.sqlite_file import settle
 from flows.local.tracking import NAME
 
 BROKEN = re.compile(r"table \S+ already exists|no such (table|column)|malformed|not a database")

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from flows.local.database import ARTIFACTS
+from flows.local.sqlite_file import ARTIFACTS
 from flows.local.tracking import address, configure
 from flows.watch import database
 

@@ -14,7 +14,7 @@ from fmcore.cli.ways import check_out, drawn, loaded
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from fmcore.intake.files import Folder, Reader
+    from fmcore.intake.scored_folder import Folder, Reader
     from fmcore.model import Model
     from fmcore.score.extractors import Extractor
     from fmcore.score.reference import Reference
@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> str:
     from fmcore.disk.files import ArtifactError, read_json
     from fmcore.disk.sums import check
     from fmcore.flow.pixels import quantise
-    from fmcore.intake.files import Folder
+    from fmcore.intake.scored_folder import Folder
     from fmcore.score.scoring import METRICS, METRICS_OF_POINTS, ImageScorer, PointScorer, Scorer
 
     file = args.against / "reference.safetensors"
@@ -154,7 +154,7 @@ def _reference(
     The extractor, the data under it, the shape of its images, and how the files of both sides are read.
     """
     from fmcore.disk.files import read_json
-    from fmcore.intake.files import Folder, folder_images, folder_shape, reader_of
+    from fmcore.intake.scored_folder import Folder, folder_images, folder_shape, reader_of
     from fmcore.progress import Progress
     from fmcore.score.extractors import adopt, load_extractor
     from fmcore.score.reference import load_reference, reference_parts

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fmcore.disk.dataset import PIXEL, DataError, Dataset, Units
 from fmcore.disk.files import mapped
-from fmcore.intake.report import classes_note, listed
+from fmcore.intake.notes import classes_note, listed
 from fmcore.intake.split import held_out
 from fmcore.intake.tables import Source, opened
 from fmcore.intake.walk import natural, shown

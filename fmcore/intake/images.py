@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from fmcore.disk.dataset import DataError, Dataset
+from fmcore.intake.notes import beside, found_notes, listed
 from fmcore.intake.pictured import NAMED_BAD_FILES, Pictures, Steps, with_classes
-from fmcore.intake.report import beside, found_notes, listed
 from fmcore.intake.split import held_out
 from fmcore.intake.walk import SUFFIXES, FolderError, Part, found, natural, shown, training_part
 

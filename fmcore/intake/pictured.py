@@ -13,9 +13,9 @@ from fmcore.disk.dataset import PIXEL, DataError, Dataset
 from fmcore.disk.files import ArtifactError, flush, mapped
 from fmcore.disk.kept import are_whole, keep, kept, with_block
 from fmcore.intake.decoding import Levels, read_images
+from fmcore.intake.notes import Tally, classes_note
 from fmcore.intake.planes import DEEP, ImageFile, UnreadableError
 from fmcore.intake.reading import Fit, How
-from fmcore.intake.report import Tally, classes_note
 from fmcore.intake.walk import shown
 
 NAMED_BAD_FILES = 20

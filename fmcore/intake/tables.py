@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fmcore.disk.dataset import DataError
 from fmcore.flow.errors import one_line
-from fmcore.intake.report import NAMED, listed
+from fmcore.intake.notes import NAMED, listed
 from fmcore.intake.walk import shown
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from fmcore.cli.evaluate import write_scores
 from fmcore.disk.dataset import DataError
 from fmcore.disk.files import read_tensors, write_json, write_tensors
 from fmcore.flow.pixels import quantise
-from fmcore.intake.files import Folder, folder_images, reader_of
 from fmcore.intake.images import Images
+from fmcore.intake.scored_folder import Folder, folder_images, reader_of
 from fmcore.intake.walk import found
 from fmcore.model import load as load_model
 from fmcore.score.estimates import Estimate, group_sizes
@@ -164,7 +164,7 @@ def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, cap
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_anything_is_scored(made, capsys, monkeypatch, options, said):
-    monkeypatch.setattr("fmcore.intake.files.Folder.images", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("fmcore.intake.scored_folder.Folder.images", lambda *_: pytest.fail("read"))
     status, _, error = evaluated(capsys, made / "pngs", "--against", made / "digits/features", *options)
     assert status == 2
     assert said in error

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import flows.local.database as database
-from flows.local import api, tracking
+from flows.local import api, sqlite_file, tracking
 from flows.local.process import Process
 from flows.pages import servers
 from mlflow_records import drain, make_root, play_pipeline, query, record_stage
@@ -92,7 +91,7 @@ def test_addresses_elsewhere_stay(original):
         base.commit()
     copy = original.with_name("copy")
     shutil.copytree(original, copy)
-    database.settle(copy / "mlflow.db")
+    sqlite_file.settle(copy / "mlflow.db")
     assert [
         a for (a,) in query(copy, "select artifact_location from experiments where experiment_id > 99")
     ] == kept
@@ -102,8 +101,8 @@ def test_addresses_elsewhere_stay(original):
 def test_readers_and_the_writer_wait_for_each_other_on_network_disks_only(tmp_path, monkeypatch, local):
     path = make_root(tmp_path, monkeypatch) / "mlflow.db"
     for is_local in (not local, local):  # it may come to another disk
-        monkeypatch.setattr(database, "is_local", lambda path, found=is_local: found)
-        database.settle(path)
+        monkeypatch.setattr(sqlite_file, "is_local", lambda path, found=is_local: found)
+        sqlite_file.settle(path)
     assert query(tmp_path, "pragma journal_mode") == [("wal" if local else "delete",)]
     with closing(sqlite3.connect(path)) as reader, closing(sqlite3.connect(path, timeout=0.1)) as writer:
         reader.execute("begin")
@@ -122,15 +121,15 @@ def test_a_disk_is_local_by_its_file_system(tmp_path, monkeypatch):
             self.mountpoint, self.fstype = mountpoint, fstype
 
     mounts = [Mount("/", "ext4"), Mount(str(tmp_path), "nfs4"), Mount(str(tmp_path / "scratch"), "xfs")]
-    monkeypatch.setattr(database.psutil, "disk_partitions", lambda all: mounts)
-    found = [database.is_local(path) for path in (Path("/a"), tmp_path / "b", tmp_path / "scratch" / "c")]
+    monkeypatch.setattr(sqlite_file.psutil, "disk_partitions", lambda all: mounts)
+    found = [sqlite_file.is_local(path) for path in (Path("/a"), tmp_path / "b", tmp_path / "scratch" / "c")]
     assert found == [True, False, True]
 
 
 def test_a_copy_takes_no_server_of_the_originals_for_its_own(tmp_path):
     """Neither tells it of its runs, nor ends it as one that an earlier start had left."""
     root, copy, moved = (tmp_path / name for name in ("root", "copy", "moved"))
-    me = Process.of(database.psutil.Process())
+    me = Process.of(sqlite_file.psutil.Process())
     api.write_record(root, api.Record("http://127.0.0.1:9/api", *me, login=False, mlflow="http://127.0.0.1:8"))
     noted = {"folder": servers.identity(root / "work"), "children": [me]}
     (root / "work" / servers.CHILDREN).write_text(servers.json.dumps(noted))

@@ -31,7 +31,7 @@ from PIL import Image
 
 from fmcore.cli import main
 from fmcore.flow.pixels import quantise
-from fmcore.intake.files import Folder, folder_images
+from fmcore.intake.scored_folder import Folder, folder_images
 from fmcore.score.estimates import group_sizes
 from fmcore.score.extractors import adopt
 from fmcore.score.fidelity import classes, inception_score, kid, precision_recall

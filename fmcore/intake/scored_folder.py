@@ -17,9 +17,9 @@ from fmcore.disk.files import ArtifactError
 from fmcore.flow.rng import generator
 from fmcore.intake.decoding import Levels, cores, read_images
 from fmcore.intake.images import images_in
+from fmcore.intake.notes import Tally, found_notes
 from fmcore.intake.planes import UnreadableError
 from fmcore.intake.reading import How, channels_of, read_image
-from fmcore.intake.report import Tally, found_notes
 from fmcore.intake.walk import shown
 
 
