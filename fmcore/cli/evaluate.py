@@ -67,9 +67,8 @@ def run(args: argparse.Namespace) -> str:
         made = model.sample_shape
         raise ArtifactError(f"{args.target} makes samples of shape {made}, {args.against} has {shape}")
     elif model:
-        parts = drawn(
-            args, model, count, None, "evaluate", pool=_pool(args, model, notes)
-        )  # as the pipeline draws
+        pool = _pool(args, model, notes)
+        parts = drawn(args, model, count, None, "evaluate", pool=pool)  # as the pipeline draws
     for part in parts:
         scorer.add(quantise(part) if part.is_floating_point() and not is_points else part)
     scores = scorer.scores()
@@ -77,13 +76,17 @@ def run(args: argparse.Namespace) -> str:
         write_scores(args, scores, made_by_model=model is not None)
     lines = [f"{args.target} against {args.against}: {what}, seed {args.seed}"]
     lines += [*(folder.notes(reader) if folder else ()), *notes]
-    for score in scores:
-        e = score.estimate
-        made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
-        lines.append(f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})")
+    lines += map(_line, scores)
     if scores[0].metric.startswith(("fd_", "fid_")):
         lines += _floor(args.against / "floor.json", count, scores[0].n_reference)
     return "\n".join(lines)
+
+
+def _line(score: "Score") -> str:
+    """A score with its error and what it was made with."""
+    e = score.estimate
+    made_with = f"{e.samples} samples, {score.n_reference} real, {score.extractor} {score.digest[:8]}".strip()
+    return f"{score.metric:20} {e.value:.6g} ± {e.std:.2g}   ({made_with})"
 
 
 def _metrics(given: str, offered: Collection[str]) -> list[str]:

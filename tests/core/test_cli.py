@@ -346,3 +346,21 @@ def test_more_samples_than_memory_holds_are_refused_before_any_is_drawn(models, 
     said = capsys.readouterr().err
     assert "--count: 1,000,000,000,000 samples of shape (1, 8, 8) take 512000.0 GB as an array" in said
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--nfe", 4), "--nfe: of a model alone"),
+        (("--guidance", 2.0, "--solver", "heun"), "--solver, --guidance: of a model alone"),
+        (("--device", "meta"), "--device: expected cpu"),
+        (("--device", "cuda:99"), "--device: expected cpu"),
+        (("--out", "."), "--out: expected a file that can be written, got .: is a folder"),
+        (("--out", f"{__file__}/t.csv"), "--out: expected a file that can be written"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything_is_scored(tmp_path, capsys, options, said):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    command = ["evaluate", str(tmp_path), "--against", str(tmp_path / "nothing"), *map(str, options)]
+    assert main(command) == 2
+    assert said in capsys.readouterr().err

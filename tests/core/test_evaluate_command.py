@@ -152,24 +152,6 @@ def test_all_of_a_folder_are_taken_however_many(made, tmp_path, monkeypatch, cap
     assert ": 150 samples (1 NFE of euler)" in evaluated(capsys, made / "digits/models/base", *against)[1]
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--nfe", 4), "--nfe: of a model alone"),
-        (("--guidance", 2.0, "--solver", "heun"), "--solver, --guidance: of a model alone"),
-        (("--device", "meta"), "--device: expected cpu"),
-        (("--device", "cuda:99"), "--device: expected cpu"),
-        (("--out", "."), "--out: expected a file that can be written, got .: is a folder"),
-        (("--out", f"{__file__}/t.csv"), "--out: expected a file that can be written"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused_before_anything_is_scored(made, capsys, monkeypatch, options, said):
-    monkeypatch.setattr("fmcore.intake.scored_folder.Folder.images", lambda *_: pytest.fail("read"))
-    status, _, error = evaluated(capsys, made / "pngs", "--against", made / "digits/features", *options)
-    assert status == 2
-    assert said in error
-
-
 @pytest.mark.precisions
 def test_points_are_scored(made, tmp_path, capsys):
     options = ("--against", made / "points/features", "--nfe", 8, "--count", 500, "--metrics", "precision_recall")
