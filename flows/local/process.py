@@ -2,8 +2,10 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -35,6 +37,15 @@ class Process(NamedTuple):
             return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - self.created) < 2
         except psutil.Error:
             return False
+
+
+def tied() -> list[str]:
+    """What to put before a command, so that its process is asked to end when the one that started it is killed.
+
+    Nothing where the system has no program for it: there such a process runs to its end.
+    """
+    program = shutil.which("setpriv") if sys.platform == "linux" else None
+    return [program, "--pdeathsig", "TERM", "--"] if program else []
 
 
 def pipeline_key() -> str:

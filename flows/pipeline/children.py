@@ -1,6 +1,7 @@
 """The `dvc` processes of one pipeline run: started, followed line by line, and ended with it.
 
-Each runs in a process group of its own, which ends with the pipeline, however the pipeline ends.
+Each runs in a process group of its own, which ends with the pipeline, however the pipeline ends: after a SIGKILL,
+too, where the system can tie a process to another.
 """
 
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple, Self
 
-from flows.local.process import stop
+from flows.local.process import stop, tied
 
 TAIL_LINES = 40
 EXITED = re.compile(r"failed to run: .*exited with (-?\d+)$")
@@ -83,7 +84,7 @@ class Children:
             StageFailed: if it cannot, or not within `seconds`.
             Stopped: if this was stopped.
         """
-        command = [*dvc(), "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
+        command = [*tied(), *dvc(), "--wait-for-lock", "repro", "--single-item", *["--force"] * force, stage]
         with self._lock:  # between a check and a start, stop() could miss the process
             if self._stopped.is_set():
                 raise Stopped(f"stage {stage!r} was not started")
