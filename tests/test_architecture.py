@@ -236,6 +236,16 @@ def test_an_edit_of_the_page_reaches_the_report_alone():
     assert [kind.id for kind in stages() if page & code_of(kind.values[1])] == ["report"]
 
 
+@pytest.mark.parametrize("kind", ["base", "couple", "reflow", "distill"])
+def test_what_scores_models_trains_none(kind):
+    """Neither the fitted features nor code that makes features reaches a stage whose outputs are trained on."""
+    body = DVC["stages"][kind]
+    deps = body.get("do", body)["deps"]
+    assert not [dep for dep in deps if dep.split("/")[0] == "features"]
+    reached = closure(f"flows.stages.{code_of_stage(kind).file}")
+    assert not reached & {"fmcore.score.extractors", "fmcore.score.reference", "flows.scores.judging"}
+
+
 @pytest.mark.parametrize(("kind", "stage"), stages())
 def test_nothing_from_params_reaches_a_shell(kind, stage):
     assert stage["cmd"] == ("python -m flows.stages.look" if kind == "look" else "python -m flows.launch")
