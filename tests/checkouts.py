@@ -59,10 +59,15 @@ class Checkout:
     @classmethod
     def copied(cls, other: "Checkout", folder: Path) -> Self:
         """Another checkout with all that was made in it, without a postman."""
-        self = cls.__new__(cls)
-        self.folder = folder
         told = ("work", "tmp", "mlflow.db*", "mlartifacts")  # a postman may be at it
         shutil.copytree(other.folder, folder, symlinks=True, ignore=shutil.ignore_patterns(*told))
+        return cls.at(folder)
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The checkout that is there, without a postman."""
+        self = cls.__new__(cls)
+        self.folder = folder
         self._without_postman()
         return self
 

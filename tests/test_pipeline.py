@@ -303,3 +303,19 @@ def test_all_stages_in_one_process_in_another_checkout_make_the_same_bytes(made,
     assert alone.outputs() == made.outputs()
     waiting = alone.run(sys.executable, str(ROOT / "scripts/run_stages.py"), "--seconds", "0", check=False)
     assert waiting.returncode == 1
+
+
+def test_who_clones_and_pulls_has_all_results_and_computes_nothing(made, tmp_path):
+    """By way of a folder as DVC's remote."""
+    mine = Checkout.copied(made, tmp_path / "mine")
+    mine.run("dvc", "remote", "add", "--default", "store", str(tmp_path / "store"))
+    mine.run("git", "add", "--all")
+    mine.run("git", "-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "-q", "-m", "Results")
+    mine.run("dvc", "push", "-q")
+    mine.run("git", "clone", "-q", str(mine.folder), str(tmp_path / "theirs"))
+    theirs = Checkout.at(tmp_path / "theirs")
+    assert not theirs.outputs()
+    theirs.run("dvc", "pull", "-q")
+    assert theirs.outputs() == made.outputs()
+    load_model(theirs.folder / "models/student")
+    assert theirs.repro().ran == ["look"]
