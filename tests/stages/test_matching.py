@@ -44,8 +44,7 @@ def test_killed_before_at_or_in_the_matching_it_ends_in_the_same_bytes(monkeypat
     assert f"student: going on from step {kept // 50} of 400" in notes(again)
 
 
-@pytest.mark.parametrize("images", [5000, 17_500])
-def test_a_flow_map_is_matched_too_and_goes_on_after_a_kill(monkeypatch, images):
+def test_a_flow_map_is_matched_too_and_goes_on_after_a_kill(monkeypatch):
     match = {"at_noise": 0.75, "start": 0.75, "weight": 1.5, "real": 64, "spaces": "auto"}
     ending = {"name": "meanflow", "distance": {"name": "squared"}, "diagonal": 0.5, "match": match}
     params = points(**matched(distill__ending=ending))
@@ -54,7 +53,7 @@ def test_a_flow_map_is_matched_too_and_goes_on_after_a_kill(monkeypatch, images)
     assert about["ending"] == "meanflow"
     assert {space["name"] for space in about["matched"]["spaces"]} == {"hidden"}
     checkpoints_at_every_record(monkeypatch)
-    killed_at(events_of(params, "distill@student"), images, "student")
+    killed_at(events_of(params, "distill@student"), 17_500, "student")  # in the matching
     list(run(params, "distill@student"))
     assert digest() == whole
     list(run(points(**matched(distill__ending=ending | {"match": None})), "distill@student"))
